@@ -1,0 +1,30 @@
+/**
+ * The logger, and the escaping of what comes from a target.
+ *
+ * pino is the logger of this package. A tracer logs through a child of the logger it is given, or not at all; the library makes no transport
+ * and writes to no stream by itself.
+ */
+import { type Logger, pino } from 'pino'
+
+export type { Logger }
+
+/** The logger of one component: a child of the user's, or a silent one. */
+export function childLogger(logger: Logger | false | undefined, component: string): Logger {
+  return logger ? logger.child({ name: `uprobe:${component}` }) : pino({ enabled: false })
+}
+
+/**
+ * Makes a string from a target (a path, a symbol, an argument) safe to print: control characters, escape sequences, line and paragraph separators and
+ * bidirectional controls become `\xNN` or `\u{N}`, a backslash becomes `\\`. Other text is left as it is.
+ */
+export function escapeForDisplay(text: string): string {
+  return text.replace(
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what must not reach a terminal
+    /[\u0000-\u001f\u007f-\u009f\\\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
+    (character) => {
+      if (character === '\\') return '\\\\'
+      const code = character.charCodeAt(0)
+      return code < 0x100 ? `\\x${code.toString(16).padStart(2, '0')}` : `\\u{${code.toString(16)}}`
+    },
+  )
+}

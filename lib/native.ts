@@ -1,0 +1,217 @@
+/**
+ * The native addon, as TypeScript sees it: one interface, and the loading of it.
+ *
+ * The addon does only what needs a system call, a mapped page or a thread. Each function makes one interaction with the
+ * kernel and holds no policy. A failed call throws (or rejects with) an `Error` that has `syscall`, a positive `errno`
+ * and the errno's name as `code`. What may wait for kernel locks or grace periods returns a promise and runs off the event loop.
+ *
+ * Nothing is loaded at import: `loadNative()` does it on first use, so that importing the package works everywhere.
+ */
+import { existsSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { UprobeError } from './errors.js'
+
+/** One uprobe to register with `perf_event_open(2)`. */
+export interface PerfUprobe {
+  /** Type number of the uprobe PMU, from sysfs (it differs between kernels). */
+  type: number
+  /** Path that the kernel resolves in our mount namespace; we pass `/proc/self/fd/N`. */
+  path: string
+  /** Offset of the instruction in the file, in bytes. */
+  fileOffset: bigint
+  /** Offset of the counter in the file, in bytes; 0 for none. At most 32 bits (`config[63:32]`). */
+  refCtrOffset: number
+  /** Register a return probe. */
+  retprobe: boolean
+  /** Thread id of any thread of the target, or -1 for every process that maps the file. */
+  tid: number
+}
+
+/** Sites of one file, to register through one uprobe_multi link. */
+export interface UprobeMulti {
+  progFd: number
+  path: string
+  fileOffsets: BigUint64Array
+  /** One counter offset a site, 0 for none; `null` when no site has a counter. */
+  refCtrOffsets: BigUint64Array | null
+  /** What `bpf_get_attach_cookie` returns at each site. */
+  cookies: BigUint64Array
+  retprobe: boolean
+  /** Process id of the target, or 0 for every process that maps the file. */
+  pid: number
+}
+
+/** A BPF program to load. */
+export interface BpfProgram {
+  /** BPF_PROG_TYPE_* */
+  type: number
+  /** BPF_TRACE_UPROBE_MULTI (48) for a uprobe_multi link, otherwise 0. */
+  expectedAttachType: number
+  /** Encoded instructions, 8 bytes each. */
+  insns: Uint8Array
+  license: string
+  /** At most 15 bytes. */
+  name: string
+}
+
+/** A BPF map to create. */
+export interface BpfMap {
+  /** BPF_MAP_TYPE_* */
+  type: number
+  keyBytes: number
+  valueBytes: number
+  maxEntries: number
+  /** At most 15 bytes. */
+  name: string
+}
+
+/** What a {@link RingReader} tells of a watched file descriptor. */
+export type WatchEvent = {
+  /** The number that `watch` returned. */
+  watch: number
+  /** `readable`: a pidfd whose process ended; `hangup`: a task watch whose thread ended; `exec`: a task watch whose thread called exec. */
+  event: 'readable' | 'hangup' | 'exec'
+}
+
+/** Options of a {@link RingReader}. */
+export interface RingReaderOptions {
+  /** fd of a BPF_MAP_TYPE_RINGBUF map; the reader keeps a duplicate. */
+  mapFd: number
+  /** Size of the ring's data area in bytes: a power of two and a multiple of the page size. */
+  ringBytes: number
+  /** Shortest time between two drains of the ring while hits keep coming, in milliseconds. */
+  flushIntervalMs: number
+  /** How many bytes may wait for JavaScript before the reader leaves further ones in the ring (where the kernel counts losses). */
+  pendingLimitBytes: number
+  /** Called on the JavaScript thread when a batch or a watch event waits. It must not throw. */
+  onDoorbell: () => void
+}
+
+/** The thread that reads the ring of one tracer, and watches its targets. */
+export interface RingReader {
+  /** Kernel thread id of the reading thread, as seen in the own pid namespace. */
+  readonly tid: number
+  /**
+   * Takes what waits: records one after another, each with an 8-byte head (u32 payload bytes, u32 zero) and padded to 8
+   * bytes; `undefined` if nothing waits. At most about 1 MiB a call; call it until it answers `undefined`.
+   */
+  take(): ArrayBuffer | undefined
+  /** Takes the watch events that wait; an empty array if there are none. */
+  takeEvents(): WatchEvent[]
+  /**
+   * Resolves when everything that the kernel had committed to the ring at the time of the call was offered to `take` (as far as
+   * `pendingLimitBytes` permits it waits for `take` to be called), and the caller has been rung for it.
+   */
+  drain(): Promise<void>
+  /** Watches `fd` (a pidfd, or a task watch) and takes ownership of it; returns the watch's number. */
+  watch(fd: number, kind: 'pidfd' | 'task'): number
+  /** Ends a watch and closes its fd. Unknown numbers are ignored. */
+  unwatch(watch: number): void
+  /** Keeps the event loop alive. */
+  ref(): void
+  /** Lets the event loop end; the initial state. */
+  unref(): void
+  /** Joins the thread, closes its fds and rejects pending drains. Idempotent. */
+  close(): void
+}
+
+/** The addon's whole surface. */
+export interface Native {
+  // perf_event.cc
+  /** Registers a uprobe; the breakpoint and the counter are in the target when it resolves. Resolves to the fd. */
+  perfEventOpenUprobe(options: PerfUprobe): Promise<number>
+  /** `PERF_EVENT_IOC_SET_BPF`: runs the program at every hit of the event. */
+  perfEventSetBpf(perfFd: number, progFd: number): Promise<void>
+  /** `PERF_EVENT_IOC_ENABLE` / `PERF_EVENT_IOC_DISABLE`. */
+  perfEventEnable(perfFd: number, enable: boolean): void
+  /** Reads the event's own count (perf counting without BPF; for benchmarks). */
+  perfEventReadCount(perfFd: number): bigint
+  /**
+   * Opens a software dummy event on thread `tid` whose small ring reports exec (PERF_RECORD_COMM with
+   * PERF_RECORD_MISC_COMM_EXEC) and whose fd hangs up when the thread ends. For `RingReader.watch(fd, 'task')`.
+   */
+  taskWatchOpen(tid: number): number
+
+  // bpf.cc
+  /** BPF_MAP_CREATE; returns the fd. */
+  bpfMapCreate(options: BpfMap): number
+  /** BPF_MAP_LOOKUP_ELEM of `count` u32 keys from `firstKey`, values one after another into a new buffer. `valueBytes` is what the kernel copies for one key (for a per-CPU map: 8-byte aligned value times possible CPUs). */
+  bpfMapRead(mapFd: number, firstKey: number, count: number, valueBytes: number): ArrayBuffer
+  /** BPF_MAP_UPDATE_ELEM with a u32 key. */
+  bpfMapUpdate(mapFd: number, key: number, value: Uint8Array): void
+  /** BPF_PROG_LOAD; resolves to the fd. The error has `verifierLog`. */
+  bpfProgLoad(options: BpfProgram): Promise<number>
+  /** BPF_LINK_CREATE with BPF_TRACE_UPROBE_MULTI; resolves to the link's fd. */
+  bpfLinkCreateUprobeMulti(options: UprobeMulti): Promise<number>
+  /** The counts of a program as BPF_OBJ_GET_INFO_BY_FD gives them. */
+  bpfProgInfo(progFd: number): { id: number; recursionMisses: bigint }
+
+  // ring_reader.cc
+  RingReader: new (options: RingReaderOptions) => RingReader
+
+  // closer.cc
+  /** Closes fds one after another on the closing thread (not on libuv's); resolves when all are closed. */
+  closeFds(fds: readonly number[]): Promise<void>
+
+  // process.cc
+  /** pidfd_open(2), close-on-exec. */
+  pidfdOpen(pid: number): number
+  /** openat2(2) with RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS below the directory `root`, read-only, close-on-exec, non-blocking; returns the fd. */
+  openInRoot(root: string, path: string): number
+  /** open(2), read-only, close-on-exec, non-blocking (so that a FIFO does not hang us); returns the fd. */
+  openFile(path: string): number
+  /** close(2) of an fd that is quick to close. */
+  closeFd(fd: number): void
+  /** errno of `syscall(336)` (uprobe): ENXIO on kernels whose nop5 optimization is dangerous, EPROTO on repaired ones, ENOSYS before. x86-64 only; 0 elsewhere. */
+  uprobeSyscallErrno(): number
+  /** Number of possible CPUs, as the kernel sizes per-CPU map values. */
+  possibleCpus(): number
+
+  // demo.cc
+  /** Fires `usdt:uprobe:demo` once in this process; returns whether its semaphore was up. */
+  fireDemo(index: number, big: bigint, text: string): boolean
+  /** Reads the demo probe's semaphore in this process. */
+  demoSemaphore(): number
+  /** Fires `usdt:uprobe:selftest` `count` times on a new thread, and joins it. */
+  fireSelfTest(count: number): void
+}
+
+/** The directory of the package: where `package.json` is, also when run from `dist` or straight from `lib`. */
+export function packageRoot(): string {
+  let directory = __dirname
+  while (!existsSync(join(directory, 'package.json'))) {
+    const parent = dirname(directory)
+    if (parent === directory) return __dirname
+    directory = parent
+  }
+  return directory
+}
+
+let loaded: Native | undefined
+
+/**
+ * Loads the addon, once.
+ * @throws {UprobeError} `ERR_UPROBE_UNSUPPORTED` on a system that this package has no implementation for;
+ *   `ERR_UPROBE_NATIVE` if there is no build for it, or it does not load.
+ */
+export function loadNative(): Native {
+  if (loaded !== undefined) return loaded
+  if (process.platform !== 'linux' || (process.arch !== 'x64' && process.arch !== 'arm64')) {
+    throw new UprobeError(
+      'ERR_UPROBE_UNSUPPORTED',
+      `uprobe works on Linux on x64 and arm64; this is ${process.platform} on ${process.arch}. Run the agent there, or leave tracing off here.`,
+    )
+  }
+  try {
+    const load = require('node-gyp-build') as (directory: string) => Native
+    loaded = load(packageRoot())
+    return loaded
+  } catch (cause) {
+    throw new UprobeError(
+      'ERR_UPROBE_NATIVE',
+      `The native addon for ${process.platform}-${process.arch} could not be loaded: ${cause instanceof Error ? cause.message.split('\n')[0] : String(cause)}. ` +
+        'Install the package again with its prebuilds, or run `npm run build` in a source checkout.',
+      { cause },
+    )
+  }
+}
