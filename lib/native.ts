@@ -189,6 +189,12 @@ export function packageRoot(): string {
 
 let loaded: Native | undefined
 
+/** Path of the addon that {@link loadNative} loads: a local build, or the prebuild for this system. */
+export function addonPath(): string {
+  const finder = require('node-gyp-build') as { path(directory: string): string }
+  return finder.path(packageRoot())
+}
+
 /**
  * Loads the addon, once.
  * @throws {UprobeError} `ERR_UPROBE_UNSUPPORTED` on a system that this package has no implementation for;

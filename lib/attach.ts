@@ -1,0 +1,233 @@
+/**
+ * The way from a specification to an attached probe.
+ *
+ *     spec → targets → files → sites → hazards → capture programs → registration → armed? → Probe
+ *
+ * Each step can fail, and what the steps before it opened is then closed again: no breakpoint, no counter and no fd is left behind. A specification that
+ * names one probe is attached whole or not at all. With a pattern, sites that cannot be armed are left out, with a warning that names the site and
+ * the reason, as long as any is left.
+ */
+import { readlinkSync } from 'node:fs'
+import { STATS_VALUE_BYTES } from './capture/compile.js'
+import { type FilterExpression, parseFilter } from './capture/filter.js'
+import { HitDecoder } from './capture/hit.js'
+import { slotOf } from './capture/record.js'
+import type { Ring } from './delivery/ring.js'
+import { UprobeError } from './errors.js'
+import { escapeForDisplay, type Logger } from './log.js'
+import type { Native } from './native.js'
+import type { AttachSettings } from './options.js'
+import { Probe } from './probe.js'
+import { Attachment, type ArmResult, type Part } from './register/attachment.js'
+import { BPF_MAP_TYPE_PERCPU_ARRAY, createMap } from './register/bpf-objects.js'
+import { multiSupport } from './register/multi-support.js'
+import { readUprobePmu, type UprobePmu } from './register/pmu.js'
+import { CapturePrograms } from './register/programs.js'
+import type { SiteFailure } from './register/register.js'
+import { parseSpec, type ProbeSpec } from './spec/spec.js'
+import { type FileSites, prepareSites } from './spec/prepare-sites.js'
+import { TargetProcess } from './target/process.js'
+import { resolveFiles } from './target/resolve.js'
+
+/** What a tracer lends to an attach. */
+export interface AttachContext {
+  readonly native: Native
+  readonly log: Logger
+  /** The tracer's ring; made on first use. */
+  ring(): Ring
+  /** Told when a probe has ended and holds nothing. */
+  onEnded(probe: Probe): void
+}
+
+/** What is undone when a later step fails, last first. */
+class Undo {
+  readonly #steps: Array<() => void | Promise<void>> = []
+
+  add(step: () => void | Promise<void>): void {
+    this.#steps.push(step)
+  }
+
+  /** Forgets the steps so far in favour of one that covers them. */
+  replace(step: () => void | Promise<void>): void {
+    this.#steps.splice(0, Infinity, step)
+  }
+
+  async run(): Promise<void> {
+    for (const step of this.#steps.reverse()) await step()
+  }
+}
+
+/** Attaches a probe. Throws {@link UprobeError}, or the reason of an aborted signal; nothing is left behind then. */
+export async function attach(context: AttachContext, text: string, settings: AttachSettings): Promise<Probe> {
+  const signal = settings.signal ?? new AbortController().signal
+  signal.throwIfAborted()
+  const spec = applyPath(parseSpec(text), settings.path)
+  const filter = settings.filter === null ? null : parseFilter(settings.filter)
+  const undo = new Undo()
+  try {
+    return await attachSteps(context, spec, settings, filter, signal, undo)
+  } catch (error) {
+    await undo.run()
+    throw error
+  }
+}
+
+async function attachSteps(
+  context: AttachContext,
+  spec: ProbeSpec,
+  settings: AttachSettings,
+  filter: FilterExpression | null,
+  signal: AbortSignal,
+  undo: Undo,
+): Promise<Probe> {
+  const { native, log } = context
+  const pmu = readUprobePmu()
+  const processes = openProcesses(native, settings.pids, undo)
+  const files = await resolveFiles(native, spec.path, processes)
+  undo.add(() => closeAll(files.map(({ file }) => file)))
+  signal.throwIfAborted()
+
+  const prepared = await prepareSites({ native, spec, files, settings, log, signal })
+  const warnings = [...prepared.warnings]
+  const ring = context.ring()
+  const probeId = ring.newProbeId()
+  const statsFd = createMap(native, {
+    type: BPF_MAP_TYPE_PERCPU_ARRAY,
+    keyBytes: 4,
+    valueBytes: STATS_VALUE_BYTES,
+    maxEntries: prepared.sites.length,
+    name: 'uprobe_stats',
+  })
+  undo.add(() => native.closeFd(statsFd))
+  const programs = new CapturePrograms(
+    native,
+    {
+      arch: prepared.arch,
+      probeId,
+      statsFd,
+      ringFd: settings.countOnly ? null : ring.mapFd,
+      ringBytes: ring.ringBytes,
+      excludeTid: readerThreadToExclude(ring, processes),
+      filter,
+    },
+    prepared.sites,
+  )
+  undo.add(() => programs.close())
+  const attachment = new Attachment({ native, pmu, programs, retprobe: spec.kind === 'uretprobe', parts: await planParts(native, pmu, prepared.files, settings), log })
+
+  // From the first registration on there can be hits, so whoever gets them must be there before.
+  const decoder = new HitDecoder(prepared.sites.map((site) => ({ shape: site.shape, site: prepared.publicSites[site.slot], probe: site.probe })))
+  const probe = new Probe({
+    native,
+    ring,
+    probeId,
+    attachment,
+    programs,
+    statsFd,
+    files: files.map(({ file }) => file),
+    processes,
+    sites: prepared.publicSites,
+    warnings,
+    decode: (buffer, offset) => decoder.decode(buffer, offset),
+    slotOf,
+    countOnly: settings.countOnly,
+    queueLimit: settings.queueLimit,
+    log,
+    onEnded: () => context.onEnded(probe),
+  })
+  // The probe owns everything from here on, and its end closes it.
+  undo.replace(() => probe.detach())
+
+  const refused = await attachment.register(signal)
+  settle(spec, refused, prepared.sites.length, warnings)
+  const verified = await attachment.verify(signal)
+  settleVerification(spec, processes.length === 0, verified, prepared.sites.length, warnings)
+  signal.throwIfAborted()
+  probe.watchTargets()
+  // Checked last: from here on the watches notice the end of a process.
+  for (const target of processes) if (!target.isAlive()) throw target.goneError()
+  probe.start(new Set(refused.map(({ site }) => site.slot)), verified.targets)
+  if (settings.signal !== null) probe.detachOnAbort(settings.signal)
+  for (const warning of warnings) log.warn({ spec: spec.text }, warning)
+  log.info({ spec: spec.text, sites: probe.sites.length, pids: settings.pids }, 'attached')
+  return probe
+}
+
+function applyPath(spec: ProbeSpec, path: string | null): ProbeSpec {
+  if (path === null) return spec
+  if (spec.path !== null && spec.path !== path) {
+    throw new UprobeError('ERR_UPROBE_BAD_OPTION', `The specification names ${escapeForDisplay(spec.path)} and option path another file. Give one of them.`)
+  }
+  return { ...spec, path }
+}
+
+function openProcesses(native: Native, pids: readonly number[], undo: Undo): TargetProcess[] {
+  const processes: TargetProcess[] = []
+  undo.add(() => closeAll(processes))
+  for (const pid of pids) processes.push(TargetProcess.open(native, pid))
+  return processes
+}
+
+function closeAll(closables: readonly { close(): void }[]): void {
+  for (const closable of closables) closable.close()
+}
+
+/** Inode of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h). */
+const INITIAL_PID_NAMESPACE = 'pid:[4026531836]'
+
+/**
+ * The reader thread must not be traced by its own tracer: each of its hits would make it work again. BPF sees thread ids of the initial pid namespace, so elsewhere
+ * the thread cannot be told apart.
+ */
+function readerThreadToExclude(ring: Ring, processes: readonly TargetProcess[]): number | null {
+  const self = processes.length === 0 || processes.some((target) => target.pid === process.pid)
+  if (!self) return null
+  if (readlinkSync('/proc/self/ns/pid') === INITIAL_PID_NAMESPACE) return ring.reader.tid
+  if (processes.length === 0) return null
+  throw new UprobeError('ERR_UPROBE_UNSUPPORTED', 'Inside a pid namespace the own process cannot be traced. Run the agent in the host pid namespace.')
+}
+
+/** Decides how the sites of each file are registered. */
+async function planParts(native: Native, pmu: UprobePmu, files: readonly FileSites[], settings: AttachSettings): Promise<Part[]> {
+  const parts: Part[] = []
+  for (const { file, facts, processes, sites } of files) {
+    for (const target of processes ?? [null]) {
+      parts.push({ file, facts, target, sites, fds: [], via: await chooseWay(native, target, sites.length, settings.registration) })
+    }
+  }
+  return parts
+}
+
+async function chooseWay(native: Native, target: TargetProcess | null, sites: number, wish: AttachSettings['registration']): Promise<'perf' | 'multi'> {
+  if (wish === 'perf' || (wish === 'auto' && sites < 2)) return 'perf'
+  const support = await multiSupport(native)
+  // The link looks for the leader's address space when it is made, which is gone when the leader thread has exited.
+  const usable = target === null ? support.allProcesses : support.oneProcess && !target.leaderExited
+  if (usable) return 'multi'
+  if (wish === 'auto') return 'perf'
+  throw new UprobeError(
+    'ERR_UPROBE_UNSUPPORTED',
+    `A uprobe_multi link was demanded and cannot be used here: ${support.reason ?? 'the leader thread of the process has exited'}. Leave registration at 'auto'.`,
+  )
+}
+
+/** Sites that were refused make a single probe fail, and leave a pattern with what is left. */
+function settle(spec: ProbeSpec, failures: readonly SiteFailure[], total: number, warnings: string[]): void {
+  const [first] = failures
+  if (first === undefined) return
+  const failed = new Set(failures.map(({ site }) => site))
+  if (!spec.wildcard || failed.size === total) throw first.error
+  for (const { error } of failures) warnings.push(`left out: ${error.message}`)
+}
+
+/**
+ * The same for what was read back. In a probe for every process, one process in which it is not armed does not speak against the others,
+ * as long as there are others.
+ */
+function settleVerification(spec: ProbeSpec, everyProcess: boolean, verified: ArmResult, total: number, warnings: string[]): void {
+  warnings.push(...verified.warnings)
+  const armedSomewhere = [...verified.targets.values()].flat().some((target) => target.state === 'armed')
+  if (everyProcess && armedSomewhere) for (const { error } of verified.failures) warnings.push(error.message)
+  else settle(spec, verified.failures, total, warnings)
+}
+

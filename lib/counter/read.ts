@@ -1,0 +1,66 @@
+/**
+ * Reading counters in a target, and what the kernel should have made of them.
+ *
+ * The kernel adds 1 when it writes a breakpoint into an address space, once for each uprobe that carries this counter, however many tracers share it
+ * (`update_ref_ctr` in `install_breakpoint`, kernel/events/uprobes.c). So the expected value in a process is the number of
+ * its sites of this counter that are armed; whether a site is armed shows in its bytes, which differ from those of the file.
+ */
+import { codeAddress, counterAddress, type Mapping } from '../target/maps.js'
+import type { TargetProcess } from '../target/process.js'
+
+/** What was found in one process for one counter. */
+export interface CounterReading {
+  /** Address of the counter; `null` where the kernel finds none. */
+  readonly address: bigint | null
+  /** The 16 bits, unsigned; `null` if they could not be read. */
+  readonly value: number | null
+  /** Sites of this counter whose breakpoint is in, whoever put it there. */
+  readonly armedSites: number
+}
+
+/** Bytes that a breakpoint replaces: `int3` is one byte, `brk` on arm64 a whole instruction. */
+export const BREAKPOINT_BYTES = process.arch === 'arm64' ? 4 : 1
+
+/** Whether the instruction at a file offset differs from the file. */
+export function isArmed(target: TargetProcess, mappings: readonly Mapping[], fileOffset: bigint, original: Uint8Array): boolean | null {
+  const address = codeAddress(mappings, fileOffset)
+  if (address === null) return null
+  const bytes = target.readMemory(address, BREAKPOINT_BYTES)
+  return bytes === null ? null : !bytes.equals(original.subarray(0, BREAKPOINT_BYTES))
+}
+
+/** The 16-bit counter at an address; `null` if it cannot be read. Both supported architectures are little-endian. */
+export function readCounter(target: TargetProcess, address: bigint): number | null {
+  return target.readMemory(address, 2)?.readUInt16LE(0) ?? null
+}
+
+/** A site that shares a counter: where it is, and what the file has there. */
+export interface CounterSite {
+  readonly fileOffset: bigint
+  readonly original: Uint8Array
+}
+
+const READINGS = 8
+
+/**
+ * Reads one counter and its sites in one process. A tracer that comes or goes meanwhile changes both, one after the other, so the reading is
+ * repeated until value and armed sites stand still.
+ */
+export function inspectCounter(
+  target: TargetProcess,
+  mappings: readonly Mapping[],
+  refCtrOffset: bigint,
+  sites: readonly CounterSite[],
+): CounterReading {
+  const address = counterAddress(mappings, refCtrOffset)
+  let last: CounterReading = { address, value: null, armedSites: -1 }
+  for (let reading = 0; reading < READINGS; reading++) {
+    const before = address === null ? null : readCounter(target, address)
+    const armedSites = sites.filter((site) => isArmed(target, mappings, site.fileOffset, site.original) === true).length
+    const value = address === null ? null : readCounter(target, address)
+    const steady = before === value && last.value === value && last.armedSites === armedSites
+    last = { address, value, armedSites }
+    if (steady) break
+  }
+  return last
+}

@@ -1,0 +1,131 @@
+/**
+ * Looking at the target after a registration: is each site armed, and was each counter raised?
+ *
+ * The kernel can accept a probe and not install it: where the text is anonymous, shared or on huge pages, and in mappings that come later, whose install
+ * error it ignores. And it raises a counter only where it finds it in a private, writable mapping of the same file (`valid_ref_ctr_vma`,
+ * kernel/events/uprobes.c). Neither is reported, so both are read back.
+ */
+import { UprobeError } from '../errors.js'
+import { escapeForDisplay } from '../log.js'
+import { describeSite, type Site } from '../register/site.js'
+import { codeAddress, counterAddress, type FileIdentity, type Mapping, mappingsOf } from '../target/maps.js'
+import type { TargetProcess } from '../target/process.js'
+import { type CounterSite, inspectCounter, isArmed } from './read.js'
+
+/**
+ * What is known of a site in one process.
+ * - `armed`: the breakpoint is in, and its counter, if it has one, is raised;
+ * - `not-mapped`: the process does not map the code yet; the kernel arms it when it does;
+ * - `unverified`: the memory of the process may not be read;
+ * - `not-armed`: something is wrong; an error or warning says what.
+ */
+export type ArmedState = 'armed' | 'not-mapped' | 'unverified' | 'not-armed'
+
+/** A site in one process. */
+export interface SiteTarget {
+  readonly pid: number
+  readonly state: ArmedState
+  /** Address of the instruction; `null` if it is not mapped. */
+  readonly address: bigint | null
+  /** The counter as read after attaching, 16 bits unsigned; `null` if the probe has none or it could not be read. */
+  readonly counter: number | null
+}
+
+/** What the file has at the sites, and which sites share a counter. */
+export interface FileFacts {
+  readonly identity: FileIdentity
+  readonly path: string
+  /** Original bytes by file offset of the site. */
+  readonly originals: ReadonlyMap<bigint, Uint8Array>
+  /** All sites of the file that share a counter, ours or not, by the counter's offset. */
+  readonly counters: ReadonlyMap<bigint, readonly CounterSite[]>
+}
+
+/** What was found in one process. */
+export interface Verification {
+  /** By slot. */
+  readonly sites: ReadonlyMap<number, SiteTarget>
+  readonly failures: ReadonlyArray<{ readonly site: Site; readonly error: UprobeError }>
+  readonly warnings: readonly string[]
+}
+
+/** Reads back the sites of one file in one process. */
+export async function verifySites(target: TargetProcess, facts: FileFacts, sites: readonly Site[]): Promise<Verification> {
+  const found = new Map<number, SiteTarget>()
+  const failures: Array<{ site: Site; error: UprobeError }> = []
+  const warnings: string[] = []
+  const mappings = mappingsOf(target.procDirectory, await target.maps(), facts.identity)
+  const readings = new Map<bigint, ReturnType<typeof inspectCounter>>()
+  const path = escapeForDisplay(facts.path)
+  for (const site of sites) {
+    const address = codeAddress(mappings, site.fileOffset)
+    const where = describeSite(site, path)
+    const note = (state: ArmedState, counter: number | null = null): void => {
+      found.set(site.slot, { pid: target.pid, state, address, counter })
+    }
+    const fail = (code: 'ERR_UPROBE_NOT_ARMED' | 'ERR_UPROBE_COUNTER_UNREACHABLE' | 'ERR_UPROBE_COUNTER_NOT_RAISED', why: string, counter: number | null = null): void => {
+      note('not-armed', counter)
+      failures.push({ site, error: new UprobeError(code, `${where} in process ${target.pid}: ${why}`, { site: where, path, pid: target.pid }) })
+    }
+    if (address === null) {
+      note('not-mapped')
+      continue
+    }
+    const original = facts.originals.get(site.fileOffset)
+    const armed = original === undefined ? null : isArmed(target, mappings, site.fileOffset, original)
+    if (armed === null) {
+      note('unverified')
+      continue
+    }
+    if (!armed) {
+      fail(
+        'ERR_UPROBE_NOT_ARMED',
+        'the kernel accepted the probe, but the breakpoint is not there. Text on huge pages, or in a shared, writable or anonymous mapping, cannot be probed.',
+      )
+      continue
+    }
+    if (site.refCtrOffset === null) {
+      note('armed')
+      continue
+    }
+    let reading = readings.get(site.refCtrOffset)
+    if (reading === undefined) {
+      reading = inspectCounter(target, mappings, site.refCtrOffset, facts.counters.get(site.refCtrOffset) ?? [])
+      readings.set(site.refCtrOffset, reading)
+      if (reading.value !== null && reading.value > reading.armedSites) {
+        warnings.push(
+          `${where} in process ${target.pid}: the counter reads ${reading.value} and ${reading.armedSites} of its sites are armed, so another tool ` +
+            'counts by hand or left a count behind; the probe will stay switched on after detach',
+        )
+      }
+    }
+    if (reading.address === null) {
+      fail('ERR_UPROBE_COUNTER_UNREACHABLE', UNREACHABLE)
+    } else if (reading.value === null) {
+      note('unverified')
+    } else if (reading.value < reading.armedSites) {
+      fail(
+        'ERR_UPROBE_COUNTER_NOT_RAISED',
+        `its counter reads ${reading.value}, and ${reading.armedSites} of its sites are armed. Another tool may have written it; detach that tool and attach again.`,
+        reading.value,
+      )
+    } else {
+      note('armed', reading.value)
+    }
+  }
+  return { sites: found, failures, warnings }
+}
+
+/** Why a counter that the kernel cannot find makes a probe useless. */
+export const UNREACHABLE =
+  'its counter lies where the kernel never finds it (in .bss, or in a read-only or shared mapping), so the probe would not be switched on. ' +
+  'The program has to be built with the semaphore in a writable section of the file.'
+
+/**
+ * Whether the kernel can find the counter in a process, or the process does not map the code yet; asked before anything is registered.
+ * @param mappings - those of the site's file in the process
+ */
+export function counterIsReachable(mappings: readonly Mapping[], site: Pick<Site, 'fileOffset' | 'refCtrOffset'>): boolean {
+  if (site.refCtrOffset === null) return true
+  return codeAddress(mappings, site.fileOffset) === null || counterAddress(mappings, site.refCtrOffset) !== null
+}

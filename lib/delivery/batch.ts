@@ -1,0 +1,50 @@
+/**
+ * A batch: the hits of one probe that one wake-up delivers. Hits are decoded when they are asked for.
+ */
+import type { Hit } from '../capture/hit.js'
+
+/** Turns the record at `offset` of `buffer` into a hit. */
+export type HitDecoder = (buffer: ArrayBuffer, offset: number) => Hit
+
+/** Hits of one probe, in the order in which the kernel recorded them. */
+export class HitBatch implements Iterable<Hit> {
+  readonly #buffer: ArrayBuffer
+  readonly #offsets: readonly number[]
+  readonly #decode: HitDecoder
+
+  /** @internal */
+  constructor(buffer: ArrayBuffer, offsets: readonly number[], decode: HitDecoder) {
+    this.#buffer = buffer
+    this.#offsets = offsets
+    this.#decode = decode
+  }
+
+  /** How many hits there are. */
+  get length(): number {
+    return this.#offsets.length
+  }
+
+  /** Memory that the batch keeps alive, in bytes. */
+  get byteLength(): number {
+    return this.#buffer.byteLength
+  }
+
+  /**
+   * The hit at `index`.
+   * @throws {RangeError} if there is none
+   */
+  at(index: number): Hit {
+    const offset = this.#offsets[index]
+    if (offset === undefined) throw new RangeError(`a batch of ${this.length} hits has no hit ${index}`)
+    return this.#decode(this.#buffer, offset)
+  }
+
+  /** The hits from `start` up to `end`, as a batch over the same memory. */
+  slice(start: number, end: number): HitBatch {
+    return new HitBatch(this.#buffer, this.#offsets.slice(start, end), this.#decode)
+  }
+
+  *[Symbol.iterator](): Iterator<Hit> {
+    for (const offset of this.#offsets) yield this.#decode(this.#buffer, offset)
+  }
+}

@@ -1,0 +1,153 @@
+/**
+ * The ring of one tracer, on the JavaScript side: from the reader's doorbell to the probes.
+ *
+ * All capture programs of a tracer write into one BPF ring buffer. A native thread empties it and rings; here the batches are taken, and the records are handed
+ * to the probes they belong to. Between two batches the event loop gets its turn, so that a flood of hits does not starve the host.
+ */
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { forEachRecord } from '../capture/record.js'
+import type { Logger } from '../log.js'
+import type { Native, RingReader, WatchEvent } from '../native.js'
+import { BPF_MAP_TYPE_RINGBUF, createMap } from '../register/bpf-objects.js'
+
+/** Who gets the records of one probe. */
+export interface RecordSink {
+  /**
+   * @param buffer - a batch, shared with other probes
+   * @param offsets - where the records of this probe begin in it, in the order in which the kernel wrote them
+   */
+  receive(buffer: ArrayBuffer, offsets: readonly number[]): void
+}
+
+/** Sizes and times of a ring. */
+export interface RingOptions {
+  readonly ringBytes: number
+  readonly flushIntervalMs: number
+  readonly pendingLimitBytes: number
+}
+
+/** The ring and its reader. */
+export class Ring {
+  readonly mapFd: number
+  readonly reader: RingReader
+  readonly #sinks = new Map<number, RecordSink>()
+  readonly #watches = new Map<number, (event: WatchEvent['event']) => void>()
+  #pumping = false
+  #nextProbeId = 1
+  #references = 0
+
+  constructor(
+    private readonly native: Native,
+    private readonly options: RingOptions,
+    private readonly log: Logger,
+  ) {
+    this.mapFd = createMap(native, {
+      type: BPF_MAP_TYPE_RINGBUF,
+      keyBytes: 0,
+      valueBytes: 0,
+      maxEntries: options.ringBytes,
+      name: 'uprobe_ring',
+    })
+    try {
+      this.reader = new native.RingReader({ mapFd: this.mapFd, ...options, onDoorbell: () => this.#onDoorbell() })
+    } catch (error) {
+      native.closeFd(this.mapFd)
+      throw error
+    }
+  }
+
+  /** Size of the ring in bytes. */
+  get ringBytes(): number {
+    return this.options.ringBytes
+  }
+
+  /** A number for a new probe, which its records carry. */
+  newProbeId(): number {
+    return this.#nextProbeId++
+  }
+
+  /** Begins to deliver a probe's records. */
+  addSink(probeId: number, sink: RecordSink): void {
+    this.#sinks.set(probeId, sink)
+  }
+
+  /** Ends the delivery of a probe's records. */
+  removeSink(probeId: number): void {
+    this.#sinks.delete(probeId)
+  }
+
+  /** Calls back on events of a pidfd or task watch, whose fd the reader owns from here on. Returns what {@link unwatch} takes. */
+  watch(fd: number, kind: 'pidfd' | 'task', callback: (event: WatchEvent['event']) => void): number {
+    const watch = this.reader.watch(fd, kind)
+    this.#watches.set(watch, callback)
+    return watch
+  }
+
+  /** Ends a watch. */
+  unwatch(watch: number): void {
+    this.#watches.delete(watch)
+    this.reader.unwatch(watch)
+  }
+
+  /** Keeps the event loop alive as long as somebody waits for hits. */
+  ref(): void {
+    if (this.#references++ === 0) this.reader.ref()
+  }
+
+  /** Takes back one {@link ref}. */
+  unref(): void {
+    if (--this.#references === 0) this.reader.unref()
+  }
+
+  /** Resolves when everything that the kernel had written by the time of the call was handed to the sinks. */
+  async drain(): Promise<void> {
+    this.ref()
+    try {
+      // Doorbells go on meanwhile, and what they take is delivered: a full reader needs that to go on.
+      await this.reader.drain()
+      while (this.#takeOne()) await nextTurn()
+    } finally {
+      this.unref()
+    }
+  }
+
+  /** Stops the reader. Records that were not drained are dropped. Idempotent. */
+  close(): void {
+    this.reader.close()
+    this.native.closeFd(this.mapFd)
+  }
+
+  #onDoorbell(): void {
+    for (const { watch, event } of this.reader.takeEvents()) this.#watches.get(watch)?.(event)
+    if (!this.#pumping) this.#pump().catch((error: unknown) => this.log.error({ err: error }, 'delivery failed'))
+  }
+
+  async #pump(): Promise<void> {
+    this.#pumping = true
+    try {
+      while (this.#takeOne()) await nextTurn()
+    } finally {
+      this.#pumping = false
+    }
+  }
+
+  /** Takes one batch and hands it out; returns whether there was one. */
+  #takeOne(): boolean {
+    const buffer = this.reader.take()
+    if (buffer === undefined) return false
+    const byProbe = new Map<number, number[]>()
+    let lastId = -1
+    let lastOffsets: number[] = []
+    forEachRecord(buffer, (probeId, _slot, offset) => {
+      if (probeId !== lastId) {
+        lastId = probeId
+        const known = byProbe.get(probeId)
+        if (known === undefined) byProbe.set(probeId, (lastOffsets = []))
+        else lastOffsets = known
+      }
+      lastOffsets.push(offset)
+    })
+    for (const [probeId, offsets] of byProbe) this.#sinks.get(probeId)?.receive(buffer, offsets)
+    return true
+  }
+}

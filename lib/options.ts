@@ -1,0 +1,171 @@
+/**
+ * The options of the public surface, and their checking at the border.
+ */
+import { UprobeError } from './errors.js'
+import type { Logger } from './log.js'
+
+/** Options of a `Tracer`. */
+export interface TracerOptions {
+  /** A pino logger; the tracer logs through a child of it. Default: no logging. */
+  logger?: Logger | false | undefined
+  /**
+   * Size of the ring buffer that all probes of the tracer share, in bytes: a power of two from 64 KiB to 1 GiB. Default: 8 MiB.
+   * Hits that find it full are counted as lost.
+   */
+  ringBytes?: number | undefined
+  /**
+   * Shortest time between two deliveries while hits keep coming, in milliseconds, from 1 to 1000. Default: 20. The first hit after a silence is delivered
+   * at once, and a ring that fills up is emptied sooner.
+   */
+  flushIntervalMs?: number | undefined
+  /**
+   * How many bytes of hits may wait for a busy event loop, beside those in the ring. Default: 32 MiB.
+   */
+  pendingLimitBytes?: number | undefined
+}
+
+/** Options of `tracer.attach`. */
+export interface AttachOptions {
+  /** The target process, or several. Without it the specification's PATH (or `path`) is probed in every process that maps it, now or later. */
+  pid?: number | readonly number[] | undefined
+  /** The file, as an alternative to PATH in the specification. With `pid` it is a path as that process sees it. */
+  path?: string | undefined
+  /** How the counter of a USDT probe is held. Only `kernel` is available: the kernel counts, and takes back what it counted even after a crash. */
+  counter?: 'kernel' | undefined
+  /** Indexes of arguments that are C strings; they are read at the hit. */
+  strings?: readonly number[] | undefined
+  /** Longest string that is read, in bytes, up to 4096. Default: 256. */
+  stringLimit?: number | undefined
+  /** Count hits in the kernel and deliver none. Default: false. */
+  countOnly?: boolean | undefined
+  /** Only hits for which this holds are delivered, such as `arg0 > 5 && tid == 77`; it is decided in the kernel. */
+  filter?: string | undefined
+  /** How many hits may wait for the iterator. Default: 65,536. Further ones are counted as lost. */
+  queueLimit?: number | undefined
+  /** How many sites a specification may resolve to. Default: 1024. */
+  maxSites?: number | undefined
+  /** How sites are registered: `auto` takes a uprobe_multi link for several sites of one file where the kernel has a right one. Default: `auto`. */
+  registration?: 'auto' | 'perf' | 'multi' | undefined
+  /** Attach also where it may harm the target: inside an unknown instruction, return probes in Go programs or beside seccomp. Default: false. */
+  unsafe?: boolean | undefined
+  /** Aborting it ends the attach, or detaches the probe. */
+  signal?: AbortSignal | undefined
+}
+
+/** Checked options of a tracer. */
+export interface TracerSettings {
+  readonly logger: Logger | false
+  readonly ringBytes: number
+  readonly flushIntervalMs: number
+  readonly pendingLimitBytes: number
+}
+
+/** Checked options of an attach. */
+export interface AttachSettings {
+  readonly pids: readonly number[]
+  readonly path: string | null
+  readonly strings: readonly number[]
+  readonly stringLimit: number
+  readonly countOnly: boolean
+  readonly filter: string | null
+  readonly queueLimit: number
+  readonly maxSites: number
+  readonly registration: 'auto' | 'perf' | 'multi'
+  readonly unsafe: boolean
+  readonly signal: AbortSignal | null
+}
+
+const KIB = 1024
+const MIB = 1024 * KIB
+const MAX_PID = 2 ** 22
+/** USDT probes have at most 12 operands by the macros of sys/sdt.h; other makers may go further. */
+const MAX_ARGUMENT = 31
+
+/** Throws `ERR_UPROBE_BAD_OPTION`. */
+function bad(name: string, remedy: string): never {
+  throw new UprobeError('ERR_UPROBE_BAD_OPTION', `Option ${name}: ${remedy}.`)
+}
+
+function integer(name: string, value: unknown, fallback: number, least: number, most: number): number {
+  if (value === undefined) return fallback
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < least || value > most) {
+    bad(name, `give an integer from ${least} to ${most}`)
+  }
+  return value
+}
+
+function boolean(name: string, value: unknown): boolean {
+  if (value !== undefined && typeof value !== 'boolean') bad(name, 'give true or false')
+  return value ?? false
+}
+
+function onlyKnown(options: object, known: readonly string[]): void {
+  for (const name of Object.keys(options)) {
+    if (!known.includes(name)) bad(name, `there is no such option; there are ${known.join(', ')}`)
+  }
+}
+
+/** Checks the options of a tracer. Throws `ERR_UPROBE_BAD_OPTION`. */
+export function checkTracerOptions(options: TracerOptions): TracerSettings {
+  if (typeof options !== 'object' || options === null) bad('options', 'give an object')
+  onlyKnown(options, ['logger', 'ringBytes', 'flushIntervalMs', 'pendingLimitBytes'])
+  const ringBytes = integer('ringBytes', options.ringBytes, 8 * MIB, 64 * KIB, 1024 * MIB)
+  if ((ringBytes & (ringBytes - 1)) !== 0) bad('ringBytes', 'give a power of two')
+  const logger = options.logger ?? false
+  if (logger !== false && typeof logger.child !== 'function') bad('logger', 'give a pino logger or false')
+  return {
+    logger,
+    ringBytes,
+    flushIntervalMs: integer('flushIntervalMs', options.flushIntervalMs, 20, 1, 1000),
+    pendingLimitBytes: integer('pendingLimitBytes', options.pendingLimitBytes, 32 * MIB, 64 * KIB, 1024 * MIB),
+  }
+}
+
+/** Checks the options of an attach. Throws `ERR_UPROBE_BAD_OPTION`. */
+export function checkAttachOptions(options: AttachOptions): AttachSettings {
+  if (typeof options !== 'object' || options === null) bad('options', 'give an object')
+  onlyKnown(options, [
+    'pid',
+    'path',
+    'counter',
+    'strings',
+    'stringLimit',
+    'countOnly',
+    'filter',
+    'queueLimit',
+    'maxSites',
+    'registration',
+    'unsafe',
+    'signal',
+  ])
+  const given: unknown = options.pid
+  const pids: unknown[] = given === undefined ? [] : Array.isArray(given) ? given : [given]
+  if (given !== undefined && pids.length === 0) bad('pid', 'the list of processes is empty; leave pid out to mean every process')
+  const checkedPids = pids.map((pid) => integer('pid', pid, 0, 1, MAX_PID))
+  if (options.path !== undefined && (typeof options.path !== 'string' || options.path === '' || options.path.includes('\0'))) {
+    bad('path', 'give the path of a file')
+  }
+  const counter: unknown = options.counter
+  if (counter !== undefined && counter !== 'kernel') bad('counter', "only 'kernel' is available in this version")
+  const strings: unknown = options.strings ?? []
+  if (!Array.isArray(strings)) bad('strings', 'give a list of argument indexes, such as [0]')
+  const registration = options.registration ?? 'auto'
+  if (!['auto', 'perf', 'multi'].includes(registration)) bad('registration', "give 'auto', 'perf' or 'multi'")
+  const filter: unknown = options.filter ?? null
+  if (filter !== null && typeof filter !== 'string') bad('filter', 'give an expression, such as "arg0 > 5"')
+  const signal = options.signal ?? null
+  if (signal !== null && !(signal instanceof AbortSignal)) bad('signal', 'give an AbortSignal')
+  return {
+    pids: [...new Set(checkedPids)],
+    path: options.path ?? null,
+    strings: [...new Set(strings.map((index: unknown) => integer('strings', index, 0, 0, MAX_ARGUMENT)))],
+    stringLimit: integer('stringLimit', options.stringLimit, 256, 1, 4096),
+    countOnly: boolean('countOnly', options.countOnly),
+    filter,
+    queueLimit: integer('queueLimit', options.queueLimit, 65_536, 1, 2 ** 24),
+    maxSites: integer('maxSites', options.maxSites, 1024, 1, 2 ** 20),
+    registration,
+    unsafe: boolean('unsafe', options.unsafe),
+    signal,
+  }
+}

@@ -1,0 +1,82 @@
+/**
+ * Creating BPF maps and programs, and explaining why the kernel refuses.
+ */
+import { errnoOf, UprobeError } from '../errors.js'
+import type { BpfMap, BpfProgram, Native } from '../native.js'
+import { missingRight } from './rights.js'
+
+/** BPF_PROG_TYPE_KPROBE: uprobes run programs of this type (include/uapi/linux/bpf.h). */
+export const BPF_PROG_TYPE_KPROBE = 2
+/** BPF_TRACE_UPROBE_MULTI: what a program for a uprobe_multi link must expect. */
+export const BPF_TRACE_UPROBE_MULTI = 48
+/** BPF_MAP_TYPE_PERCPU_ARRAY */
+export const BPF_MAP_TYPE_PERCPU_ARRAY = 6
+/** BPF_MAP_TYPE_RINGBUF (5.8 and later) */
+export const BPF_MAP_TYPE_RINGBUF = 27
+
+/** The helpers that read memory and time are for GPL-compatible programs only (`gpl_only` in kernel/trace/bpf_trace.c). */
+export const BPF_LICENSE = 'Dual MIT/GPL'
+
+const EPERM = 1
+const ENOMEM = 12
+const EACCES = 13
+const EMFILE = 24
+const ENOSYS = 38
+
+let memlockRaised = false
+
+/**
+ * Creates a map.
+ * @throws {UprobeError} `ERR_UPROBE_BPF_PERMISSION`, `ERR_UPROBE_UNSUPPORTED`, `ERR_UPROBE_LIMIT` or `ERR_UPROBE_BPF_REJECTED`
+ */
+export function createMap(native: Native, map: BpfMap): number {
+  try {
+    return native.bpfMapCreate(map)
+  } catch (error) {
+    // Before 5.11 the memory of maps counts against RLIMIT_MEMLOCK, and too little of it is reported as EPERM (bpf_charge_memlock).
+    if (errnoOf(error) === EPERM && !memlockRaised) {
+      memlockRaised = true
+      native.raiseMemlockLimit()
+      return createMap(native, map)
+    }
+    throw explainBpf(error, `the map ${map.name}`)
+  }
+}
+
+/**
+ * Loads a program.
+ * @throws {UprobeError} as {@link createMap}
+ */
+export async function loadProgram(native: Native, program: BpfProgram): Promise<number> {
+  try {
+    return await native.bpfProgLoad(program)
+  } catch (error) {
+    throw explainBpf(error, `the program ${program.name}`)
+  }
+}
+
+function explainBpf(error: unknown, what: string): unknown {
+  const errno = errnoOf(error)
+  if (errno === undefined) return error
+  const details = { cause: error, errno, syscall: 'bpf' }
+  const log = error instanceof Error && 'verifierLog' in error ? String(error.verifierLog) : ''
+  if (errno === ENOSYS) {
+    return new UprobeError('ERR_UPROBE_UNSUPPORTED', 'This kernel has no BPF (CONFIG_BPF_SYSCALL). Capturing hits takes it.', details)
+  }
+  if (errno === EPERM || (errno === EACCES && log === '')) {
+    return new UprobeError(
+      'ERR_UPROBE_BPF_PERMISSION',
+      `The kernel refused ${what}: hits are captured with BPF, and without it only one thread of the target would be seen. ${missingRight('bpf')}`,
+      details,
+    )
+  }
+  if (errno === EMFILE || errno === ENOMEM) {
+    return new UprobeError('ERR_UPROBE_LIMIT', `The kernel has no memory or file descriptor left for ${what}. Raise the limit, or attach less.`, details)
+  }
+  const reason = log === '' ? '' : ` The verifier says: ${log.trim().split('\n').slice(-3).join(' | ')}`
+  return new UprobeError(
+    'ERR_UPROBE_BPF_REJECTED',
+    `The kernel refused ${what} (errno ${errno}).${reason} It takes Linux 5.8 or later; otherwise please report this.`,
+    details,
+  )
+}

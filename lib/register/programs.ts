@@ -1,0 +1,91 @@
+/**
+ * The BPF programs of one probe, loaded when a way of registering first asks for them.
+ *
+ * A perf event knows nothing of the site it is for (`PERF_EVENT_IOC_SET_BPF` takes no cookie), so each site has a program with its slot built in. A
+ * uprobe_multi link passes a cookie a site, so one program serves them all, and chooses the operands to read by the cookie.
+ */
+import { type CaptureProgram, compileCapture, cookieOf, splitShapes } from '../capture/compile.js'
+import { type CaptureShape, shapeKey } from '../capture/shape.js'
+import type { Native } from '../native.js'
+import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, loadProgram } from './bpf-objects.js'
+import type { Site } from './site.js'
+
+/** A program for a uprobe_multi link, and the sites it serves. */
+export interface MultiProgram {
+  readonly fd: number
+  /** What the link passes at each site it serves, by slot. */
+  readonly cookies: ReadonlyMap<number, bigint>
+}
+
+/** What all programs of a probe have in common. */
+export type ProgramBase = Omit<CaptureProgram, 'attach' | 'slot' | 'shapes'>
+
+/** The programs of one probe. `close` when the probe is detached; attached events and links keep theirs alive. */
+export class CapturePrograms {
+  readonly #perf = new Map<number, Promise<number>>()
+  #multi: Promise<MultiProgram[]> | null = null
+
+  constructor(
+    private readonly native: Native,
+    private readonly base: ProgramBase,
+    private readonly sites: readonly Site[],
+  ) {}
+
+  /** The program of one site, for a perf event. */
+  perf(site: Site): Promise<number> {
+    let program = this.#perf.get(site.slot)
+    if (program === undefined) {
+      program = this.#load(compileCapture({ ...this.base, attach: 'perf', slot: site.slot, shapes: [site.shape] }), 0)
+      this.#perf.set(site.slot, program)
+    }
+    return program
+  }
+
+  /** The programs of all sites, for uprobe_multi links: one, unless the operands differ so much that it would grow too large. */
+  multi(): Promise<MultiProgram[]> {
+    this.#multi ??= this.#loadMulti()
+    return this.#multi
+  }
+
+  async #loadMulti(): Promise<MultiProgram[]> {
+    const byShape = new Map<string, { shape: CaptureShape; slots: number[] }>()
+    for (const { shape, slot } of this.sites) {
+      const key = shapeKey(shape)
+      const known = byShape.get(key)
+      if (known === undefined) byShape.set(key, { shape, slots: [slot] })
+      else known.slots.push(slot)
+    }
+    const kinds = [...byShape.values()]
+    const programs: MultiProgram[] = []
+    let first = 0
+    for (const shapes of splitShapes(kinds.map((kind) => kind.shape), this.base)) {
+      const cookies = new Map<number, bigint>()
+      shapes.forEach((_, index) => {
+        for (const slot of kinds[first + index]?.slots ?? []) cookies.set(slot, cookieOf(slot, index))
+      })
+      first += shapes.length
+      const fd = await this.#load(compileCapture({ ...this.base, attach: 'multi', slot: 0, shapes }), BPF_TRACE_UPROBE_MULTI)
+      programs.push({ fd, cookies })
+    }
+    return programs
+  }
+
+  #load(insns: Uint8Array, expectedAttachType: number): Promise<number> {
+    return loadProgram(this.native, { type: BPF_PROG_TYPE_KPROBE, expectedAttachType, insns, license: BPF_LICENSE, name: 'uprobe_capture' })
+  }
+
+  /** Closes the fds of all programs that were loaded. Idempotent. */
+  async close(): Promise<void> {
+    const multi = this.#multi
+    const pending = [...this.#perf.values()]
+    this.#perf.clear()
+    this.#multi = null
+    const fds: number[] = []
+    for (const result of await Promise.allSettled(pending)) if (result.status === 'fulfilled') fds.push(result.value)
+    if (multi !== null) {
+      const [result] = await Promise.allSettled([multi])
+      if (result.status === 'fulfilled') fds.push(...result.value.map((program) => program.fd))
+    }
+    for (const fd of fds) this.native.closeFd(fd)
+  }
+}

@@ -1,0 +1,169 @@
+/**
+ * Putting sites of one file into the kernel, for one process or for all.
+ *
+ * Two ways lead there, and both arm the site and raise its counter before they return:
+ *
+ * - `perf_event_open` on the uprobe PMU, one fd a site, with a BPF program set on it. The BPF program runs for every thread, although a perf event
+ *   belongs to one: the filter looks at the address space (`uprobe_perf_filter`, kernel/trace/trace_uprobe.c);
+ * - one uprobe_multi link for many sites, all or nothing. Closing perf events costs about 100 ms each, one after another, while a link is gone in one
+ *   wait; so several sites take this way where the kernel has a right one.
+ *
+ * A link is refused as a whole if one site is. Which one it was is found by halving.
+ */
+import { errnoOf, UprobeError } from '../errors.js'
+import { escapeForDisplay } from '../log.js'
+import type { Native } from '../native.js'
+import type { TargetFile } from '../target/file.js'
+import type { TargetProcess } from '../target/process.js'
+import { checkCounterOffset, diagnoseRefusal } from './diagnose.js'
+import type { UprobePmu } from './pmu.js'
+import type { CapturePrograms, MultiProgram } from './programs.js'
+import { describeSite, type Site } from './site.js'
+
+/** What to register. */
+export interface RegisterRequest {
+  readonly native: Native
+  readonly pmu: UprobePmu
+  readonly programs: CapturePrograms
+  readonly file: TargetFile
+  /** `null` for every process that maps the file. */
+  readonly target: TargetProcess | null
+  readonly sites: readonly Site[]
+  readonly retprobe: boolean
+  readonly via: 'perf' | 'multi'
+  /** Ends the work early; what was opened by then is closed. */
+  readonly signal: AbortSignal
+}
+
+/** A site that could not be registered, and why. */
+export interface SiteFailure {
+  readonly site: Site
+  readonly error: UprobeError
+}
+
+/** What is registered. Closing `fds` takes it all out again. */
+export interface Registration {
+  readonly fds: readonly number[]
+  readonly failures: readonly SiteFailure[]
+}
+
+/** Errnos that speak of one site, not of the whole call. */
+const SITE_ERRNOS: ReadonlySet<number | undefined> = new Set([5 /* EIO */, 8 /* ENOEXEC */, 22 /* EINVAL */, 524 /* ENOTSUPP */])
+
+/**
+ * Registers the sites. Those that the kernel refuses one by one are in `failures`, the others are armed.
+ * @throws {UprobeError} when the refusal is not about single sites; nothing is left registered then.
+ */
+export async function registerSites(request: RegisterRequest): Promise<Registration> {
+  const failures: SiteFailure[] = []
+  const sites: Site[] = []
+  for (const site of request.sites) {
+    const error = checkCounterOffset(site, request.file.path, request.pmu, request.via === 'perf' ? 32 : 64)
+    if (error === null) sites.push(site)
+    else failures.push({ site, error })
+  }
+  const fds: number[] = []
+  try {
+    if (sites.length > 0) {
+      if (request.via === 'perf') await registerPerf(request, sites, fds, failures)
+      else await registerMulti(request, sites, fds, failures)
+    }
+    return { fds, failures }
+  } catch (error) {
+    await request.native.closeFds(fds)
+    throw error
+  }
+}
+
+async function registerPerf(request: RegisterRequest, sites: readonly Site[], fds: number[], failures: SiteFailure[]): Promise<void> {
+  const { native, pmu, file, target } = request
+  for (const site of sites) {
+    request.signal.throwIfAborted()
+    const program = await request.programs.perf(site)
+    let fd: number
+    try {
+      fd = await native.perfEventOpenUprobe({
+        type: pmu.type,
+        path: file.kernelPath,
+        fileOffset: site.fileOffset,
+        refCtrOffset: Number(site.refCtrOffset ?? 0n),
+        retprobe: request.retprobe,
+        tid: target?.tid ?? -1,
+      })
+    } catch (error) {
+      const explained = await diagnoseRefusal(error, { native, pmu, file, site, target })
+      if (!SITE_ERRNOS.has(errnoOf(error))) throw explained
+      failures.push({ site, error: explained })
+      continue
+    }
+    fds.push(fd)
+    try {
+      await native.perfEventSetBpf(fd, program)
+    } catch (cause) {
+      throw new UprobeError(
+        'ERR_UPROBE_KERNEL',
+        `${describeSite(site, escapeForDisplay(file.path))}: the kernel did not take the capture program (errno ${errnoOf(cause) ?? 'unknown'}). Its log (dmesg) may say more.`,
+        { cause, errno: errnoOf(cause), syscall: 'ioctl' },
+      )
+    }
+  }
+}
+
+async function registerMulti(request: RegisterRequest, sites: readonly Site[], fds: number[], failures: SiteFailure[]): Promise<void> {
+  for (const program of await request.programs.multi()) {
+    const served = sites.filter((site) => program.cookies.has(site.slot))
+    if (served.length === 0) continue
+    request.signal.throwIfAborted()
+    const error = await tryLink(request, program, served, fds)
+    if (error === null) continue
+    const refused = SITE_ERRNOS.has(errnoOf(error)) ? await findRefused(request, program, served, error) : []
+    const explain = async (site: Site, cause: unknown): Promise<UprobeError> =>
+      diagnoseRefusal(cause, { native: request.native, pmu: request.pmu, file: request.file, site, target: request.target })
+    for (const one of refused) failures.push({ site: one.site, error: await explain(one.site, one.error) })
+    const left = served.filter((site) => !refused.some((one) => one.site === site))
+    const [first] = left
+    if (first === undefined) continue
+    const again = refused.length === 0 ? error : await tryLink(request, program, left, fds)
+    if (again !== null) throw await explain(first, again)
+  }
+}
+
+/** Opens one link; returns the kernel's error, or `null` when it is open and in `fds`. */
+async function tryLink(request: RegisterRequest, program: MultiProgram, sites: readonly Site[], fds: number[]): Promise<unknown> {
+  try {
+    const fd = await request.native.bpfLinkCreateUprobeMulti({
+      progFd: program.fd,
+      path: request.file.kernelPath,
+      fileOffsets: BigUint64Array.from(sites, (site) => site.fileOffset),
+      refCtrOffsets: sites.some((site) => site.refCtrOffset !== null) ? BigUint64Array.from(sites, (site) => site.refCtrOffset ?? 0n) : null,
+      cookies: BigUint64Array.from(sites, (site) => program.cookies.get(site.slot) ?? 0n),
+      retprobe: request.retprobe,
+      pid: request.target?.pid ?? 0,
+    })
+    fds.push(fd)
+    return null
+  } catch (error) {
+    return error
+  }
+}
+
+/** The sites that the kernel refuses, found by halving: each trial link is closed again. */
+async function findRefused(
+  request: RegisterRequest,
+  program: MultiProgram,
+  sites: readonly Site[],
+  error: unknown,
+): Promise<Array<{ site: Site; error: unknown }>> {
+  const [only] = sites
+  if (only !== undefined && sites.length === 1) return [{ site: only, error }]
+  const refused: Array<{ site: Site; error: unknown }> = []
+  const middle = sites.length >> 1
+  for (const half of [sites.slice(0, middle), sites.slice(middle)]) {
+    request.signal.throwIfAborted()
+    const trial: number[] = []
+    const halfError = await tryLink(request, program, half, trial)
+    await request.native.closeFds(trial)
+    if (halfError !== null) refused.push(...(await findRefused(request, program, half, halfError)))
+  }
+  return refused
+}

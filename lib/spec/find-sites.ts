@@ -1,0 +1,141 @@
+/**
+ * From a specification and a file to the sites it means in that file.
+ *
+ * A USDT name may stand for several notes, since inlining copies the probe; a symbol may stand for several functions (a static function in several
+ * compilation units); all are sites of the one probe. A file that does not hold what is asked for yields no sites: another file of the same process may.
+ */
+import type { ElfFile } from '../elf/elf-file.js'
+import { readUsdtNotes } from '../elf/stapsdt.js'
+import { type ElfSymbol, findFunctions } from '../elf/symbols.js'
+import { UprobeError } from '../errors.js'
+import { compileGlob } from '../glob.js'
+import { escapeForDisplay } from '../log.js'
+import type { ProbeSpec } from './spec.js'
+
+/** Why an address is taken for the start of an instruction. */
+export type SiteOrigin = 'note' | 'symbol' | 'inside'
+
+/** A site as the file gives it. */
+export interface FoundSite {
+  /** Resolved name without the path, as `usdt:postgresql:query__start`, `uprobe:malloc+0x10`. */
+  readonly probe: string
+  readonly origin: SiteOrigin
+  readonly vaddr: bigint
+  readonly fileOffset: bigint
+  /** Whether the note names a semaphore. */
+  readonly hasCounter: boolean
+  /** Where the semaphore lies in the file; `null` if there is none, or it has no place in the file (as in `.bss`). */
+  readonly refCtrOffset: bigint | null
+  /** Operands as stored in the note; `null` for functions. */
+  readonly args: string | null
+}
+
+/** What a file yields. */
+export interface FoundSites {
+  readonly sites: readonly FoundSite[]
+  /** What matched and cannot be probed, as sentences. */
+  readonly skipped: readonly string[]
+}
+
+/** Finds the sites of `spec` in `elf`. Throws `ERR_UPROBE_BAD_ELF`, and `ERR_UPROBE_IFUNC` for an exact name. */
+export async function findSites(spec: ProbeSpec, elf: ElfFile): Promise<FoundSites> {
+  switch (spec.place.by) {
+    case 'note':
+      return findNotes(elf, spec.place.provider, spec.place.name)
+    case 'symbol':
+      return findBySymbol(spec, elf, spec.place.symbol, spec.place.offset)
+    case 'offset':
+      return findByOffset(elf, spec.place.fileOffset)
+  }
+}
+
+async function findNotes(elf: ElfFile, provider: string, name: string): Promise<FoundSites> {
+  const isProvider = compileGlob(provider)
+  const isName = compileGlob(name)
+  const sites: FoundSite[] = []
+  const skipped: string[] = []
+  for (const note of await readUsdtNotes(elf)) {
+    if (!isProvider(note.provider) || !isName(note.name)) continue
+    const probe = `usdt:${note.provider}:${note.name}`
+    if (note.fileOffset === null) {
+      skipped.push(`${escapeForDisplay(probe)}: its address 0x${note.vaddr.toString(16)} has no place in the file (a file of debug symbols?)`)
+      continue
+    }
+    sites.push({
+      probe,
+      origin: 'note',
+      vaddr: note.vaddr,
+      fileOffset: note.fileOffset,
+      hasCounter: note.semaphore !== 0n,
+      refCtrOffset: note.refCtrOffset,
+      args: note.args,
+    })
+  }
+  return { sites, skipped }
+}
+
+async function findBySymbol(spec: ProbeSpec, elf: ElfFile, symbol: string, offset: bigint): Promise<FoundSites> {
+  const found = preferDefaultVersions(symbol, await findFunctions(elf, symbol))
+  const sites = new Map<bigint, FoundSite>()
+  const skipped: string[] = []
+  for (const candidate of found) {
+    const name = escapeForDisplay(candidate.name)
+    if (candidate.kind === 'ifunc') {
+      const why =
+        `${name} in ${escapeForDisplay(elf.path)} is an indirect function (IFUNC): its address is that of a resolver which runs once. ` +
+        'Probe the implementation that the resolver chooses, by its own symbol or by 0xOFFSET.'
+      if (!spec.wildcard) throw new UprobeError('ERR_UPROBE_IFUNC', why, { path: escapeForDisplay(elf.path) })
+      skipped.push(why)
+      continue
+    }
+    if (offset !== 0n && candidate.size !== 0n && offset >= candidate.size) {
+      throw new UprobeError(
+        'ERR_UPROBE_NOT_INSTRUCTION',
+        `${name}+0x${offset.toString(16)} lies behind the function, which is 0x${candidate.size.toString(16)} bytes long.`,
+        { path: escapeForDisplay(elf.path) },
+      )
+    }
+    const vaddr = candidate.vaddr + offset
+    const fileOffset = elf.fileOffsetOf(vaddr)
+    if (fileOffset === null) {
+      skipped.push(`${name}: its address 0x${vaddr.toString(16)} has no place in the file`)
+      continue
+    }
+    // Several names of one address are one site.
+    if (sites.has(vaddr)) continue
+    const label = offset === 0n ? candidate.name : `${candidate.name}+0x${offset.toString(16)}`
+    sites.set(vaddr, {
+      probe: `${spec.kind}:${label}`,
+      origin: offset === 0n ? 'symbol' : 'inside',
+      vaddr,
+      fileOffset,
+      hasCounter: false,
+      refCtrOffset: null,
+      args: null,
+    })
+  }
+  return { sites: [...sites.values()], skipped }
+}
+
+/** Of several versions of a symbol, a name without a version means the default one, as it does for the linker. */
+function preferDefaultVersions(symbol: string, found: readonly ElfSymbol[]): readonly ElfSymbol[] {
+  if (symbol.includes('@')) return found
+  const withDefault = new Set(found.filter((s) => s.version !== null && s.defaultVersion).map((s) => s.name))
+  return found.filter((s) => s.version === null || s.defaultVersion || !withDefault.has(s.name))
+}
+
+function findByOffset(elf: ElfFile, fileOffset: bigint): FoundSites {
+  const vaddr = elf.vaddrOf(fileOffset)
+  if (vaddr === null || !elf.isExecutable(vaddr)) {
+    throw new UprobeError(
+      'ERR_UPROBE_NOT_INSTRUCTION',
+      `Offset 0x${fileOffset.toString(16)} of ${escapeForDisplay(elf.path)} is not in an executable segment. Give an offset in the file, not a virtual address.`,
+      { path: escapeForDisplay(elf.path) },
+    )
+  }
+  const probe = `uprobe:0x${fileOffset.toString(16)}`
+  return {
+    sites: [{ probe, origin: 'inside', vaddr, fileOffset, hasCounter: false, refCtrOffset: null, args: null }],
+    skipped: [],
+  }
+}

@@ -1,0 +1,124 @@
+/**
+ * /proc/PID/maps: which files a process maps, and where.
+ *
+ * The device that `maps` prints is not the one that stat(2) gives on overlayfs and btrfs, so a mapping is tied to a file by
+ * `fstat` through /proc/PID/map_files/START-END, which also reaches a file that was deleted or replaced since.
+ */
+import { statSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
+
+/** A file, whatever its names: device and inode as stat(2) gives them. */
+export interface FileIdentity {
+  readonly device: bigint
+  readonly inode: bigint
+}
+
+/** The identity as a key for maps. */
+export function identityKey(identity: FileIdentity): string {
+  return `${identity.device}:${identity.inode}`
+}
+
+/** One line of /proc/PID/maps that maps a file. */
+export interface Mapping {
+  /** First address. */
+  readonly start: bigint
+  /** First address behind it. */
+  readonly end: bigint
+  /** Offset in the file of the first byte. */
+  readonly fileOffset: bigint
+  readonly readable: boolean
+  readonly writable: boolean
+  readonly executable: boolean
+  readonly shared: boolean
+  /** `device inode` as printed: equal within one process for mappings of one file, but not to be compared with stat(2). */
+  readonly fileKey: string
+  /** The path as printed, without ` (deleted)`. */
+  readonly path: string
+  readonly deleted: boolean
+}
+
+const LINE = /^([0-9a-f]+)-([0-9a-f]+) (.)(.)(.)(.) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+ \d+) *(.*)$/
+const DELETED = ' (deleted)'
+
+/** Parses the text of a `maps` file; lines that map no file are left out. */
+export function parseMaps(text: string): Mapping[] {
+  const mappings: Mapping[] = []
+  for (const line of text.split('\n')) {
+    const match = LINE.exec(line)
+    if (match === null) continue
+    const [, start = '', end = '', r, w, x, s, offset = '', fileKey = '', name = ''] = match
+    if (!name.startsWith('/')) continue
+    const deleted = name.endsWith(DELETED)
+    mappings.push({
+      start: BigInt(`0x${start}`),
+      end: BigInt(`0x${end}`),
+      fileOffset: BigInt(`0x${offset}`),
+      readable: r === 'r',
+      writable: w === 'w',
+      executable: x === 'x',
+      shared: s === 's',
+      fileKey,
+      // seq_path (fs/seq_file.c) writes a newline in a name as \012 and leaves everything else.
+      path: (deleted ? name.slice(0, -DELETED.length) : name).replaceAll('\\012', '\n'),
+      deleted,
+    })
+  }
+  return mappings
+}
+
+/**
+ * The file mappings of a process or thread.
+ * @param procDirectory - `/proc/PID`, or `/proc/TID` of a living thread when the leader has exited.
+ */
+export async function readMaps(procDirectory: string): Promise<Mapping[]> {
+  return parseMaps(await readFile(`${procDirectory}/maps`, 'utf8'))
+}
+
+/** Path through which the kernel reaches the file of a mapping, whatever its name is by now. */
+export function mapFilesPath(procDirectory: string, mapping: Mapping): string {
+  return `${procDirectory}/map_files/${mapping.start.toString(16)}-${mapping.end.toString(16)}`
+}
+
+/** Identity of a mapping's file; `undefined` when the mapping is gone. Needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE. */
+export function mappingIdentity(procDirectory: string, mapping: Mapping): FileIdentity | undefined {
+  const stat = statSync(mapFilesPath(procDirectory, mapping), { bigint: true, throwIfNoEntry: false })
+  return stat === undefined ? undefined : { device: stat.dev, inode: stat.ino }
+}
+
+/** Whether two identities name one file. */
+export function sameFile(a: FileIdentity, b: FileIdentity): boolean {
+  return a.device === b.device && a.inode === b.inode
+}
+
+/** The mappings of `identity` among `mappings`; asks the kernel once for each file. */
+export function mappingsOf(procDirectory: string, mappings: readonly Mapping[], identity: FileIdentity): Mapping[] {
+  const verdicts = new Map<string, boolean>()
+  return mappings.filter((mapping) => {
+    let verdict = verdicts.get(mapping.fileKey)
+    if (verdict === undefined) {
+      const found = mappingIdentity(procDirectory, mapping)
+      verdict = found !== undefined && sameFile(found, identity)
+      verdicts.set(mapping.fileKey, verdict)
+    }
+    return verdict
+  })
+}
+
+/** Address at which `fileOffset` is mapped executable, or `null`. */
+export function codeAddress(mappings: readonly Mapping[], fileOffset: bigint): bigint | null {
+  const mapping = mappings.find((m) => m.executable && covers(m, fileOffset))
+  return mapping === undefined ? null : mapping.start + fileOffset - mapping.fileOffset
+}
+
+/**
+ * Address of a counter at `refCtrOffset`, where the kernel would look for it: in a private, writable mapping of the file (`valid_ref_ctr_vma`,
+ * kernel/events/uprobes.c). `null` if there is none: the kernel then arms the site and never raises the counter.
+ */
+export function counterAddress(mappings: readonly Mapping[], refCtrOffset: bigint): bigint | null {
+  const mapping = mappings.find((m) => m.writable && !m.shared && covers(m, refCtrOffset))
+  return mapping === undefined ? null : mapping.start + refCtrOffset - mapping.fileOffset
+}
+
+function covers(mapping: Mapping, fileOffset: bigint): boolean {
+  return fileOffset >= mapping.fileOffset && fileOffset - mapping.fileOffset < mapping.end - mapping.start
+}

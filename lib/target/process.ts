@@ -1,0 +1,226 @@
+/**
+ * One process that is traced: found once, held by a pidfd, and never mistaken for another one.
+ *
+ * A pid is a number that the kernel hands out again. The pidfd stands for the process itself, and as long as the process is
+ * not reaped its number cannot be reused; `/proc/self/fdinfo/PIDFD` says which. Memory is read through an open `/proc/PID/mem`,
+ * which is bound to the address space: after exec or exit it reads nothing, so that no other program's memory is ever taken for the target's
+ * (`mem_open`, fs/proc/base.c).
+ *
+ * The leader thread of a process may exit while others go on. `/proc/PID` then has no maps and no memory, and uprobe filters by pid find no address
+ * space; a living thread's id stands in for it.
+ */
+import { closeSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs'
+import { isSystemCallError, UprobeError } from '../errors.js'
+import type { Native } from '../native.js'
+import { type Mapping, readMaps } from './maps.js'
+
+/** What /proc/PID/stat says that identifies a process. */
+export interface ProcessStat {
+  /** One letter, as `R`, `S`, `Z` (zombie). */
+  readonly state: string
+  /** Start time in clock ticks since boot (field 22). */
+  readonly startTime: bigint
+}
+
+/** Parses /proc/PID/stat. The command name may hold anything, so fields are counted from its last parenthesis. */
+export function parseStat(text: string): ProcessStat {
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+  return { state: fields[0] ?? '?', startTime: BigInt(fields[19] ?? '0') }
+}
+
+function readStat(procDirectory: string): ProcessStat | null {
+  try {
+    return parseStat(readFileSync(`${procDirectory}/stat`, 'utf8'))
+  } catch (error) {
+    if (isSystemCallError(error)) return null
+    throw error
+  }
+}
+
+function isDead(stat: ProcessStat | null): boolean {
+  return stat === null || stat.state === 'Z' || stat.state === 'X'
+}
+
+/** A process that is a target. Made by {@link TargetProcess.open}; `close` it when the last probe leaves. */
+export class TargetProcess {
+  #memFd: number | null
+  #pidfd: number | null
+
+  private constructor(
+    readonly native: Native,
+    readonly pid: number,
+    readonly startTime: bigint,
+    /** A living thread: `pid` itself, or another when the leader has exited. */
+    public tid: number,
+    pidfd: number,
+    memFd: number | null,
+  ) {
+    this.#pidfd = pidfd
+    this.#memFd = memFd
+  }
+
+  /**
+   * Finds the process `pid` in the own pid namespace.
+   * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE` when there is no such process or it has exited.
+   */
+  static open(native: Native, pid: number): TargetProcess {
+    let pidfd: number
+    try {
+      pidfd = native.pidfdOpen(pid)
+    } catch (cause) {
+      throw gone(pid, 'does not exist', cause)
+    }
+    try {
+      const stat = readStat(`/proc/${pid}`)
+      if (stat === null) throw gone(pid, 'is not visible in /proc')
+      const tid = livingThread(pid)
+      if (tid === null) throw gone(pid, 'has exited')
+      return new TargetProcess(native, pid, stat.startTime, tid, pidfd, openMemory(tid))
+    } catch (error) {
+      native.closeFd(pidfd)
+      throw error
+    }
+  }
+
+  /** Directory in /proc that shows the address space: that of a living thread. */
+  get procDirectory(): string {
+    return `/proc/${this.tid}`
+  }
+
+  /** Whether the leader thread has exited while other threads live. */
+  get leaderExited(): boolean {
+    return this.tid !== this.pid
+  }
+
+  /** Whether memory can be read, so that sites can be verified. */
+  get readable(): boolean {
+    return this.#memFd !== null
+  }
+
+  /** Whether the process still runs, and `pid` is still its number. */
+  isAlive(): boolean {
+    if (this.#pidfd === null) return false
+    const info = readFileSync(`/proc/self/fdinfo/${this.#pidfd}`, 'utf8')
+    const pid = /^Pid:\s*(-?\d+)/m.exec(info)?.[1]
+    return pid !== undefined && Number(pid) > 0 && livingThread(this.pid) !== null
+  }
+
+  /** Whether the address space that was opened is gone: the process has exited, or has called exec. */
+  addressSpaceGone(): boolean {
+    if (this.#memFd === null) return !this.isAlive()
+    const maps = safeRead(`${this.procDirectory}/maps`)
+    const first = /^([0-9a-f]+)-[0-9a-f]+ r/m.exec(maps ?? '')?.[1]
+    if (first === undefined) return true
+    return this.readMemory(BigInt(`0x${first}`), 1) === null
+  }
+
+  /**
+   * Chooses another living thread when the one used so far is gone.
+   * @returns whether the process has any left.
+   */
+  refreshThread(): boolean {
+    const tid = livingThread(this.pid)
+    if (tid !== null) this.tid = tid
+    return tid !== null
+  }
+
+  /** The file mappings. An empty list when the process is gone. */
+  async maps(): Promise<Mapping[]> {
+    try {
+      return await readMaps(this.procDirectory)
+    } catch (error) {
+      if (isSystemCallError(error) && error.code !== 'EACCES' && error.code !== 'EPERM') return []
+      throw new UprobeError(
+        'ERR_UPROBE_TARGET_DENIED',
+        `The memory map of process ${this.pid} cannot be read. Run with CAP_SYS_PTRACE, or as root in the initial user namespace.`,
+        { cause: error, pid: this.pid },
+      )
+    }
+  }
+
+  /** Reads target memory; `null` when it is not mapped, not permitted, or the address space is gone. */
+  readMemory(address: bigint, bytes: number): Buffer | null {
+    if (this.#memFd === null) return null
+    const buffer = Buffer.alloc(bytes)
+    try {
+      return readSync(this.#memFd, buffer, 0, bytes, address) === bytes ? buffer : null
+    } catch (error) {
+      if (isSystemCallError(error)) return null
+      throw error
+    }
+  }
+
+  /** The `Seccomp:` mode of /proc/PID/status: 0 none, 1 strict, 2 filter. */
+  seccompMode(): number {
+    return Number(/^Seccomp:\s*(\d+)/m.exec(safeRead(`${this.procDirectory}/status`) ?? '')?.[1] ?? 0)
+  }
+
+  /**
+   * A second pidfd, for the caller to keep. That the first still stands for an unreaped process proves that both mean the same one.
+   * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`
+   */
+  openPidfd(): number {
+    let pidfd: number
+    try {
+      pidfd = this.native.pidfdOpen(this.pid)
+    } catch (cause) {
+      throw gone(this.pid, 'has exited', cause)
+    }
+    if (this.isAlive()) return pidfd
+    this.native.closeFd(pidfd)
+    throw gone(this.pid, 'has exited')
+  }
+
+  /** The error that says that this process is gone. */
+  goneError(): UprobeError {
+    return gone(this.pid, 'has exited')
+  }
+
+  /** Closes what is held. Idempotent. */
+  close(): void {
+    if (this.#pidfd !== null) this.native.closeFd(this.#pidfd)
+    if (this.#memFd !== null) closeSync(this.#memFd)
+    this.#pidfd = null
+    this.#memFd = null
+  }
+}
+
+/** The leader if it lives, else the first living thread; `null` when the process has none. */
+function livingThread(pid: number): number | null {
+  if (!isDead(readStat(`/proc/${pid}`))) return pid
+  for (const name of safeList(`/proc/${pid}/task`)) {
+    if (!isDead(readStat(`/proc/${pid}/task/${name}`))) return Number(name)
+  }
+  return null
+}
+
+function openMemory(tid: number): number | null {
+  try {
+    return openSync(`/proc/${tid}/mem`, 'r')
+  } catch (error) {
+    if (isSystemCallError(error)) return null
+    throw error
+  }
+}
+
+function safeRead(path: string): string | null {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch (error) {
+    if (isSystemCallError(error)) return null
+    throw error
+  }
+}
+
+function safeList(path: string): string[] {
+  try {
+    return readdirSync(path)
+  } catch (error) {
+    if (isSystemCallError(error)) return []
+    throw error
+  }
+}
+
+function gone(pid: number, how: string, cause?: unknown): UprobeError {
+  return new UprobeError('ERR_UPROBE_TARGET_GONE', `Process ${pid} ${how}. Look up the pid again; it may have exited.`, { pid, cause })
+}

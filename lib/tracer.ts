@@ -1,0 +1,104 @@
+/**
+ * A tracer: the probes of one agent, and the ring that all of them share.
+ *
+ * Nothing happens before the first `attach`: no addon is loaded, no thread started, nothing asked of the kernel. `close` detaches every probe and ends the reading thread; a
+ * tracer that is dropped without it, or killed, leaves nothing in any target either, since the kernel takes back what its descriptors held.
+ */
+import { attach } from './attach.js'
+import { Ring } from './delivery/ring.js'
+import { UprobeError } from './errors.js'
+import { childLogger, type Logger } from './log.js'
+import { loadNative } from './native.js'
+import { type AttachOptions, checkAttachOptions, checkTracerOptions, type TracerOptions, type TracerSettings } from './options.js'
+import type { Probe } from './probe.js'
+
+/** Attaches probes, and owns what they share. */
+export class Tracer {
+  readonly #settings: TracerSettings
+  readonly #log: Logger
+  readonly #probes = new Set<Probe>()
+  readonly #attaching = new Set<Promise<unknown>>()
+  readonly #closing = new AbortController()
+  #ring: Ring | null = null
+  #closed: Promise<void> | null = null
+
+  /**
+   * @param options - see {@link TracerOptions}
+   * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION`
+   */
+  constructor(options: TracerOptions = {}) {
+    this.#settings = checkTracerOptions(options)
+    this.#log = childLogger(this.#settings.logger, 'tracer')
+  }
+
+  /** The probes that are attached or paused. */
+  get probes(): readonly Probe[] {
+    return [...this.#probes]
+  }
+
+  /**
+   * Attaches a probe. When the promise resolves, every site is armed in every process that was looked at, and its counter is raised; what could not be
+   * looked at is marked in `probe.sites[].targets`.
+   *
+   * @param spec - `usdt:[PATH:]PROVIDER:NAME`, `uprobe:[PATH:]SYMBOL[+OFFSET]`, `uprobe:PATH:0xOFFSET` or `uretprobe:[PATH:]SYMBOL`; names take `*` and `?`
+   * @param options - the target and what to capture, see {@link AttachOptions}
+   * @throws {UprobeError} with a code that docs/errors.md explains; nothing is left behind then
+   * @throws the signal's reason, when `options.signal` is aborted
+   */
+  async attach(spec: string, options: AttachOptions = {}): Promise<Probe> {
+    this.#throwIfClosed()
+    const settings = checkAttachOptions(options)
+    const signal = settings.signal === null ? this.#closing.signal : AbortSignal.any([settings.signal, this.#closing.signal])
+    const work = attach(
+      {
+        native: loadNative(),
+        log: this.#log,
+        ring: () => this.#openRing(),
+        onEnded: (probe) => this.#probes.delete(probe),
+      },
+      spec,
+      { ...settings, signal },
+    )
+    this.#attaching.add(work)
+    try {
+      const probe = await work
+      if (probe.state === 'attached') this.#probes.add(probe)
+      return probe
+    } finally {
+      this.#attaching.delete(work)
+    }
+  }
+
+  /** Detaches every probe, ends attaches that are under way, and stops the reading thread. Idempotent. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  /** Closes the tracer; for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  async #close(): Promise<void> {
+    this.#closing.abort(closedError())
+    await Promise.allSettled(this.#attaching)
+    const results = await Promise.allSettled([...this.#probes].map((probe) => probe.detach()))
+    this.#ring?.close()
+    for (const result of results) if (result.status === 'rejected') throw result.reason
+  }
+
+  #openRing(): Ring {
+    this.#throwIfClosed()
+    this.#ring ??= new Ring(loadNative(), this.#settings, this.#log)
+    return this.#ring
+  }
+
+  #throwIfClosed(): void {
+    if (this.#closed !== null) throw closedError()
+  }
+}
+
+function closedError(): UprobeError {
+  return new UprobeError('ERR_UPROBE_CLOSED', 'The tracer is closed. Make a new one.')
+}

@@ -1,0 +1,76 @@
+import assert from 'node:assert/strict'
+import { statSync } from 'node:fs'
+import { describe, it } from 'node:test'
+import { codeAddress, counterAddress, mappingIdentity, mappingsOf, parseMaps, readMaps } from '../../lib/target/maps.js'
+import { parseStat } from '../../lib/target/process.js'
+
+const MAPS = `55d0c0e00000-55d0c0e21000 r--p 00000000 fd:00 1234                       /srv/a b
+55d0c0e21000-55d0c0e41000 r-xp 00021000 fd:00 1234                       /srv/a b
+55d0c0e41000-55d0c0e42000 rw-p 00041000 fd:00 1234                       /srv/a b
+55d0c0e42000-55d0c0e43000 rw-s 00042000 fd:00 1234                       /srv/a b
+55d0c0e43000-55d0c0e44000 r-xp 00000000 fd:00 99                         /srv/old\\012name (deleted)
+55d0c1000000-55d0c1021000 rw-p 00000000 00:00 0                          [heap]
+7f0000000000-7f0000001000 rw-p 00000000 00:00 0
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
+`
+
+describe('parseMaps', () => {
+  const mappings = parseMaps(MAPS)
+
+  it('keeps the mappings of files, and no others', () => assert.equal(mappings.length, 5))
+
+  it('reads addresses, permissions and offsets', () => {
+    assert.deepEqual(mappings[1], {
+      start: 0x55d0c0e21000n,
+      end: 0x55d0c0e41000n,
+      fileOffset: 0x21000n,
+      readable: true,
+      writable: false,
+      executable: true,
+      shared: false,
+      fileKey: 'fd:00 1234',
+      path: '/srv/a b',
+      deleted: false,
+    })
+  })
+
+  it('takes the suffix of a deleted file and the escape of a newline out of the path', () => {
+    assert.equal(mappings[4]?.path, '/srv/old\nname')
+    assert.equal(mappings[4]?.deleted, true)
+  })
+
+  it('finds code only in executable mappings', () => {
+    const own = mappings.slice(0, 4)
+    assert.equal(codeAddress(own, 0x21010n), 0x55d0c0e21010n)
+    assert.equal(codeAddress(own, 0x40fffn), 0x55d0c0e40fffn)
+    assert.equal(codeAddress(own, 0x41000n), null)
+    assert.equal(codeAddress(own, 0x10n), null)
+  })
+
+  it('finds a counter only in private writable mappings', () => {
+    const own = mappings.slice(0, 4)
+    assert.equal(counterAddress(own, 0x41008n), 0x55d0c0e41008n)
+    assert.equal(counterAddress(own, 0x42008n), null, 'a shared mapping')
+    assert.equal(counterAddress(own, 0x10n), null, 'a read-only mapping')
+  })
+})
+
+describe('the identity of a mapping', () => {
+  it('is that of the mapped file as stat gives it', { skip: process.getuid?.() === 0 ? false : 'reading map_files needs root' }, async () => {
+    const own = `/proc/${process.pid}`
+    const mappings = await readMaps(own)
+    const node = statSync(process.execPath, { bigint: true })
+    const code = mappings.find((m) => m.executable && m.path === process.execPath)
+    assert.ok(code)
+    assert.deepEqual(mappingIdentity(own, code), { device: node.dev, inode: node.ino })
+    const all = mappingsOf(own, mappings, { device: node.dev, inode: node.ino })
+    assert.deepEqual(new Set(all.map((m) => m.path)), new Set([process.execPath]))
+  })
+})
+
+describe('parseStat', () => {
+  it('is not misled by a command name with parentheses, spaces and digits', () => {
+    const fields = Array.from({ length: 49 }, (_, index) => String(index + 4))
+    assert.deepEqual(parseStat(`42 (a) Z 7 (b) R ${fields.join(' ')}\n`), { state: 'R', startTime: 22n })
+  })
+})
