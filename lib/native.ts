@@ -145,6 +145,8 @@ export interface Native {
   bpfLinkCreateUprobeMulti(options: UprobeMulti): Promise<number>
   /** The counts of a program as BPF_OBJ_GET_INFO_BY_FD gives them. */
   bpfProgInfo(progFd: number): { id: number; recursionMisses: bigint }
+  /** setrlimit(2): lifts RLIMIT_MEMLOCK of this process. Before Linux 5.11 maps and programs count against it, and creating one fails with EPERM. */
+  raiseMemlockLimit(): void
 
   // ring_reader.cc
   RingReader: new (options: RingReaderOptions) => RingReader

@@ -1,0 +1,20 @@
+// Runs one system call on libuv's threads and settles a promise with what it left. For calls that wait on kernel locks or grace
+// periods: attaching a probe takes a global lock behind which others may be waiting for seconds.
+#pragma once
+
+#include <napi.h>
+
+#include <functional>
+
+#include "fd.h"
+#include "result.h"
+
+namespace uprobe {
+
+// A promise for the fd that `work` opens. If the environment ends first, the fd is closed.
+Napi::Value RunForFd(Napi::Env env, const char* name, std::function<Result<Fd>()> work);
+
+// A promise for the end of `work`.
+Napi::Value RunForNothing(Napi::Env env, const char* name, std::function<Result<Nothing>()> work);
+
+}  // namespace uprobe

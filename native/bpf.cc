@@ -1,0 +1,266 @@
+// Each command takes a struct of its own out of union bpf_attr. They are spelled out here as far as we use them, because the headers of
+// the machine that builds may be older than the kernel that runs (uprobe_multi came in 6.6). The kernel takes any size and reads
+// what is missing as zero.
+
+#include "bpf.h"
+
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "arguments.h"
+#include "async.h"
+#include "errors.h"
+
+namespace uprobe {
+
+namespace {
+
+// enum bpf_cmd, include/uapi/linux/bpf.h
+enum Command { kMapCreate = 0, kMapLookup = 1, kMapUpdate = 2, kProgLoad = 5, kObjGetInfo = 15, kLinkCreate = 28 };
+
+constexpr std::uint32_t kTraceUprobeMulti = 48;        // BPF_TRACE_UPROBE_MULTI
+constexpr std::uint32_t kUprobeMultiReturn = 1u << 0;  // BPF_F_UPROBE_MULTI_RETURN
+constexpr std::size_t kNameBytes = 16;                 // BPF_OBJ_NAME_LEN, its NUL included
+constexpr std::size_t kInsnBytes = 8;
+
+struct MapCreate {
+  std::uint32_t map_type, key_size, value_size, max_entries, map_flags, inner_map_fd, numa_node;
+  char map_name[kNameBytes];
+};
+static_assert(sizeof(MapCreate) == 44, "layout of the kernel's");
+
+struct MapElement {
+  std::uint32_t map_fd;
+  std::uint64_t key, value, flags;
+};
+static_assert(sizeof(MapElement) == 32, "layout of the kernel's");
+
+struct ProgLoad {
+  std::uint32_t prog_type, insn_cnt;
+  std::uint64_t insns, license;
+  std::uint32_t log_level, log_size;
+  std::uint64_t log_buf;
+  std::uint32_t kern_version, prog_flags;
+  char prog_name[kNameBytes];
+  std::uint32_t prog_ifindex, expected_attach_type;
+};
+static_assert(sizeof(ProgLoad) == 72, "layout of the kernel's");
+
+struct ObjGetInfo {
+  std::uint32_t bpf_fd, info_len;
+  std::uint64_t info;
+};
+
+struct LinkCreateUprobeMulti {
+  std::uint32_t prog_fd, target_fd, attach_type, flags;
+  std::uint64_t path, offsets, ref_ctr_offsets, cookies;
+  std::uint32_t cnt, multi_flags, pid, reserved;
+};
+static_assert(sizeof(LinkCreateUprobeMulti) == 64, "layout of the kernel's");
+
+// The head of struct bpf_prog_info, and where recursion_misses is in it (Linux 5.12).
+struct ProgInfo {
+  std::uint32_t type, id;
+  std::uint8_t skipped[184];
+  std::uint64_t run_time_ns, run_cnt, recursion_misses;
+};
+static_assert(sizeof(ProgInfo) == 216, "layout of the kernel's");
+
+std::uint64_t Pointer(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
+
+template <typename Attributes>
+long Bpf(Command command, Attributes& attributes) {
+  return syscall(SYS_bpf, command, &attributes, sizeof attributes);
+}
+
+// Copies a name that has been checked to fit.
+void SetName(char (&field)[kNameBytes], const std::string& name) { std::memcpy(field, name.data(), std::min(name.size(), kNameBytes - 1)); }
+
+std::string ObjectName(Arguments& arguments, const Napi::Object& options) {
+  std::string name = arguments.String(arguments.Field(options, "name"), "name");
+  if (name.size() >= kNameBytes) arguments.Fail("name", "at most 15 bytes long");
+  return name;
+}
+
+Napi::Value BpfMapCreate(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const Napi::Object options = arguments.Object(0, "options");
+  MapCreate attributes{};
+  attributes.map_type = arguments.Uint32(arguments.Field(options, "type"), "type");
+  attributes.key_size = arguments.Uint32(arguments.Field(options, "keyBytes"), "keyBytes");
+  attributes.value_size = arguments.Uint32(arguments.Field(options, "valueBytes"), "valueBytes");
+  attributes.max_entries = arguments.Uint32(arguments.Field(options, "maxEntries"), "maxEntries");
+  SetName(attributes.map_name, ObjectName(arguments, options));
+  if (arguments.Failed()) return Napi::Value();
+  // Every fd of bpf(2) is close-on-exec.
+  const long fd = Bpf(kMapCreate, attributes);
+  if (fd < 0) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_CREATE)"));
+  return Napi::Number::New(info.Env(), static_cast<double>(fd));
+}
+
+Napi::Value BpfMapRead(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const int map_fd = arguments.FdNumber(arguments.At(0), "mapFd");
+  const std::uint32_t first_key = arguments.Uint32(arguments.At(1), "firstKey");
+  const std::uint32_t count = arguments.Uint32(arguments.At(2), "count");
+  const std::uint32_t value_bytes = arguments.Uint32(arguments.At(3), "valueBytes");
+  if (!arguments.Failed() && value_bytes == 0) arguments.Fail("valueBytes", "positive");
+  if (arguments.Failed()) return Napi::Value();
+  const std::size_t bytes = static_cast<std::size_t>(count) * value_bytes;
+  const Napi::ArrayBuffer values = Napi::ArrayBuffer::New(info.Env(), bytes);
+  if (values.IsEmpty()) return Napi::Value();
+  auto* const data = static_cast<std::uint8_t*>(const_cast<Napi::ArrayBuffer&>(values).Data());
+  for (std::uint32_t index = 0; index < count; index++) {
+    const std::uint32_t key = first_key + index;
+    MapElement attributes{};
+    attributes.map_fd = static_cast<std::uint32_t>(map_fd);
+    attributes.key = Pointer(&key);
+    attributes.value = Pointer(data + static_cast<std::size_t>(index) * value_bytes);
+    if (Bpf(kMapLookup, attributes) < 0) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_LOOKUP_ELEM)"));
+  }
+  return values;
+}
+
+Napi::Value BpfMapUpdate(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  MapElement attributes{};
+  attributes.map_fd = static_cast<std::uint32_t>(arguments.FdNumber(arguments.At(0), "mapFd"));
+  const std::uint32_t key = arguments.Uint32(arguments.At(1), "key");
+  const std::vector<std::uint8_t> value = arguments.Bytes(arguments.At(2), "value");
+  if (arguments.Failed()) return Napi::Value();
+  attributes.key = Pointer(&key);
+  attributes.value = Pointer(value.data());
+  if (Bpf(kMapUpdate, attributes) < 0) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_UPDATE_ELEM)"));
+  return info.Env().Undefined();
+}
+
+// The verifier gives up with EAGAIN when a signal is pending on its thread (do_check, kernel/bpf/verifier.c).
+long LoadProgram(ProgLoad& attributes) {
+  long fd = -1;
+  for (int attempt = 0; attempt < 5; attempt++) {
+    fd = Bpf(kProgLoad, attributes);
+    if (fd >= 0 || errno != EAGAIN) break;
+  }
+  return fd;
+}
+
+// Loads again with a log, to learn why the first try failed. The log costs time and memory that a good program need not pay.
+Result<Fd> ExplainRefusal(ProgLoad attributes, Failure refusal) {
+  constexpr std::size_t kLogBytes = 1 << 20;
+  constexpr std::size_t kKeptBytes = 8 << 10;  // the reason is at the end
+  const auto log = std::make_unique<char[]>(kLogBytes);
+  attributes.log_level = 1;
+  attributes.log_size = kLogBytes;
+  attributes.log_buf = Pointer(log.get());
+  Fd fd(static_cast<int>(LoadProgram(attributes)));
+  if (fd.valid()) return fd;
+  const std::size_t length = strnlen(log.get(), kLogBytes);
+  const std::size_t start = length > kKeptBytes ? length - kKeptBytes : 0;
+  refusal.verifier_log.assign(log.get() + start, length - start);
+  return refusal;
+}
+
+Napi::Value BpfProgLoad(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const Napi::Object options = arguments.Object(0, "options");
+  const std::uint32_t type = arguments.Uint32(arguments.Field(options, "type"), "type");
+  const std::uint32_t attach_type = arguments.Uint32(arguments.Field(options, "expectedAttachType"), "expectedAttachType");
+  const std::vector<std::uint8_t> insns = arguments.Bytes(arguments.Field(options, "insns"), "insns");
+  const std::string license = arguments.String(arguments.Field(options, "license"), "license");
+  const std::string name = ObjectName(arguments, options);
+  if (!arguments.Failed() && (insns.empty() || insns.size() % kInsnBytes != 0)) arguments.Fail("insns", "whole instructions of 8 bytes");
+  if (arguments.Failed()) return Napi::Value();
+
+  return RunForFd(info.Env(), "BPF_PROG_LOAD", [=]() -> Result<Fd> {
+    ProgLoad attributes{};
+    attributes.prog_type = type;
+    attributes.insn_cnt = static_cast<std::uint32_t>(insns.size() / kInsnBytes);
+    attributes.insns = Pointer(insns.data());
+    attributes.license = Pointer(license.c_str());
+    attributes.expected_attach_type = attach_type;
+    SetName(attributes.prog_name, name);
+    Fd fd(static_cast<int>(LoadProgram(attributes)));
+    if (fd.valid()) return fd;
+    Failure refusal = LastFailure("bpf(BPF_PROG_LOAD)");
+    // Without the right to load there was no verification that could be logged.
+    return refusal.number == EPERM ? Result<Fd>(refusal) : ExplainRefusal(attributes, refusal);
+  });
+}
+
+Napi::Value BpfLinkCreateUprobeMulti(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const Napi::Object options = arguments.Object(0, "options");
+  const int program_fd = arguments.FdNumber(arguments.Field(options, "progFd"), "progFd");
+  const std::string path = arguments.String(arguments.Field(options, "path"), "path");
+  const std::vector<std::uint64_t> offsets = arguments.Uint64Array(arguments.Field(options, "fileOffsets"), "fileOffsets");
+  const Napi::Value counters = arguments.Field(options, "refCtrOffsets");
+  const std::vector<std::uint64_t> ref_ctr_offsets =
+      counters.IsNull() ? std::vector<std::uint64_t>() : arguments.Uint64Array(counters, "refCtrOffsets");
+  const std::vector<std::uint64_t> cookies = arguments.Uint64Array(arguments.Field(options, "cookies"), "cookies");
+  const bool retprobe = arguments.Boolean(arguments.Field(options, "retprobe"), "retprobe");
+  const int pid = arguments.Int32(arguments.Field(options, "pid"), "pid", 0);
+  // The kernel reads `cnt` elements of each array: their lengths must agree.
+  if (!arguments.Failed() && offsets.empty()) arguments.Fail("fileOffsets", "not empty");
+  if (!arguments.Failed() && cookies.size() != offsets.size()) arguments.Fail("cookies", "as long as fileOffsets");
+  if (!arguments.Failed() && !counters.IsNull() && ref_ctr_offsets.size() != offsets.size()) {
+    arguments.Fail("refCtrOffsets", "null, or as long as fileOffsets");
+  }
+  if (arguments.Failed()) return Napi::Value();
+
+  return RunForFd(info.Env(), "BPF_LINK_CREATE", [=]() -> Result<Fd> {
+    LinkCreateUprobeMulti attributes{};
+    attributes.prog_fd = static_cast<std::uint32_t>(program_fd);
+    attributes.attach_type = kTraceUprobeMulti;
+    attributes.path = Pointer(path.c_str());
+    attributes.offsets = Pointer(offsets.data());
+    attributes.ref_ctr_offsets = ref_ctr_offsets.empty() ? 0 : Pointer(ref_ctr_offsets.data());
+    attributes.cookies = Pointer(cookies.data());
+    attributes.cnt = static_cast<std::uint32_t>(offsets.size());
+    attributes.multi_flags = retprobe ? kUprobeMultiReturn : 0;
+    attributes.pid = static_cast<std::uint32_t>(pid);
+    Fd fd(static_cast<int>(Bpf(kLinkCreate, attributes)));
+    if (!fd.valid()) return LastFailure("bpf(BPF_LINK_CREATE)");
+    return fd;
+  });
+}
+
+Napi::Value BpfProgInfo(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const int program_fd = arguments.FdNumber(arguments.At(0), "progFd");
+  if (arguments.Failed()) return Napi::Value();
+  ProgInfo program{};
+  ObjGetInfo attributes{};
+  attributes.bpf_fd = static_cast<std::uint32_t>(program_fd);
+  attributes.info_len = sizeof program;
+  attributes.info = Pointer(&program);
+  if (Bpf(kObjGetInfo, attributes) < 0) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_OBJ_GET_INFO_BY_FD)"));
+  const Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("id", Napi::Number::New(info.Env(), program.id));
+  result.Set("recursionMisses", Napi::BigInt::New(info.Env(), program.recursion_misses));
+  return result;
+}
+
+Napi::Value RaiseMemlockLimit(const Napi::CallbackInfo& info) {
+  const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+  if (setrlimit(RLIMIT_MEMLOCK, &unlimited) != 0) return ThrowFailure(info.Env(), LastFailure("setrlimit(RLIMIT_MEMLOCK)"));
+  return info.Env().Undefined();
+}
+
+}  // namespace
+
+void InitBpf(Napi::Env env, Napi::Object exports) {
+  exports.Set("bpfMapCreate", Napi::Function::New<BpfMapCreate>(env, "bpfMapCreate"));
+  exports.Set("bpfMapRead", Napi::Function::New<BpfMapRead>(env, "bpfMapRead"));
+  exports.Set("bpfMapUpdate", Napi::Function::New<BpfMapUpdate>(env, "bpfMapUpdate"));
+  exports.Set("bpfProgLoad", Napi::Function::New<BpfProgLoad>(env, "bpfProgLoad"));
+  exports.Set("bpfLinkCreateUprobeMulti", Napi::Function::New<BpfLinkCreateUprobeMulti>(env, "bpfLinkCreateUprobeMulti"));
+  exports.Set("bpfProgInfo", Napi::Function::New<BpfProgInfo>(env, "bpfProgInfo"));
+  exports.Set("raiseMemlockLimit", Napi::Function::New<RaiseMemlockLimit>(env, "raiseMemlockLimit"));
+}
+
+}  // namespace uprobe

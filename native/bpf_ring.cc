@@ -1,0 +1,75 @@
+#include "bpf_ring.h"
+
+#include <unistd.h>
+
+#include <cstring>
+
+namespace uprobe {
+
+namespace {
+
+constexpr std::uint32_t kBusy = 1u << 31;     // BPF_RINGBUF_BUSY_BIT
+constexpr std::uint32_t kDiscard = 1u << 30;  // BPF_RINGBUF_DISCARD_BIT
+constexpr std::size_t kHeaderBytes = 8;       // BPF_RINGBUF_HDR_SZ
+
+std::size_t RecordBytes(std::uint32_t header) {
+  const std::size_t payload_bytes = header & ~(kBusy | kDiscard);
+  return (kHeaderBytes + payload_bytes + 7) & ~std::size_t{7};
+}
+
+}  // namespace
+
+Result<BpfRing> BpfRing::Map(int map_fd, std::size_t ring_bytes) {
+  const auto page_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  BpfRing ring;
+  ring.consumer_ = Mapping(map_fd, 0, page_bytes, PROT_READ | PROT_WRITE);
+  if (!ring.consumer_.valid()) return LastFailure("mmap");
+  ring.producer_ = Mapping(map_fd, page_bytes, page_bytes + 2 * ring_bytes, PROT_READ);
+  if (!ring.producer_.valid()) return LastFailure("mmap");
+  ring.consumer_position_ = static_cast<std::uint64_t*>(ring.consumer_.address());
+  ring.producer_position_ = static_cast<const std::uint64_t*>(ring.producer_.address());
+  ring.data_ = static_cast<const std::uint8_t*>(ring.producer_.address()) + page_bytes;
+  ring.mask_ = ring_bytes - 1;
+  // The position is in the map: a reader that comes after another goes on where that one stopped.
+  ring.position_ = __atomic_load_n(ring.consumer_position_, __ATOMIC_RELAXED);
+  return ring;
+}
+
+// Pairs with the xchg() of the header in bpf_ringbuf_commit: once BUSY is gone, the payload is there.
+std::uint32_t BpfRing::LoadHeader() const {
+  return __atomic_load_n(reinterpret_cast<const std::uint32_t*>(data_ + (position_ & mask_)), __ATOMIC_ACQUIRE);
+}
+
+std::size_t BpfRing::next_record_bytes() const { return RecordBytes(LoadHeader()); }
+
+BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, Chunk& chunk) {
+  while (position_ != limit) {
+    const std::uint32_t header = LoadHeader();
+    if ((header & kBusy) != 0) return Stop::kBusy;
+    const std::size_t record_bytes = RecordBytes(header);
+    if ((header & kDiscard) == 0) {
+      if (chunk.size() + record_bytes > room_bytes) return Stop::kRoom;
+      if (!chunk.empty() && chunk.size() + record_bytes > kChunkBytes) return Stop::kChunk;
+      const std::uint8_t* const record = data_ + (position_ & mask_);
+      const std::uint32_t head[2] = {header, 0};  // neither flag is set, so this is the length
+      const std::size_t at = chunk.size();
+      chunk.insert(chunk.end(), record, record + record_bytes);
+      std::memcpy(chunk.data() + at, head, sizeof head);
+    }
+    position_ += record_bytes;
+  }
+  return Stop::kLimit;
+}
+
+bool BpfRing::Publish() {
+  // Release: our reads of the records happen before the kernel writes over them; pairs with smp_load_acquire(&rb->consumer_pos) in
+  // __bpf_ringbuf_reserve.
+  __atomic_store_n(consumer_position_, position_, __ATOMIC_RELEASE);
+  // A full barrier between the store of our position and the look at what is ready. The kernel does the same crosswise:
+  // bpf_ringbuf_commit clears BUSY with xchg(), a full barrier, and then loads consumer_pos. So one of the two sees the other: either
+  // we see the record here, or the kernel sees that we wait for it, and wakes us.
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  return produced() != position_ && (LoadHeader() & kBusy) == 0;
+}
+
+}  // namespace uprobe

@@ -1,0 +1,70 @@
+// The user's side of a BPF_MAP_TYPE_RINGBUF map (kernel/bpf/ringbuf.c).
+//
+// The map is one consumer page, which we write; one producer page, which the kernel writes; and the data, mapped twice in a row so that
+// a record never wraps. Positions are bytes since the beginning of time; they grow for ever and are masked to find the data. A record
+// is a header of 8 bytes and its payload, padded to 8:
+//
+//   u32 length   bit 31 BUSY: reserved by a program that has not committed it yet
+//                bit 30 DISCARD: committed, but without content
+//   u32 pg_off   the kernel's own
+//
+// producer_pos moves when a record is reserved, so a record below it can be busy still, and the records behind it have to wait.
+//
+// Programs commit with flags 0: the kernel then wakes a reader only if that reader had caught up with the very record (bpf_ringbuf_commit).
+// A reader may therefore sleep for ever exactly if it has published its position and has then seen nothing ready there: see Publish.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "mapping.h"
+#include "result.h"
+
+namespace uprobe {
+
+// Records as JavaScript gets them: u32 payload bytes, u32 zero, payload, padding to 8.
+using Chunk = std::vector<std::uint8_t>;
+
+// A chunk stays below this, unless it is a single record.
+constexpr std::size_t kChunkBytes = 1 << 20;
+
+class BpfRing {
+ public:
+  static Result<BpfRing> Map(int map_fd, std::size_t ring_bytes);
+
+  // Why Copy stopped: at `limit`; at a record that is still being written; because the chunk has its size; because there is no room.
+  enum class Stop { kLimit, kBusy, kChunk, kRoom };
+
+  // Appends the records from the own position to `limit` to `chunk`, about kChunkBytes of them and at most `room_bytes`. Moves the own
+  // position, but does not publish it.
+  Stop Copy(std::uint64_t limit, std::size_t room_bytes, Chunk& chunk);
+
+  // How many bytes of a chunk the record at the own position takes; only after Copy stopped there for kRoom.
+  std::size_t next_record_bytes() const;
+
+  // Gives the room up to the own position back to the kernel; whether a record is ready behind it. If not, the kernel wakes the
+  // reader with the next commit.
+  bool Publish();
+
+  // What the kernel has reserved so far. Any thread may ask.
+  std::uint64_t produced() const { return __atomic_load_n(producer_position_, __ATOMIC_ACQUIRE); }
+  // How far we have read.
+  std::uint64_t consumed() const { return position_; }
+  // How many bytes of the ring are taken.
+  std::uint64_t backlog() const { return produced() - position_; }
+  std::size_t bytes() const { return mask_ + 1; }
+
+ private:
+  std::uint32_t LoadHeader() const;
+
+  Mapping consumer_;
+  Mapping producer_;
+  std::uint64_t* consumer_position_ = nullptr;
+  const std::uint64_t* producer_position_ = nullptr;
+  const std::uint8_t* data_ = nullptr;
+  std::uint64_t mask_ = 0;
+  std::uint64_t position_ = 0;
+};
+
+}  // namespace uprobe

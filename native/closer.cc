@@ -1,0 +1,195 @@
+// One closing thread serves the whole process. It is started when there is something to close, ends when there is not, and belongs to no
+// environment: an environment that ends with closings outstanding leaves them to the thread, which then has nobody to tell. The thread
+// may thus outlive the last environment that loaded this addon, and so the addon is linked with `-z nodelete`.
+
+#include "closer.h"
+
+#include <unistd.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "arguments.h"
+#include "doorbell.h"
+#include "errors.h"
+#include "thread.h"
+
+namespace uprobe {
+
+namespace {
+
+// What the closing thread tells one environment. Shared by the two: whichever goes last frees it.
+class Outbox {
+ public:
+  struct Done {
+    std::uint32_t ticket;
+    std::optional<Failure> failure;
+  };
+
+  Doorbell doorbell;
+
+  // Closing thread.
+  void Deliver(Done done) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      done_.push_back(std::move(done));
+    }
+    doorbell.Ring();
+  }
+
+  // JavaScript thread.
+  std::vector<Done> Collect() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::exchange(done_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Done> done_;
+};
+
+struct Job {
+  std::vector<int> fds;
+  std::uint32_t ticket;
+  std::shared_ptr<Outbox> outbox;
+};
+
+class Closer {
+ public:
+  // Never destroyed, since the thread may run while the process exits.
+  static Closer& Instance() {
+    static Closer* const instance = std::make_unique<Closer>().release();
+    return *instance;
+  }
+
+  // Queues the job; a failure if there is no thread and none can be started, and then nothing was closed.
+  std::optional<Failure> Submit(Job job) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    jobs_.push_back(std::move(job));
+    if (running_) return std::nullopt;
+    Result<Thread> started = Thread::Start("uprobe-closer", [this] { Run(); });
+    if (const Failure* failure = started.failure()) {
+      jobs_.pop_back();
+      return *failure;
+    }
+    started.value().Detach();
+    running_ = true;
+    return std::nullopt;
+  }
+
+ private:
+  void Run() {
+    for (;;) {
+      std::vector<Job> jobs;
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        jobs = std::exchange(jobs_, {});
+        if (jobs.empty()) {
+          running_ = false;
+          return;
+        }
+      }
+      for (const Job& job : jobs) {
+        Outbox::Done done{job.ticket, std::nullopt};
+        for (const int fd : job.fds) {
+          // The first failure is told, and does not keep the others open. EINTR and EIO free the descriptor all the same.
+          if (close(fd) != 0 && !done.failure) done.failure = LastFailure("close");
+        }
+        job.outbox->Deliver(std::move(done));
+      }
+    }
+  }
+
+  std::mutex mutex_;
+  std::vector<Job> jobs_;
+  bool running_ = false;
+};
+
+// One environment's promises.
+class Closings {
+ public:
+  explicit Closings(napi_env env) : env_(env) {}
+  ~Closings() { Stop(); }
+  Closings(const Closings&) = delete;
+  Closings& operator=(const Closings&) = delete;
+
+  Napi::Value Close(std::vector<int> fds) {
+    const Napi::Env env(env_);
+    if (!outbox_ && !Open()) {
+      Napi::Error::New(env, "the doorbell could not be made").ThrowAsJavaScriptException();
+      return Napi::Value();
+    }
+    napi_deferred deferred = nullptr;
+    napi_value promise = nullptr;
+    if (napi_create_promise(env_, &deferred, &promise) != napi_ok) return Napi::Value();
+    const std::uint32_t ticket = next_ticket_++;
+    if (const std::optional<Failure> failure = Closer::Instance().Submit({std::move(fds), ticket, outbox_})) {
+      napi_reject_deferred(env_, deferred, NewError(env_, *failure));
+      return Napi::Value(env, promise);
+    }
+    promises_.emplace(ticket, deferred);
+    outbox_->doorbell.KeepAlive(true);
+    return Napi::Value(env, promise);
+  }
+
+ private:
+  bool Open() {
+    std::shared_ptr<Outbox> outbox(std::make_unique<Outbox>());
+    if (!outbox->doorbell.Open(env_, "uprobe:closeFds", [this](napi_env env) { Settle(env); })) return false;
+    outbox_ = std::move(outbox);
+    hooked_ = napi_add_env_cleanup_hook(env_, OnEnvironmentEnd, this) == napi_ok;
+    return true;
+  }
+
+  static void OnEnvironmentEnd(void* self) {
+    auto* const closings = static_cast<Closings*>(self);
+    closings->hooked_ = false;
+    closings->Stop();
+  }
+
+  void Stop() {
+    if (outbox_) outbox_->doorbell.Close();
+    if (std::exchange(hooked_, false)) napi_remove_env_cleanup_hook(env_, OnEnvironmentEnd, this);
+  }
+
+  void Settle(napi_env env) {
+    for (const Outbox::Done& done : outbox_->Collect()) {
+      const auto found = promises_.find(done.ticket);
+      const napi_deferred deferred = found->second;
+      promises_.erase(found);
+      if (done.failure) {
+        napi_reject_deferred(env, deferred, NewError(env, *done.failure));
+      } else {
+        napi_value undefined = nullptr;
+        napi_get_undefined(env, &undefined);
+        napi_resolve_deferred(env, deferred, undefined);
+      }
+    }
+    outbox_->doorbell.KeepAlive(!promises_.empty());
+  }
+
+  const napi_env env_;
+  std::shared_ptr<Outbox> outbox_;
+  std::map<std::uint32_t, napi_deferred> promises_;
+  std::uint32_t next_ticket_ = 0;
+  bool hooked_ = false;
+};
+
+Napi::Value CloseFds(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  std::vector<int> fds = arguments.FdNumbers(arguments.At(0), "fds");
+  if (arguments.Failed()) return Napi::Value();
+  return info.Env().GetInstanceData<Closings>()->Close(std::move(fds));
+}
+
+}  // namespace
+
+void InitCloser(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(std::make_unique<Closings>(env).release());  // deleted with the environment
+  exports.Set("closeFds", Napi::Function::New<CloseFds>(env, "closeFds"));
+}
+
+}  // namespace uprobe

@@ -1,0 +1,11 @@
+// Two USDT probes in this very addon: `uprobe:demo` with a semaphore and three arguments, to show tracing on; `uprobe:selftest` without
+// either, to find out whether probing works here at all.
+#pragma once
+
+#include <napi.h>
+
+namespace uprobe {
+
+void InitDemo(Napi::Env env, Napi::Object exports);
+
+}  // namespace uprobe

@@ -1,0 +1,276 @@
+#include "reader_thread.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace uprobe {
+
+namespace {
+
+constexpr std::int64_t kNsPerMs = 1'000'000;
+
+// What an epoll event is about: a watch's number, which begins at 1, or one of these.
+constexpr std::uint64_t kRing = std::uint64_t{1} << 32;
+constexpr std::uint64_t kControl = kRing + 1;
+
+// Edge-triggered: while the thread lets the ring fill for the rest of an interval, "there is data" must not wake it.
+constexpr std::uint32_t kRingEvents = EPOLLIN | EPOLLET;
+
+constexpr int kRetryMs = 10;
+
+std::int64_t NowNs() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+bool AddToEpoll(int epoll, int fd, std::uint32_t events, std::uint64_t about) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = about;
+  return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ReaderThread>> ReaderThread::Start(Options options) {
+  // Not make_unique: the constructor is private.
+  std::unique_ptr<ReaderThread> reader(new ReaderThread(std::move(options)));
+  reader->map_ = Fd(fcntl(reader->options_.map_fd, F_DUPFD_CLOEXEC, 0));
+  if (!reader->map_.valid()) return LastFailure("fcntl(F_DUPFD_CLOEXEC)");
+  Result<BpfRing> ring = BpfRing::Map(reader->map_.get(), reader->options_.ring_bytes);
+  if (const Failure* failure = ring.failure()) return *failure;
+  reader->ring_ = std::move(ring.value());
+  reader->offered_ = reader->ring_.consumed();
+
+  reader->epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
+  if (!reader->epoll_.valid()) return LastFailure("epoll_create1");
+  reader->control_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!reader->control_.valid()) return LastFailure("eventfd");
+  if (!AddToEpoll(reader->epoll_.get(), reader->map_.get(), kRingEvents, kRing) ||
+      !AddToEpoll(reader->epoll_.get(), reader->control_.get(), EPOLLIN, kControl)) {
+    return LastFailure("epoll_ctl");
+  }
+
+  ReaderThread* const self = reader.get();
+  Result<Thread> thread = Thread::Start("uprobe-reader", [self] { self->Run(); });
+  if (const Failure* failure = thread.failure()) return *failure;
+  reader->thread_ = std::move(thread.value());
+  return reader;
+}
+
+ReaderThread::~ReaderThread() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  Wake();
+  thread_.Join();
+}
+
+void ReaderThread::Wake() {
+  const std::uint64_t one = 1;
+  // Refused only if the counter is at its limit, and then the thread is awake.
+  [[maybe_unused]] const ssize_t written = write(control_.get(), &one, sizeof one);
+}
+
+// ---- what other threads call
+
+std::optional<Chunk> ReaderThread::Take() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (pending_.empty()) return std::nullopt;
+  Chunk chunk = std::move(pending_.front());
+  pending_.pop_front();
+  pending_bytes_ -= chunk.size();
+  if (std::exchange(full_, false)) Wake();
+  return chunk;
+}
+
+std::vector<WatchEvent> ReaderThread::TakeEvents() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(events_, {});
+}
+
+std::uint64_t ReaderThread::RequestDrain() {
+  const std::uint64_t target = ring_.produced();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    drain_requested_ = true;
+    drain_target_ = std::max(drain_target_, target);
+  }
+  Wake();
+  return target;
+}
+
+std::uint64_t ReaderThread::offered() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return offered_;
+}
+
+Result<std::uint32_t> ReaderThread::Watch(Fd& fd, WatchKind kind) {
+  Watched watched;
+  if (kind == WatchKind::kTask) {
+    // Mapped first: perf_poll answers EPOLLHUP for an event without a ring.
+    Result<TaskWatch> task = TaskWatch::Map(fd.get());
+    if (const Failure* failure = task.failure()) return *failure;
+    watched.task = std::move(task.value());
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::uint32_t number = next_watch_;
+  if (!AddToEpoll(epoll_.get(), fd.get(), EPOLLIN, number)) return LastFailure("epoll_ctl");
+  next_watch_++;
+  watched.fd = std::move(fd);
+  watches_.emplace(number, std::move(watched));
+  return number;
+}
+
+void ReaderThread::Unwatch(std::uint32_t number) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = watches_.find(number);
+  if (found == watches_.end()) return;
+  // By hand, because closing alone would not do it while a child that is about to exec has a copy of the descriptor.
+  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, found->second.fd.get(), nullptr);
+  watches_.erase(found);
+}
+
+// ---- what the reading thread does
+
+void ReaderThread::Run() {
+  const std::int64_t interval_ns = options_.flush_interval_ms * kNsPerMs;
+  const std::uint64_t urgent_backlog = ring_.bytes() / 4;
+  std::int64_t next_read_ns = NowNs();
+  bool deaf = false;
+  for (;;) {
+    int timeout_ms = -1;
+    if (ready_ && !paused_) {
+      // Rounded up: rounded down, the last millisecond would be spent turning round.
+      const std::int64_t rest_ns = next_read_ns - NowNs();
+      timeout_ms = rest_ns <= 0 ? 0 : static_cast<int>((rest_ns + kNsPerMs - 1) / kNsPerMs);
+    }
+    if (deaf) timeout_ms = kRetryMs;
+    epoll_event events[16];
+    // Signals are blocked on this thread; what is left of EINTR (a debugger) just goes round.
+    const int count = epoll_wait(epoll_.get(), events, 16, timeout_ms);
+    for (int index = 0; index < count; index++) {
+      const std::uint64_t about = events[index].data.u64;
+      if (about == kRing) {
+        ready_ = true;
+      } else if (about == kControl) {
+        std::uint64_t ignored;
+        [[maybe_unused]] const ssize_t bytes = read(control_.get(), &ignored, sizeof ignored);
+      } else {
+        HandleWatch(static_cast<std::uint32_t>(about), events[index].events);
+      }
+    }
+
+    bool urgent = false;
+    bool resume = false;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (stop_) return;
+      urgent = drain_requested_;
+      resume = paused_ && !full_;
+    }
+    if (resume) {
+      // Adding may be refused for want of memory. Then nothing will wake us but the clock.
+      deaf = !AddToEpoll(epoll_.get(), map_.get(), kRingEvents, kRing);
+      paused_ = deaf;
+      urgent = true;
+    }
+    if (paused_) continue;
+    const std::int64_t now_ns = NowNs();
+    if (urgent || (ready_ && (now_ns >= next_read_ns || ring_.backlog() >= urgent_backlog))) {
+      next_read_ns = now_ns + interval_ns;
+      Read();
+    }
+  }
+}
+
+void ReaderThread::HandleWatch(std::uint32_t number, std::uint32_t readiness) {
+  bool ring = false;
+  {
+    // The lock is held throughout, so that Unwatch cannot unmap under us.
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = watches_.find(number);
+    if (found == watches_.end()) return;
+    Watched& watched = found->second;
+    const std::size_t before = events_.size();
+    bool ended = false;
+    if (watched.task) {
+      if (watched.task->TakeExec()) events_.push_back({number, WatchEvent::Kind::kExec});
+      ended = (readiness & (EPOLLHUP | EPOLLERR)) != 0;
+      if (ended) events_.push_back({number, WatchEvent::Kind::kHangup});
+    } else {
+      ended = true;
+      events_.push_back({number, WatchEvent::Kind::kReadable});
+    }
+    // An ended task stays ready for ever: one report is enough.
+    if (ended) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, watched.fd.get(), nullptr);
+    ring = events_.size() != before;
+  }
+  if (ring) options_.ring_bell();
+}
+
+// Reads what the ring has now, and no more: a reader that follows a busy writer catches up with every record, and is woken for each.
+void ReaderThread::Read() {
+  const std::uint64_t limit = ring_.produced();
+  BpfRing::Stop stop;
+  do {
+    std::size_t room_bytes = 0;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      room_bytes = RoomLocked();
+    }
+    Chunk chunk;
+    chunk.reserve(std::min<std::uint64_t>({limit - ring_.consumed(), room_bytes, kChunkBytes}));
+    stop = ring_.Copy(limit, room_bytes, chunk);
+    ready_ = ring_.Publish();
+    Offer(std::move(chunk));
+  } while (stop == BpfRing::Stop::kChunk || (stop == BpfRing::Stop::kRoom && !PauseUntilTaken()));
+}
+
+// How much may be added to what waits. With nothing waiting there is room for any record: one that is larger than the bound would
+// otherwise never come.
+std::size_t ReaderThread::RoomLocked() const {
+  if (pending_.empty()) return std::max(options_.pending_limit_bytes, ring_.bytes());
+  return options_.pending_limit_bytes - std::min(pending_bytes_, options_.pending_limit_bytes);
+}
+
+void ReaderThread::Offer(Chunk chunk) {
+  bool ring = !chunk.empty();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    pending_bytes_ += chunk.size();
+    if (!pending_.empty() && pending_.back().size() + chunk.size() <= kChunkBytes) {
+      pending_.back().insert(pending_.back().end(), chunk.begin(), chunk.end());
+    } else if (!chunk.empty()) {
+      pending_.push_back(std::move(chunk));
+    }
+    offered_ = ring_.consumed();
+    if (drain_requested_ && offered_ >= drain_target_) {
+      drain_requested_ = false;
+      ring = true;
+    }
+  }
+  if (ring) options_.ring_bell();
+}
+
+// Stops reading until Take makes room; false if it has done so meanwhile.
+bool ReaderThread::PauseUntilTaken() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (ring_.next_record_bytes() <= RoomLocked()) return false;
+    full_ = true;
+  }
+  // The programs will soon find the ring a quarter full and wake us at every hit, to no purpose.
+  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, map_.get(), nullptr);
+  paused_ = true;
+  return true;
+}
+
+}  // namespace uprobe

@@ -1,0 +1,115 @@
+// The thread that reads the ring of one tracer and watches its targets. It knows nothing of JavaScript: it keeps what it read until it is
+// taken, and rings a bell.
+//
+// Pace. Waking is dear on both sides: to the traced program, whose hit does the waking, and to us. So:
+//   * The thread sleeps without a timeout while the ring is empty: an idle agent uses no CPU.
+//   * A hit after a pause is read at once.
+//   * The next hit wakes again at once, since the thread had caught up; but then it sleeps for the rest of the interval before it reads.
+//     Meanwhile it is behind, so the kernel does not wake it again; only a program that finds the ring a quarter full does, by force.
+//   Under load this comes to one wake-up by the kernel, and one read, an interval.
+//
+// Back-pressure. What waits for JavaScript is bounded. At the bound the thread stops reading and leaves the ring to fill, where the
+// programs count what they lose; it goes on when something has been taken.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "bpf_ring.h"
+#include "fd.h"
+#include "result.h"
+#include "task_watch.h"
+#include "thread.h"
+
+namespace uprobe {
+
+enum class WatchKind { kPidfd, kTask };
+
+struct WatchEvent {
+  enum class Kind { kReadable, kHangup, kExec };
+  std::uint32_t watch;
+  Kind kind;
+};
+
+class ReaderThread {
+ public:
+  struct Options {
+    int map_fd;  // duplicated
+    std::size_t ring_bytes;
+    int flush_interval_ms;
+    std::size_t pending_limit_bytes;
+    std::function<void()> ring_bell;  // called on the thread, without a lock held
+  };
+
+  static Result<std::unique_ptr<ReaderThread>> Start(Options options);
+
+  // Stops the thread and joins it.
+  ~ReaderThread();
+  ReaderThread(const ReaderThread&) = delete;
+  ReaderThread& operator=(const ReaderThread&) = delete;
+
+  int tid() const { return thread_.tid(); }
+
+  // What waits, oldest first, in chunks of about 1 MiB.
+  std::optional<Chunk> Take();
+  std::vector<WatchEvent> TakeEvents();
+
+  // Asks for everything up to what the kernel has reserved by now; returns that position. The bell rings once offered() has reached it.
+  std::uint64_t RequestDrain();
+  // The ring position up to which everything has been offered to Take.
+  std::uint64_t offered();
+
+  // Takes `fd` over, and returns the watch's number; on a failure `fd` stays open in the caller's hands.
+  Result<std::uint32_t> Watch(Fd& fd, WatchKind kind);
+  void Unwatch(std::uint32_t number);
+
+ private:
+  struct Watched {
+    Fd fd;
+    std::optional<TaskWatch> task;  // absent for a pidfd
+  };
+
+  explicit ReaderThread(Options options) : options_(std::move(options)) {}
+
+  // On any thread.
+  void Wake();
+  // On the reading thread.
+  void Run();
+  void HandleWatch(std::uint32_t number, std::uint32_t readiness);
+  void Read();
+  void Offer(Chunk chunk);
+  bool PauseUntilTaken();
+  std::size_t RoomLocked() const;
+
+  const Options options_;
+  Fd map_;
+  Fd epoll_;
+  Fd control_;  // an eventfd: look at the members under the lock
+  BpfRing ring_;
+
+  // The reading thread's own.
+  bool ready_ = true;   // there may be something to read
+  bool paused_ = false;  // at the bound: the ring's wake-ups are switched off
+
+  std::mutex mutex_;  // guards what follows
+  bool stop_ = false;
+  std::deque<Chunk> pending_;
+  std::size_t pending_bytes_ = 0;
+  bool full_ = false;  // the thread waits for Take
+  bool drain_requested_ = false;
+  std::uint64_t drain_target_ = 0;
+  std::uint64_t offered_ = 0;
+  std::map<std::uint32_t, Watched> watches_;
+  std::vector<WatchEvent> events_;
+  std::uint32_t next_watch_ = 1;
+
+  Thread thread_;  // last: it uses all the others
+};
+
+}  // namespace uprobe

@@ -1,0 +1,229 @@
+// The order in which things end matters here:
+//
+//   close(), or the cleanup hook of the environment, or the finalizer of a forgotten object, whichever comes first, joins the thread, and
+//   then closes the doorbell. After the join nobody rings; after the closing nobody listens. The hook is registered after the doorbell was
+//   opened, so that it runs before Node frees the function behind it. process.exit() of the main thread runs no hooks: the thread then runs
+//   on until the process is gone, and touches nothing but this object and the function, which nobody frees.
+
+#include "ring_reader.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "arguments.h"
+#include "errors.h"
+
+namespace uprobe {
+
+namespace {
+
+constexpr int kMaxFlushIntervalMs = 60'000;
+constexpr std::int64_t kMaxRingBytes = std::int64_t{1} << 31;
+
+napi_value ClosedError(Napi::Env env) {
+  const Napi::Error error = Napi::Error::New(env, "the ring reader is closed");
+  return error.Value();
+}
+
+const char* EventName(WatchEvent::Kind kind) {
+  switch (kind) {
+    case WatchEvent::Kind::kReadable:
+      return "readable";
+    case WatchEvent::Kind::kHangup:
+      return "hangup";
+    case WatchEvent::Kind::kExec:
+      return "exec";
+  }
+  return "";
+}
+
+}  // namespace
+
+void RingReader::Init(Napi::Env env, Napi::Object exports) {
+  exports.Set("RingReader", DefineClass(env, "RingReader",
+                                        {
+                                            InstanceAccessor<&RingReader::Tid>("tid"),
+                                            InstanceMethod<&RingReader::Take>("take"),
+                                            InstanceMethod<&RingReader::TakeEvents>("takeEvents"),
+                                            InstanceMethod<&RingReader::RequestDrain>("drain"),
+                                            InstanceMethod<&RingReader::Watch>("watch"),
+                                            InstanceMethod<&RingReader::Unwatch>("unwatch"),
+                                            InstanceMethod<&RingReader::SetRef>("ref"),
+                                            InstanceMethod<&RingReader::SetUnref>("unref"),
+                                            InstanceMethod<&RingReader::CloseByUser>("close"),
+                                        }));
+}
+
+RingReader::RingReader(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RingReader>(info), env_(info.Env()) {
+  Arguments arguments(info);
+  const Napi::Object options = arguments.Object(0, "options");
+  ReaderThread::Options thread_options{};
+  thread_options.map_fd = arguments.FdNumber(arguments.Field(options, "mapFd"), "mapFd");
+  const std::int64_t ring_bytes = arguments.Integer(arguments.Field(options, "ringBytes"), "ringBytes", sysconf(_SC_PAGESIZE), kMaxRingBytes);
+  if (!arguments.Failed() && (ring_bytes & (ring_bytes - 1)) != 0) arguments.Fail("ringBytes", "a power of two");
+  thread_options.ring_bytes = static_cast<std::size_t>(ring_bytes);
+  thread_options.flush_interval_ms =
+      static_cast<int>(arguments.Integer(arguments.Field(options, "flushIntervalMs"), "flushIntervalMs", 0, kMaxFlushIntervalMs));
+  thread_options.pending_limit_bytes =
+      static_cast<std::size_t>(arguments.Integer(arguments.Field(options, "pendingLimitBytes"), "pendingLimitBytes", 1, kMaxRingBytes));
+  const Napi::Function on_doorbell = arguments.Function(arguments.Field(options, "onDoorbell"), "onDoorbell");
+  if (arguments.Failed()) return;
+  on_doorbell_ = Napi::Persistent(on_doorbell);
+
+  if (!doorbell_.Open(env_, "uprobe:RingReader", [this](napi_env env) { OnRing(env); })) {
+    Napi::Error::New(env_, "the doorbell could not be made").ThrowAsJavaScriptException();
+    return;
+  }
+  thread_options.ring_bell = [this] { doorbell_.Ring(); };
+  Result<std::unique_ptr<ReaderThread>> started = ReaderThread::Start(std::move(thread_options));
+  if (const Failure* failure = started.failure()) {
+    doorbell_.Close();
+    ThrowFailure(env_, *failure);
+    return;
+  }
+  thread_ = std::move(started.value());
+  tid_ = thread_->tid();
+  hooked_ = napi_add_env_cleanup_hook(env_, OnEnvironmentEnd, this) == napi_ok;
+}
+
+RingReader::~RingReader() { Stop(); }
+
+void RingReader::OnEnvironmentEnd(void* self) {
+  auto* const reader = static_cast<RingReader*>(self);
+  reader->hooked_ = false;  // it removes itself
+  reader->Stop();
+}
+
+void RingReader::Stop() {
+  thread_.reset();
+  doorbell_.Close();
+  if (std::exchange(hooked_, false)) napi_remove_env_cleanup_hook(env_, OnEnvironmentEnd, this);
+}
+
+Napi::Value RingReader::CloseByUser(const Napi::CallbackInfo& info) {
+  Stop();
+  for (const Drain& drain : std::exchange(drains_, {})) {
+    napi_reject_deferred(env_, drain.deferred, ClosedError(env_));
+    Unref();
+  }
+  // The caller's closure, and all that it holds.
+  on_doorbell_.Reset();
+  return info.Env().Undefined();
+}
+
+Napi::Value RingReader::Tid(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), tid_); }
+
+Napi::Value RingReader::Take(const Napi::CallbackInfo& info) {
+  if (!thread_) return info.Env().Undefined();
+  const std::optional<Chunk> chunk = thread_->Take();
+  if (!chunk) return info.Env().Undefined();
+  // A copy: buffers that live outside of V8's heap are slower for small batches, and some runtimes refuse them.
+  Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(info.Env(), chunk->size());
+  if (buffer.IsEmpty()) return Napi::Value();
+  std::memcpy(buffer.Data(), chunk->data(), chunk->size());
+  return buffer;
+}
+
+Napi::Value RingReader::TakeEvents(const Napi::CallbackInfo& info) {
+  const std::vector<WatchEvent> events = thread_ ? thread_->TakeEvents() : std::vector<WatchEvent>();
+  const Napi::Array array = Napi::Array::New(info.Env(), events.size());
+  std::uint32_t index = 0;
+  for (const WatchEvent& event : events) {
+    const Napi::Object object = Napi::Object::New(info.Env());
+    object.Set("watch", Napi::Number::New(info.Env(), event.watch));
+    object.Set("event", Napi::String::New(info.Env(), EventName(event.kind)));
+    array.Set(index++, object);
+  }
+  return array;
+}
+
+Napi::Value RingReader::RequestDrain(const Napi::CallbackInfo& info) {
+  napi_deferred deferred = nullptr;
+  napi_value promise = nullptr;
+  if (napi_create_promise(env_, &deferred, &promise) != napi_ok) return Napi::Value();
+  if (thread_) {
+    drains_.push_back({thread_->RequestDrain(), deferred});
+    // Whoever waits for the promise needs this object, and the event loop.
+    Ref();
+    UpdateKeepAlive();
+  } else {
+    napi_reject_deferred(env_, deferred, ClosedError(env_));
+  }
+  return Napi::Value(info.Env(), promise);
+}
+
+Napi::Value RingReader::Watch(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const int number = arguments.FdNumber(arguments.At(0), "fd");
+  const std::string kind = arguments.String(arguments.At(1), "kind");
+  if (!arguments.Failed() && kind != "pidfd" && kind != "task") arguments.Fail("kind", "'pidfd' or 'task'");
+  if (arguments.Failed()) return Napi::Value();
+  if (!thread_) {
+    napi_throw(env_, ClosedError(env_));
+    return Napi::Value();
+  }
+  Fd fd(number);
+  Result<std::uint32_t> watched = thread_->Watch(fd, kind == "task" ? WatchKind::kTask : WatchKind::kPidfd);
+  if (const Failure* failure = watched.failure()) {
+    fd.Release();  // still the caller's
+    return ThrowFailure(env_, *failure);
+  }
+  return Napi::Number::New(env_, watched.value());
+}
+
+Napi::Value RingReader::Unwatch(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const std::uint32_t number = arguments.Uint32(arguments.At(0), "watch");
+  if (!arguments.Failed() && thread_) thread_->Unwatch(number);
+  return info.Env().Undefined();
+}
+
+Napi::Value RingReader::SetRef(const Napi::CallbackInfo& info) {
+  referenced_ = true;
+  UpdateKeepAlive();
+  return info.Env().Undefined();
+}
+
+Napi::Value RingReader::SetUnref(const Napi::CallbackInfo& info) {
+  referenced_ = false;
+  UpdateKeepAlive();
+  return info.Env().Undefined();
+}
+
+void RingReader::UpdateKeepAlive() { doorbell_.KeepAlive(referenced_ || !drains_.empty()); }
+
+void RingReader::OnRing(napi_env env) {
+  if (!thread_) return;
+  // Asked before the callback: what is offered while it runs has not been rung for.
+  const std::uint64_t offered = thread_->offered();
+  // The callback may close us and let go of the object.
+  Ref();
+  napi_value undefined = nullptr;
+  napi_get_undefined(env, &undefined);
+  const napi_status status = napi_call_function(env, undefined, on_doorbell_.Value(), 0, nullptr, nullptr);
+  if (status == napi_pending_exception) {
+    // The callback promised not to throw. Node swallows what a thread-safe function throws, so it is made an uncaught exception by hand.
+    napi_value exception = nullptr;
+    if (napi_get_and_clear_last_exception(env, &exception) == napi_ok) napi_fatal_exception(env, exception);
+  }
+  SettleDrains(offered);
+  Unref();
+}
+
+void RingReader::SettleDrains(std::uint64_t offered) {
+  const auto unsettled = std::stable_partition(drains_.begin(), drains_.end(), [offered](const Drain& drain) { return drain.position > offered; });
+  if (unsettled == drains_.end()) return;
+  const std::vector<Drain> settled(unsettled, drains_.end());
+  drains_.erase(unsettled, drains_.end());
+  UpdateKeepAlive();
+  napi_value undefined = nullptr;
+  napi_get_undefined(env_, &undefined);
+  for (const Drain& drain : settled) {
+    napi_resolve_deferred(env_, drain.deferred, undefined);
+    Unref();
+  }
+}
+
+}  // namespace uprobe
