@@ -1,0 +1,46 @@
+/**
+ * What this process holds: file descriptors and threads. A tracer that is closed must have given all of its own back.
+ */
+import assert from 'node:assert/strict'
+import { readdirSync, readlinkSync } from 'node:fs'
+import { waitFor } from './wait.js'
+
+/** Descriptors by what they refer to, with their number, and the number of threads. */
+export interface Holdings {
+  readonly descriptors: Readonly<Record<string, number>>
+  readonly threads: number
+}
+
+/** What the process holds now. */
+export function holdings(): Holdings {
+  const descriptors: Record<string, number> = {}
+  for (const fd of readdirSync('/proc/self/fd')) {
+    let link: string
+    try {
+      link = readlinkSync(`/proc/self/fd/${fd}`)
+    } catch {
+      // The descriptor with which the folder was read is gone by now.
+      continue
+    }
+    // Pipes and sockets are told apart by a number that changes.
+    const kind = link.replace(/\[\d+\]/, '[]')
+    descriptors[kind] = (descriptors[kind] ?? 0) + 1
+  }
+  return { descriptors, threads: readdirSync('/proc/self/task').length }
+}
+
+/**
+ * Runs `work` twice and asserts that the second time left nothing in this process. The first time starts what stays by design: libuv's
+ * pool, the closing thread.
+ */
+export async function assertLeavesNothing(work: () => Promise<void>): Promise<void> {
+  await work()
+  const before = holdings()
+  await work()
+  try {
+    // A thread that was joined is gone from /proc a moment later.
+    await waitFor('threads to end', () => holdings().threads <= before.threads)
+  } finally {
+    assert.deepEqual(holdings(), before)
+  }
+}
