@@ -42,14 +42,15 @@ std::uint32_t BpfRing::LoadHeader() const {
 
 std::size_t BpfRing::next_record_bytes() const { return RecordBytes(LoadHeader()); }
 
-BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, Chunk& chunk) {
+BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, bool at_least_one, Chunk& chunk) {
   while (position_ != limit) {
     const std::uint32_t header = LoadHeader();
     if ((header & kBusy) != 0) return Stop::kBusy;
     const std::size_t record_bytes = RecordBytes(header);
     if ((header & kDiscard) == 0) {
-      if (chunk.size() + record_bytes > room_bytes) return Stop::kRoom;
-      if (!chunk.empty() && chunk.size() + record_bytes > kChunkBytes) return Stop::kChunk;
+      const std::size_t bytes = chunk.size() + record_bytes;
+      if (bytes > room_bytes && !(chunk.empty() && at_least_one)) return Stop::kRoom;
+      if (bytes > kChunkBytes && !chunk.empty()) return Stop::kChunk;
       const std::uint8_t* const record = data_ + (position_ & mask_);
       const std::uint32_t head[2] = {header, 0};  // neither flag is set, so this is the length
       const std::size_t at = chunk.size();

@@ -36,9 +36,9 @@ class BpfRing {
   // Why Copy stopped: at `limit`; at a record that is still being written; because the chunk has its size; because there is no room.
   enum class Stop { kLimit, kBusy, kChunk, kRoom };
 
-  // Appends the records from the own position to `limit` to `chunk`, about kChunkBytes of them and at most `room_bytes`. Moves the own
-  // position, but does not publish it.
-  Stop Copy(std::uint64_t limit, std::size_t room_bytes, Chunk& chunk);
+  // Appends the records from the own position to `limit` to the empty `chunk`, about kChunkBytes of them and at most `room_bytes`; with
+  // `at_least_one` the first may be larger than that. Moves the own position, but does not publish it.
+  Stop Copy(std::uint64_t limit, std::size_t room_bytes, bool at_least_one, Chunk& chunk);
 
   // How many bytes of a chunk the record at the own position takes; only after Copy stopped there for kRoom.
   std::size_t next_record_bytes() const;

@@ -185,8 +185,10 @@ void ReaderThread::Run() {
     if (paused_) continue;
     const std::int64_t now_ns = NowNs();
     if (urgent || (ready_ && (now_ns >= next_read_ns || ring_.backlog() >= urgent_backlog))) {
-      next_read_ns = now_ns + interval_ns;
+      // An interval follows records, so that the first one after a pause, or after a drain that found none, is read at once.
+      const std::uint64_t before = ring_.consumed();
       Read();
+      if (ring_.consumed() != before) next_read_ns = now_ns + interval_ns;
     }
   }
 }
@@ -222,22 +224,23 @@ void ReaderThread::Read() {
   BpfRing::Stop stop;
   do {
     std::size_t room_bytes = 0;
+    bool nothing_waits = false;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       room_bytes = RoomLocked();
+      nothing_waits = pending_.empty();
     }
     Chunk chunk;
     chunk.reserve(std::min<std::uint64_t>({limit - ring_.consumed(), room_bytes, kChunkBytes}));
-    stop = ring_.Copy(limit, room_bytes, chunk);
+    // Where nothing waits, a record that is larger than the bound is taken all the same: it would never come otherwise.
+    stop = ring_.Copy(limit, room_bytes, nothing_waits, chunk);
     ready_ = ring_.Publish();
     Offer(std::move(chunk));
   } while (stop == BpfRing::Stop::kChunk || (stop == BpfRing::Stop::kRoom && !PauseUntilTaken()));
 }
 
-// How much may be added to what waits. With nothing waiting there is room for any record: one that is larger than the bound would
-// otherwise never come.
+// How much may be added to what waits.
 std::size_t ReaderThread::RoomLocked() const {
-  if (pending_.empty()) return std::max(options_.pending_limit_bytes, ring_.bytes());
   return options_.pending_limit_bytes - std::min(pending_bytes_, options_.pending_limit_bytes);
 }
 
@@ -264,7 +267,7 @@ void ReaderThread::Offer(Chunk chunk) {
 bool ReaderThread::PauseUntilTaken() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (ring_.next_record_bytes() <= RoomLocked()) return false;
+    if (pending_.empty() || ring_.next_record_bytes() <= RoomLocked()) return false;
     full_ = true;
   }
   // The programs will soon find the ring a quarter full and wake us at every hit, to no purpose.

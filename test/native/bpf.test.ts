@@ -1,0 +1,83 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { buildTarget } from '../support/build.js'
+import { counterValue } from '../support/memory.js'
+import { gatedNote, notesOf } from '../support/notes.js'
+import { Target } from '../support/target.js'
+import { countingProgram, insn, load, MAP_ARRAY, MAP_PERCPU_ARRAY, native, readCount, withoutRights } from './kernel.js'
+
+const TRACE_UPROBE_MULTI = 48
+
+test('reads the values of a range of keys, one after another', { skip: withoutRights }, (t) => {
+  const mapFd = native.bpfMapCreate({ type: MAP_ARRAY, keyBytes: 4, valueBytes: 8, maxEntries: 5, name: 'test_map' })
+  t.after(() => native.closeFd(mapFd))
+  for (let key = 0; key < 5; key++) native.bpfMapUpdate(mapFd, key, Buffer.of(key, 0, 0, 0, 0, 0, 0, 1))
+  const values = new BigUint64Array(native.bpfMapRead(mapFd, 1, 3, 8))
+  assert.deepEqual([...values], [1n, 2n, 3n].map((low) => low | (1n << 56n)))
+  assert.throws(() => native.bpfMapRead(mapFd, 4, 2, 8), { syscall: 'bpf(BPF_MAP_LOOKUP_ELEM)', code: 'ENOENT' })
+})
+
+test('reads as many values of a per-CPU map as the kernel copies', { skip: withoutRights }, (t) => {
+  const mapFd = native.bpfMapCreate({ type: MAP_PERCPU_ARRAY, keyBytes: 4, valueBytes: 8, maxEntries: 1, name: 'test_map' })
+  t.after(() => native.closeFd(mapFd))
+  const each = Array.from({ length: native.possibleCpus() }, (_, cpu) => BigInt(cpu + 1))
+  native.bpfMapUpdate(mapFd, 0, new Uint8Array(BigUint64Array.from(each).buffer))
+  assert.deepEqual([...new BigUint64Array(native.bpfMapRead(mapFd, 0, 1, 8 * each.length))], each)
+})
+
+test('a rejected program says what the verifier said', { skip: withoutRights }, async () => {
+  const readsUninitialised = Buffer.concat([insn(0xbf, 0, 3, 0, 0), insn(0x95, 0, 0, 0, 0)])
+  await assert.rejects(load(readsUninitialised), (error: Error & { verifierLog?: string }) => {
+    assert.match(error.verifierLog ?? '', /R3 !read_ok/)
+    assert.equal(error.message, 'bpf(BPF_PROG_LOAD) failed with EACCES (13)')
+    return true
+  })
+})
+
+test('refuses arguments that the kernel would read out of bounds', () => {
+  const program = { type: 2, expectedAttachType: 0, insns: Buffer.alloc(8), license: 'GPL', name: 'x' }
+  assert.throws(() => native.bpfProgLoad({ ...program, insns: Buffer.alloc(12) }), { message: 'insns must be whole instructions of 8 bytes' })
+  assert.throws(() => native.bpfProgLoad({ ...program, name: 'sixteen bytes ..' }), { message: 'name must be at most 15 bytes long' })
+  const link = { progFd: 0, path: '/x', fileOffsets: new BigUint64Array(2), refCtrOffsets: null, retprobe: false, pid: 0 }
+  assert.throws(() => native.bpfLinkCreateUprobeMulti({ ...link, cookies: new BigUint64Array(1) }), { message: 'cookies must be as long as fileOffsets' })
+  assert.throws(
+    () => native.bpfLinkCreateUprobeMulti({ ...link, cookies: new BigUint64Array(2), refCtrOffsets: new BigUint64Array(3) }),
+    { message: 'refCtrOffsets must be null, or as long as fileOffsets' },
+  )
+})
+
+test('one uprobe_multi link arms several sites with their counters', { skip: withoutRights }, async (t) => {
+  const program = buildTarget(t, 'usdt')
+  const gated = gatedNote(program, 't:gated')
+  const [plain] = notesOf(program, 't:plain')
+  assert.ok(plain)
+  const target = await Target.start(t, program)
+  const mapFd = native.bpfMapCreate({ type: MAP_PERCPU_ARRAY, keyBytes: 4, valueBytes: 8, maxEntries: 1, name: 'test_count' })
+  t.after(() => native.closeFd(mapFd))
+  const progFd = await load(countingProgram(mapFd), TRACE_UPROBE_MULTI)
+  t.after(() => native.closeFd(progFd))
+  let linkFd: number
+  try {
+    linkFd = await native.bpfLinkCreateUprobeMulti({
+      progFd,
+      path: program,
+      fileOffsets: BigUint64Array.of(plain.fileOffset, gated.fileOffset),
+      refCtrOffsets: BigUint64Array.of(0n, gated.refCtrOffset),
+      cookies: BigUint64Array.of(1n, 2n),
+      retprobe: false,
+      pid: target.pid,
+    })
+  } catch (error) {
+    // Linux before 6.6 does not know the link.
+    assert.equal((error as { code?: string }).code, 'EINVAL')
+    return t.skip('this kernel has no uprobe_multi link')
+  }
+  assert.equal(counterValue(target.pid, program, gated.refCtrOffset), 1)
+  await target.ask('plain 30')
+  await target.ask('gated 12')
+  assert.equal(readCount(mapFd, true), 42n)
+  assert.equal(native.bpfProgInfo(progFd).recursionMisses, 0n)
+  assert.ok(native.bpfProgInfo(progFd).id > 0)
+  await native.closeFds([linkFd])
+  assert.equal(counterValue(target.pid, program, gated.refCtrOffset), 0)
+})

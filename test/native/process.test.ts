@@ -1,0 +1,75 @@
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, readFileSync, readlinkSync, readSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { tempDirectory } from '../support/temp.js'
+import { native } from './kernel.js'
+
+/** The whole text behind an fd, which is closed. */
+function textOf(fd: number): string {
+  const buffer = Buffer.alloc(100)
+  const bytes = readSync(fd, buffer)
+  native.closeFd(fd)
+  return buffer.toString('utf8', 0, bytes)
+}
+
+test('resolves the links of a container below its root', (t) => {
+  const root = tempDirectory(t)
+  mkdirSync(join(root, 'etc'))
+  writeFileSync(join(root, 'etc', 'name'), 'inside')
+  symlinkSync('/etc/name', join(root, 'absolute'))
+  symlinkSync('../../../../../../etc/name', join(root, 'etc', 'relative'))
+  assert.equal(textOf(native.openInRoot(root, '/absolute')), 'inside')
+  assert.equal(textOf(native.openInRoot(root, 'absolute')), 'inside')
+  assert.equal(textOf(native.openInRoot(root, '/etc/relative')), 'inside')
+  assert.equal(textOf(native.openInRoot(root, '/../../../../etc/name')), 'inside')
+})
+
+test('refuses links that lead anywhere, and roots that are none', (t) => {
+  const root = tempDirectory(t)
+  symlinkSync('/proc/self/exe', join(root, 'magic'))
+  assert.throws(() => native.openInRoot(root, 'magic'), { syscall: 'openat2', code: 'ENOENT' })
+  assert.throws(() => native.openInRoot('/', '/proc/self/exe'), { syscall: 'openat2', code: 'ELOOP' })
+  assert.throws(() => native.openInRoot(join(root, 'missing'), '/x'), { syscall: 'open', code: 'ENOENT' })
+  assert.throws(() => native.openInRoot('/proc/self/exe', '/x'), { syscall: 'open', code: 'ENOTDIR' })
+})
+
+test('opens a FIFO without waiting for its writer', (t) => {
+  const fifo = join(tempDirectory(t), 'fifo')
+  execFileSync('mkfifo', [fifo])
+  native.closeFd(native.openFile(fifo))
+  assert.throws(() => native.openFile(`${fifo}/x`), { syscall: 'open', code: 'ENOTDIR', errno: 20 })
+})
+
+test('every fd is close-on-exec', () => {
+  for (const fd of [native.openFile('/'), native.openInRoot('/', '/'), native.pidfdOpen(process.pid)]) {
+    const flags = Number.parseInt(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8').match(/^flags:\s+(\d+)/m)?.[1] ?? '0', 8)
+    assert.ok(flags & 0o2000000, readlinkSync(`/proc/self/fd/${fd}`))
+    native.closeFd(fd)
+    assert.throws(() => native.closeFd(fd), { syscall: 'close', code: 'EBADF' })
+  }
+})
+
+test('refuses a process that does not exist', () => {
+  assert.throws(() => native.pidfdOpen(0x7fffffff), { syscall: 'pidfd_open', code: 'ESRCH' })
+  assert.throws(() => native.pidfdOpen(0), { name: 'TypeError' })
+})
+
+test('counts the possible CPUs as the kernel lists them', () => {
+  const list = readFileSync('/sys/devices/system/cpu/possible', 'utf8').trim()
+  let count = 0
+  for (const range of list.split(',')) {
+    const [first = '', last = first] = range.split('-')
+    count += Number(last) - Number(first) + 1
+  }
+  assert.equal(native.possibleCpus(), count)
+})
+
+test('asks for the generation of the uprobe system call', () => {
+  const ENXIO = 6
+  const ENOSYS = 38
+  const EPROTO = 71
+  const known = process.arch === 'x64' ? [ENXIO, EPROTO, ENOSYS] : [0]
+  assert.ok(known.includes(native.uprobeSyscallErrno()), String(native.uprobeSyscallErrno()))
+})

@@ -1,0 +1,215 @@
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { type TestContext, test } from 'node:test'
+import { buildTarget } from '../support/build.js'
+import { notesOf } from '../support/notes.js'
+import { Target } from '../support/target.js'
+import { waitFor } from '../support/wait.js'
+import { attach, native, RECORD_BYTES, type Recording, record, withoutRights } from './kernel.js'
+
+/** A target whose t:plain writes into the recording's ring: `plain N` makes N records that are numbered from 0. */
+async function start(t: TestContext, recording: Recording): Promise<Target> {
+  const program = buildTarget(t, 'usdt')
+  const [note] = notesOf(program, 't:plain')
+  assert.ok(note)
+  const target = await Target.start(t, program)
+  await attach(t, program, note.fileOffset, recording.progFd, target.pid)
+  return target
+}
+
+const indexes = (recording: Recording) => recording.records.map((r) => r.index)
+const upTo = (count: number) => Array.from({ length: count }, (_, index) => index)
+
+test('delivers every record once and in order', { skip: withoutRights }, async (t) => {
+  const recording = await record(t)
+  const target = await start(t, recording)
+  await target.ask('plain 20000')
+  await recording.reader.drain()
+  assert.equal(recording.lost(), 0n)
+  assert.deepEqual(indexes(recording), upTo(20_000))
+})
+
+test('delivers a single hit without being asked', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { flushIntervalMs: 60_000 })
+  const target = await start(t, recording)
+  const before = process.hrtime.bigint()
+  await target.ask('plain 1')
+  await waitFor('the hit', () => recording.records.length === 1)
+  const [hit] = recording.records
+  assert.ok(hit !== undefined && hit.time > before && hit.time < process.hrtime.bigint())
+})
+
+test('reads and wakes once an interval while hits keep coming', { skip: withoutRights }, async (t) => {
+  const flushIntervalMs = 100
+  const recording = await record(t, { flushIntervalMs, ringBytes: 16 << 20 })
+  const target = await start(t, recording)
+  const startNs = process.hrtime.bigint()
+  await target.ask('spin 1')
+  await waitFor('five bells', () => recording.bells >= 5)
+  const bells = recording.bells
+  const elapsedMs = Number(process.hrtime.bigint() - startNs) / 1e6
+  assert.ok(bells <= elapsedMs / flushIntervalMs + 2, `${bells} bells in ${elapsedMs} ms`)
+  const executed = await target.askNumber('spin-stop')
+  await recording.reader.drain()
+  assert.deepEqual(indexes(recording).length + Number(recording.lost()), executed)
+  assert.equal(recording.lost(), 0n)
+})
+
+test('lets the rest of the interval pass after a hit, unless a drain asks', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { flushIntervalMs: 60_000 })
+  const target = await start(t, recording)
+  await target.ask('plain 1')
+  await waitFor('the first hit', () => recording.records.length === 1)
+  await target.ask('plain 100')
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  assert.equal(recording.records.length, 1)
+  await recording.reader.drain()
+  assert.equal(recording.records.length, 101)
+})
+
+test('reads before the interval is over when a program finds the ring a quarter full', { skip: withoutRights }, async (t) => {
+  const ringBytes = 4096
+  const recording = await record(t, { flushIntervalMs: 60_000, ringBytes, forceWakeup: true })
+  const target = await start(t, recording)
+  await target.ask('plain 1')
+  await waitFor('the first hit', () => recording.records.length === 1)
+  const quarter = ringBytes / 4 / RECORD_BYTES
+  await target.ask(`plain ${Math.ceil(quarter)}`)
+  await waitFor('the others', () => recording.records.length > quarter)
+})
+
+test('uses no CPU while nothing happens', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { flushIntervalMs: 5 })
+  const target = await start(t, recording)
+  const usage = () => {
+    const task = `/proc/self/task/${recording.reader.tid}`
+    const switches = readFileSync(`${task}/status`, 'utf8').match(/^voluntary_ctxt_switches:\s+(\d+)/m)?.[1]
+    return { switches, ticks: readFileSync(`${task}/stat`, 'utf8').replace(/.*\) /, '').split(' ').slice(11, 13) }
+  }
+  const sleeping = () => readFileSync(`/proc/self/task/${recording.reader.tid}/stat`, 'utf8').includes(') S ')
+  await target.ask('plain 1000')
+  await recording.reader.drain()
+  // It has gone to sleep for good when it has not woken for many intervals.
+  let before = usage()
+  await waitFor('the reader to sleep', async () => {
+    before = usage()
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    return sleeping() && before.switches === usage().switches
+  })
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  assert.deepEqual(usage(), before)
+  // And it still wakes.
+  await target.ask('plain 1')
+  await waitFor('the hit', () => recording.records.length === 1001)
+})
+
+test('leaves records in the ring at the bound, and loses none when they are taken in time', { skip: withoutRights }, async (t) => {
+  const pendingLimitBytes = 100 * RECORD_BYTES
+  const recording = await record(t, { paused: true, pendingLimitBytes, flushIntervalMs: 0 })
+  const target = await start(t, recording)
+  await target.ask('plain 1000')
+  await waitFor('the bell', () => recording.bells > 0)
+  const drained = recording.reader.drain()
+  const first = await waitFor('the first batch', () => recording.reader.take())
+  assert.ok(first.byteLength <= pendingLimitBytes, `${first.byteLength} bytes waited`)
+  let records = first.byteLength / RECORD_BYTES
+  await waitFor('the others', () => {
+    for (let batch = recording.reader.take(); batch !== undefined; batch = recording.reader.take()) {
+      assert.ok(batch.byteLength <= pendingLimitBytes)
+      records += batch.byteLength / RECORD_BYTES
+    }
+    return records === 1000
+  })
+  await drained
+  assert.equal(recording.lost(), 0n)
+})
+
+test('delivered and lost add up when nobody takes and the ring overflows', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { paused: true, pendingLimitBytes: 64 * RECORD_BYTES, ringBytes: 4096, flushIntervalMs: 0 })
+  const target = await start(t, recording)
+  await target.ask('plain 5000')
+  const drained = recording.reader.drain()
+  await waitFor('the rest', () => {
+    recording.takeAll()
+    return recording.records.length + Number(recording.lost()) === 5000
+  })
+  await drained
+  assert.ok(recording.lost() > 4000n, `${recording.lost()} lost`)
+  // What was kept is the beginning, without a gap.
+  assert.deepEqual(indexes(recording), upTo(recording.records.length))
+})
+
+test('a drain resolves only after all that was committed before it has been offered', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { flushIntervalMs: 60_000 })
+  const target = await start(t, recording)
+  for (let round = 1; round <= 50; round++) {
+    await target.ask('plain 10')
+    await recording.reader.drain()
+    assert.equal(recording.records.length, 10 * round)
+  }
+})
+
+test('drains of an empty ring, and many at once, resolve', { skip: withoutRights }, async (t) => {
+  const recording = await record(t)
+  await recording.reader.drain()
+  await Promise.all(Array.from({ length: 100 }, () => recording.reader.drain()))
+})
+
+test('a drain waits for room, and close rejects it', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { paused: true, pendingLimitBytes: RECORD_BYTES, flushIntervalMs: 0 })
+  const target = await start(t, recording)
+  await target.ask('plain 3')
+  await waitFor('the bell', () => recording.bells > 0)
+  let settled = false
+  const drained = recording.reader.drain().finally(() => {
+    settled = true
+  })
+  for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate)
+  assert.equal(settled, false)
+  recording.reader.close()
+  await assert.rejects(drained, { message: 'the ring reader is closed' })
+})
+
+test('a closed reader answers, and closes again', { skip: withoutRights }, async (t) => {
+  const { reader } = await record(t)
+  const task = `/proc/self/task/${reader.tid}`
+  assert.equal(readFileSync(`${task}/comm`, 'utf8'), 'uprobe-reader\n')
+  reader.close()
+  assert.throws(() => readFileSync(`${task}/comm`), { code: 'ENOENT' })
+  reader.close()
+  assert.equal(reader.take(), undefined)
+  assert.deepEqual(reader.takeEvents(), [])
+  assert.throws(() => reader.watch(0, 'pidfd'), { message: 'the ring reader is closed' })
+  reader.unwatch(1)
+  reader.ref()
+  reader.unref()
+  await assert.rejects(reader.drain(), { message: 'the ring reader is closed' })
+})
+
+test('closes from within its own doorbell', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { onDoorbell: ({ reader }) => reader.close() })
+  await assert.rejects(recording.reader.drain(), { message: 'the ring reader is closed' })
+  assert.equal(recording.bells, 1)
+})
+
+test('an exception in the doorbell is an uncaught exception, and the next bell rings', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, {
+    onDoorbell: ({ bells }) => {
+      if (bells === 1) throw new Error('thrown by the doorbell')
+    },
+  })
+  const uncaught = new Promise<Error>((resolve) => process.setUncaughtExceptionCaptureCallback(resolve))
+  t.after(() => process.setUncaughtExceptionCaptureCallback(null))
+  await recording.reader.drain()
+  assert.equal((await uncaught).message, 'thrown by the doorbell')
+  await recording.reader.drain()
+  assert.equal(recording.bells, 2)
+})
+
+test('refuses options that do not describe a ring', () => {
+  const good = { mapFd: 0, ringBytes: 4096, flushIntervalMs: 20, pendingLimitBytes: 1, onDoorbell: () => undefined }
+  assert.throws(() => new native.RingReader({ ...good, ringBytes: 5000 }), { name: 'TypeError', message: 'ringBytes must be a power of two' })
+  assert.throws(() => new native.RingReader({ ...good, ringBytes: 512 }), { name: 'TypeError', message: /^ringBytes must be an integer from/ })
+  assert.throws(() => new native.RingReader({ ...good, flushIntervalMs: -1 }), { name: 'TypeError' })
+  assert.throws(() => new native.RingReader({ ...good, mapFd: 1e6 }), { syscall: 'fcntl(F_DUPFD_CLOEXEC)', code: 'EBADF' })
+})
