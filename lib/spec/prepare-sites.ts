@@ -4,6 +4,7 @@
  * Every file is searched; what is found is checked for hazards and for a counter that the kernel can reach, its operands are bound to the file's symbols, and it gets its slot.
  * When no path was named, a file of the process that is broken or for another machine is passed over: it is not what was asked about.
  */
+import { release } from 'node:os'
 import { bindOperands, functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
 import type { Arch } from '../capture/operands.js'
 import type { CaptureShape } from '../capture/shape.js'
@@ -11,13 +12,14 @@ import { BREAKPOINT_BYTES, type CounterSite } from '../counter/read.js'
 import { counterIsReachable, type FileFacts, UNREACHABLE } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { readUsdtNotes } from '../elf/stapsdt.js'
-import { findSymbolAddresses } from '../elf/symbols.js'
+import { findSymbolAddresses, isGoBinary } from '../elf/symbols.js'
 import { UprobeError } from '../errors.js'
 import { escapeForDisplay, type Logger } from '../log.js'
 import type { Native } from '../native.js'
 import type { AttachSettings } from '../options.js'
 import type { ProbeSite } from '../probe.js'
-import { HazardCheck } from '../register/hazards.js'
+import { elfInstructions } from '../register/elf-instructions.js'
+import { checkSite } from '../register/hazards.js'
 import { describeSite, type Site } from '../register/site.js'
 import type { TargetFile } from '../target/file.js'
 import { type Mapping, mappingsOf } from '../target/maps.js'
@@ -190,6 +192,20 @@ async function checkFitness(
   if (site.hasCounter && site.refCtrOffset === null) return unreachable()
   if (!views.every(({ mappings }) => counterIsReachable(mappings, site))) return unreachable()
   return checkHazards(request, elf, views, site)
+}
+
+/** Whether the kernel would accept the site and harm the target by it. */
+function checkHazards({ native, spec, settings }: PrepareRequest, elf: ElfFile, views: readonly ProcessView[], site: FoundSite): Promise<UprobeError | null> {
+  return checkSite(site, {
+    source: elfInstructions(elf, elf.machine === MACHINES.arm64.machine ? 'arm64' : 'x64'),
+    goBinary: isGoBinary(elf),
+    retprobe: spec.kind === 'uretprobe',
+    unsafe: settings.unsafe,
+    kernelRelease: release(),
+    uprobeSyscallErrno: native.uprobeSyscallErrno(),
+    // Without named processes the probe is for every process that maps the file.
+    targets: views.length === 0 ? null : views.map(({ target }) => ({ pid: target.pid, seccompMode: target.seccompMode() })),
+  })
 }
 
 /** Gives the sites of one file their slots, and binds their operands to the file's symbols. */
