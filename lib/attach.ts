@@ -11,7 +11,6 @@ import { readlinkSync } from 'node:fs'
 import { STATS_VALUE_BYTES } from './capture/compile.js'
 import { type FilterExpression, parseFilter } from './capture/filter.js'
 import { HitDecoder } from './capture/hit.js'
-import { slotOf } from './capture/record.js'
 import type { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
 import { escapeForDisplay, type Logger } from './log.js'
@@ -116,8 +115,11 @@ async function attachSteps(
   const attachment = new Attachment({ native, pmu, programs, retprobe: spec.kind === 'uretprobe', parts: await planParts(native, pmu, prepared.files, settings), log })
 
   // From the first registration on there can be hits, so whoever gets them must be there before.
-  const decoder = new HitDecoder(prepared.sites.map((site) => ({ shape: site.shape, site: prepared.publicSites[site.slot], probe: site.probe })))
-  const probe = new Probe({
+  const decoder = new HitDecoder(
+    prepared.sites.map((site) => site.shape),
+    (slot) => probe.siteOfSlot(slot),
+  )
+  const probe: Probe = new Probe({
     native,
     ring,
     probeId,
@@ -128,8 +130,7 @@ async function attachSteps(
     processes,
     sites: prepared.publicSites,
     warnings,
-    decode: (buffer, offset) => decoder.decode(buffer, offset),
-    slotOf,
+    decoder,
     countOnly: settings.countOnly,
     queueLimit: settings.queueLimit,
     log,

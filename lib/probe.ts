@@ -6,9 +6,9 @@
  * waits until no program runs any more), drain the ring, then read the counts; so hits = filtered + delivered + lost holds exactly.
  */
 import { EventEmitter } from 'node:events'
-import type { Hit } from './capture/hit.js'
+import type { Hit, HitDecoder } from './capture/hit.js'
 import type { SiteTarget } from './counter/verify.js'
-import { HitBatch, type HitDecoder } from './delivery/batch.js'
+import { HitBatch } from './delivery/batch.js'
 import { callGuarded, Consumer } from './delivery/consumer.js'
 import type { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
@@ -112,8 +112,7 @@ export interface ProbeParts {
   /** By slot; `targets` are filled in by {@link Probe.start}. */
   readonly sites: readonly ProbeSite[]
   readonly warnings: readonly string[]
-  readonly decode: HitDecoder
-  readonly slotOf: (buffer: ArrayBuffer, offset: number) => number
+  readonly decoder: HitDecoder
   readonly countOnly: boolean
   readonly queueLimit: number
   readonly log: Logger
@@ -254,6 +253,13 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     this.#sites = this.#parts.sites.map((site, slot) => (leftOut.has(slot) ? null : { ...site, targets: targets.get(slot) ?? [] }))
   }
 
+  /** @internal The site of a slot, also while the probe is being armed. */
+  siteOfSlot(slot: number): ProbeSite {
+    const site = this.#sites[slot] ?? this.#parts.sites[slot]
+    if (site === undefined) throw new RangeError(`there is no slot ${slot}`)
+    return site
+  }
+
   /** @internal Detaches when the signal is aborted. */
   detachOnAbort(signal: AbortSignal): void {
     const detach = (): void => this.#background(() => this.detach())
@@ -353,10 +359,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   #receive(buffer: ArrayBuffer, offsets: readonly number[]): void {
-    const { decode, slotOf } = this.#parts
-    const taken = this.#consumer.accept(new HitBatch(buffer, offsets, decode))
+    const { decoder } = this.#parts
+    const taken = this.#consumer.accept(new HitBatch(buffer, offsets, decoder))
     offsets.forEach((offset, index) => {
-      const slot = slotOf(buffer, offset)
+      const slot = decoder.slotOf(buffer, offset)
       const counts = index < taken ? this.#delivered : this.#lostQueue
       counts[slot] = (counts[slot] ?? 0) + 1
     })

@@ -4,19 +4,21 @@
 import type { Hit } from '../capture/hit.js'
 
 /** Turns the record at `offset` of `buffer` into a hit. */
-export type HitDecoder = (buffer: ArrayBuffer, offset: number) => Hit
+interface Decoder {
+  decode(buffer: ArrayBuffer, offset: number): Hit
+}
 
 /** Hits of one probe, in the order in which the kernel recorded them. */
 export class HitBatch implements Iterable<Hit> {
   readonly #buffer: ArrayBuffer
   readonly #offsets: readonly number[]
-  readonly #decode: HitDecoder
+  readonly #decoder: Decoder
 
   /** @internal */
-  constructor(buffer: ArrayBuffer, offsets: readonly number[], decode: HitDecoder) {
+  constructor(buffer: ArrayBuffer, offsets: readonly number[], decoder: Decoder) {
     this.#buffer = buffer
     this.#offsets = offsets
-    this.#decode = decode
+    this.#decoder = decoder
   }
 
   /** How many hits there are. */
@@ -36,15 +38,15 @@ export class HitBatch implements Iterable<Hit> {
   at(index: number): Hit {
     const offset = this.#offsets[index]
     if (offset === undefined) throw new RangeError(`a batch of ${this.length} hits has no hit ${index}`)
-    return this.#decode(this.#buffer, offset)
+    return this.#decoder.decode(this.#buffer, offset)
   }
 
   /** The hits from `start` up to `end`, as a batch over the same memory. */
   slice(start: number, end: number): HitBatch {
-    return new HitBatch(this.#buffer, this.#offsets.slice(start, end), this.#decode)
+    return new HitBatch(this.#buffer, this.#offsets.slice(start, end), this.#decoder)
   }
 
   *[Symbol.iterator](): Iterator<Hit> {
-    for (const offset of this.#offsets) yield this.#decode(this.#buffer, offset)
+    for (const offset of this.#offsets) yield this.#decoder.decode(this.#buffer, offset)
   }
 }

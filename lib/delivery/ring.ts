@@ -138,7 +138,7 @@ export class Ring {
     const byProbe = new Map<number, number[]>()
     let lastId = -1
     let lastOffsets: number[] = []
-    forEachRecord(buffer, (probeId, _slot, offset) => {
+    forEachRecord(buffer, (probeId, offset) => {
       if (probeId !== lastId) {
         lastId = probeId
         const known = byProbe.get(probeId)

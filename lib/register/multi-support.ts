@@ -53,6 +53,7 @@ async function tryLink(native: Native): Promise<MultiSupport> {
       ringFd: null,
       ringBytes: 0,
       excludeTid: null,
+      filter: null,
     })
     const program = { type: BPF_PROG_TYPE_KPROBE, expectedAttachType: BPF_TRACE_UPROBE_MULTI, insns, license: BPF_LICENSE, name: 'uprobe_selftest' }
     try {

@@ -1,0 +1,109 @@
+/**
+ * The record that a capture program writes at each hit, and where its fields are.
+ *
+ *      0  u64  time, CLOCK_MONOTONIC in nanoseconds (bpf_ktime_get_ns)
+ *      8  u32  thread id, then u32 process id (bpf_get_current_pid_tgid)
+ *     16  u32  number of the probe within its tracer
+ *     20  u32  slot: which site of the probe
+ *     24  u32  cpu
+ *     28  u32  flags: bit i is set if operand i could not be read; bit 31 if the record is of the small class
+ *     32  char comm[16]
+ *     48  u64  one an operand: the raw register or constant, the bytes read from memory, or the address that could not be read
+ *      …  i64  one a string: bytes with the final NUL as bpf_probe_read_user_str returns them, or a negative errno
+ *      …       one area a string, as long as the longest string and two bytes more, padded to 8
+ *
+ * The two bytes more tell a string of exactly the longest length from one that was cut. Since a ring buffer hands out memory only in sizes that the verifier knows, a shape
+ * with long strings has two classes of record: a small one for when all strings are short, and the full one.
+ */
+import { UprobeError } from '../errors.js'
+import { type CaptureShape, readableStrings } from './shape.js'
+
+/** Offsets of the fields that every record has, in bytes. */
+export const FIELD = { time: 0, tid: 8, pid: 12, probeId: 16, slot: 20, cpu: 24, flags: 28, comm: 32, operands: 48 } as const
+
+/** Length of `comm`. */
+export const COMM_BYTES = 16
+
+/** The flag that marks a record of the small class. */
+export const SMALL_RECORD_BIT = 31
+
+/** Bytes of each string area of a small record. */
+const SMALL_AREA = 256
+/** String space from which on the small class is worth the trouble. */
+const SMALL_CLASS_FROM = 1024
+const MAX_RECORD_BYTES = 65_536
+
+/** Where a string of a record is. */
+export interface StringArea {
+  /** Index of the operand that points to it. */
+  readonly operand: number
+  /** Offset of its length. */
+  readonly lengthAt: number
+  /** Offset of its first byte. */
+  readonly dataAt: number
+  /** Bytes that the kernel may write. */
+  readonly bytes: number
+}
+
+/** One class of records of a shape. */
+export interface RecordClass {
+  /** Size of the record. */
+  readonly bytes: number
+  readonly strings: readonly StringArea[]
+}
+
+/** The records of a shape. */
+export interface RecordLayout {
+  readonly full: RecordClass
+  /** `null` when the full one is small enough. */
+  readonly small: RecordClass | null
+}
+
+/**
+ * Lays out the records of a shape.
+ * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` when the strings do not fit a record
+ */
+export function layoutOf(shape: CaptureShape): RecordLayout {
+  const full = classOf(shape, align8(shape.stringLimit + 2))
+  if (full.bytes > MAX_RECORD_BYTES) {
+    throw new UprobeError(
+      'ERR_UPROBE_BAD_OPTION',
+      `Options strings and stringLimit ask for records of ${full.bytes} bytes, and ${MAX_RECORD_BYTES} are possible. Ask for fewer or shorter strings.`,
+    )
+  }
+  const space = full.strings.reduce((sum, { bytes }) => sum + bytes, 0)
+  return { full, small: space >= SMALL_CLASS_FROM && shape.stringLimit + 2 > SMALL_AREA ? classOf(shape, SMALL_AREA) : null }
+}
+
+function classOf(shape: CaptureShape, areaBytes: number): RecordClass {
+  const indexes = readableStrings(shape)
+  const lengths = FIELD.operands + 8 * shape.operands.length
+  const areas = lengths + 8 * indexes.length
+  // The area is padded, but the kernel is not told of the padding, so that the limit is kept to the byte.
+  const usable = areaBytes === SMALL_AREA ? Math.min(SMALL_AREA, shape.stringLimit + 2) : shape.stringLimit + 2
+  return {
+    bytes: areas + areaBytes * indexes.length,
+    strings: indexes.map((operand, index) => ({ operand, lengthAt: lengths + 8 * index, dataAt: areas + areaBytes * index, bytes: usable })),
+  }
+}
+
+function align8(bytes: number): number {
+  return Math.ceil(bytes / 8) * 8
+}
+
+/** Bytes before each record in a batch: u32 length of the record, u32 zero. */
+const BATCH_HEAD = 8
+
+/**
+ * Calls back for each record of a batch as the reader hands it out.
+ * @param callback - gets the number of the probe and where the record begins
+ */
+export function forEachRecord(buffer: ArrayBuffer, callback: (probeId: number, offset: number) => void): void {
+  const view = new DataView(buffer)
+  for (let at = 0; at + BATCH_HEAD <= buffer.byteLength; ) {
+    const bytes = view.getUint32(at, true)
+    const record = at + BATCH_HEAD
+    callback(view.getUint32(record + FIELD.probeId, true), record)
+    at = record + align8(bytes)
+  }
+}
