@@ -62,11 +62,11 @@ export interface UprobeErrorDetails {
 export class UprobeError extends Error {
   override readonly name = 'UprobeError'
   readonly code: UprobeErrorCode
-  readonly syscall?: string
-  readonly errno?: number
-  readonly pid?: number
-  readonly path?: string
-  readonly site?: string
+  declare readonly syscall?: string
+  declare readonly errno?: number
+  declare readonly pid?: number
+  declare readonly path?: string
+  declare readonly site?: string
 
   constructor(code: UprobeErrorCode, message: string, details: UprobeErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause })

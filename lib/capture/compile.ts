@@ -207,8 +207,9 @@ function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape,
       asm.place(long)
     }
     emitRecord(asm, program, program.ringFd, shape, full, false, leave)
+  } else {
+    asm.jump(leave)
   }
-  asm.jump(leave)
 }
 
 /** Goes to `long` if any string may not fit a small record. */
