@@ -1,0 +1,132 @@
+/**
+ * A process, or a Worker, may end at any moment of a reader's life. Nothing may crash then, hang, or outlive it.
+ */
+import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import { addonPath } from '../../lib/native.js'
+import { notesOf } from '../support/notes.js'
+import { freshCopy } from '../support/temp.js'
+import { waitFor } from '../support/wait.js'
+import { MAP_RINGBUF, native, recordingProgram, uprobePmu, withoutRights } from './kernel.js'
+
+const RING_FD = 1111
+const LOSS_FD = 2222
+const STEPS = [
+  'start',
+  'loaded',
+  'maps',
+  'loading',
+  'reader',
+  'opening',
+  'attached',
+  'hits',
+  'doorbell',
+  'watching',
+  'draining',
+  'drained',
+  'closing',
+  'closed reader',
+  'closed',
+]
+
+interface Outcome {
+  code: number | string | null | undefined
+  signal: string | null | undefined
+  stdout: string
+  stderr: string
+}
+
+/** Runs a fixture with a plan to its end. */
+function run(fixture: string, plan: unknown, options: readonly string[] = []): Promise<Outcome> {
+  const program = join(__dirname, 'fixtures', fixture)
+  return new Promise((resolve) => {
+    execFile(process.execPath, [...options, program, JSON.stringify(plan)], { timeout: 60_000 }, (error, stdout, stderr) => {
+      resolve({ code: error === null ? 0 : error.code, signal: error?.signal, stdout, stderr })
+    })
+  })
+}
+
+/** What the fixtures need to probe the self-test of a fresh copy of the addon. */
+function selfTestPlan(t: TestContext): { addon: string; site: { type: number; fileOffset: string }; insns: number[] } {
+  const addon = freshCopy(t, addonPath())
+  const [note] = notesOf(addon, 'uprobe:selftest')
+  assert.ok(note)
+  return {
+    addon,
+    site: { type: uprobePmu(), fileOffset: String(note.fileOffset) },
+    insns: [...recordingProgram(RING_FD, LOSS_FD, false)],
+  }
+}
+
+/** How many readers run in this process. */
+function readerThreads(): number {
+  return readdirSync('/proc/self/task').filter((tid) => {
+    try {
+      return readFileSync(`/proc/self/task/${tid}/comm`, 'utf8') === 'uprobe-reader\n'
+    } catch {
+      // A thread that ended since the listing.
+      return false
+    }
+  }).length
+}
+
+const WAYS = [
+  { how: 'exit', code: 7, stderr: /^$/ },
+  { how: 'throw', code: 1, stderr: /Error: thrown on purpose/ },
+  { how: 'end', code: 0, stderr: /^$/ },
+]
+
+for (const { how, code, stderr } of WAYS) {
+  test(`a process may ${how} at every step`, { skip: withoutRights }, async (t) => {
+    const plan = selfTestPlan(t)
+    for (const step of STEPS) {
+      const outcome = await run('lifecycle.cjs', { ...plan, how, step })
+      assert.equal(outcome.code, code, `${how} at ${step}: ${JSON.stringify(outcome)}`)
+      assert.match(outcome.stderr, stderr, `${how} at ${step}`)
+    }
+  })
+}
+
+test('Workers may come and go at every step, 16 at a time', { skip: withoutRights }, async (t) => {
+  const plan = selfTestPlan(t)
+  const plans = Array.from({ length: 160 }, (_, index) => ({
+    ...plan,
+    step: STEPS[index % STEPS.length],
+    how: WAYS[index % WAYS.length]?.how,
+    // Some are terminated at whatever step they have come to.
+    ...(index % 3 === 2 || index % 4 === 0 ? { terminateAfterMs: 5 + ((index * 7) % 45) } : {}),
+  }))
+  const outcome = await run('churn.cjs', { plans })
+  assert.equal(outcome.code, 0, JSON.stringify(outcome))
+  const { before, after } = JSON.parse(outcome.stdout) as Record<'before' | 'after', { readers: number; epolls: number }>
+  assert.deepEqual(after, before)
+})
+
+test('a reader that nobody closed goes with its object', { skip: withoutRights }, async (t) => {
+  const collect = (globalThis as { gc?: () => void }).gc
+  if (collect === undefined) {
+    const program = process.argv[1] ?? ''
+    const outcome = await new Promise<Outcome>((resolve) => {
+      const options = ['--expose-gc', '--import', 'tsx', '--test-name-pattern', t.name, program]
+      const { NODE_TEST_CONTEXT: _, ...env } = process.env
+      execFile(process.execPath, options, { timeout: 60_000, env }, (error, stdout, stderr) => {
+        resolve({ code: error === null ? 0 : error.code, signal: error?.signal, stdout, stderr })
+      })
+    })
+    assert.equal(outcome.code, 0, `${outcome.stdout}${outcome.stderr}`)
+    return
+  }
+  const mapFd = native.bpfMapCreate({ type: MAP_RINGBUF, keyBytes: 0, valueBytes: 0, maxEntries: 4096, name: 'test_ring' })
+  t.after(() => native.closeFd(mapFd))
+  const make = () =>
+    new native.RingReader({ mapFd, ringBytes: 4096, flushIntervalMs: 1, pendingLimitBytes: 4096, onDoorbell: () => undefined }).tid
+  for (let count = 0; count < 10; count++) make()
+  assert.ok(readerThreads() > 0)
+  await waitFor('the readers to be collected', () => {
+    collect()
+    return readerThreads() === 0
+  })
+})
