@@ -5,7 +5,8 @@
  *   f_locked        begins with a lock prefix, which the kernel refuses to execute out of line
  *   f_trap          begins with a breakpoint instruction of its own
  *
- * Commands: add N, negative, six, text WORD, depth N, exit N; the answer is what the function returned (of `add N`, the sum of all).
+ * Commands: add N, negative, six, text WORD, depth N, allocate N SIZE, exit N; the answer is what the function returned: of `add N` the sum of all, of `allocate` the
+ * address of the last of N blocks that malloc gave.
  */
 #include "protocol.h"
 
@@ -32,8 +33,11 @@ EXPORT const char *f_text(const char *text) {
 }
 
 EXPORT int f_depth(int n) {
-  __asm__ volatile("");
-  return n == 0 ? 0 : 1 + f_depth(n - 1);
+  if (n == 0) return 0;
+  int below = f_depth(n - 1);
+  /* Keeps the compiler from turning the recursion into a loop. */
+  __asm__ volatile("" : "+r"(below));
+  return below + 1;
 }
 
 /* Never called: only probed. */
@@ -44,6 +48,9 @@ __asm__(".globl f_locked\n.type f_locked, @function\nf_locked: lock incl (%rdi)\
 __asm__(".globl f_locked\n.type f_locked, %function\nf_locked: ldxr w1, [x0]\nret\n.size f_locked, . - f_locked\n"
         ".globl f_trap\n.type f_trap, %function\nf_trap: brk #5\nret\n.size f_trap, . - f_trap\n");
 #endif
+
+/* Volatile, so that no allocation is optimized away; nothing is freed, since the blocks are few. */
+static void *volatile block;
 
 static void command(char *line) {
   char *argument;
@@ -60,6 +67,11 @@ static void command(char *line) {
     answer("returned %s", f_text(argument));
   } else if ((argument = argument_of(line, "depth"))) {
     answer("returned %d", f_depth(atoi(argument)));
+  } else if ((argument = argument_of(line, "allocate"))) {
+    long count = strtol(argument, &argument, 10);
+    size_t size = strtoul(argument, NULL, 10);
+    for (long i = 0; i < count; i++) block = malloc(size);
+    answer("returned %lu", (unsigned long)block);
   } else if ((argument = argument_of(line, "exit"))) {
     _exit(atoi(argument));
   } else {

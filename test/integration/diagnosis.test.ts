@@ -1,0 +1,147 @@
+/**
+ * What the kernel refuses, and what would do harm, is refused with a code of its own.
+ */
+import assert from 'node:assert/strict'
+import { copyFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import test from 'node:test'
+import { attachIn, startAgent } from '../support/agent.js'
+import { buildTarget } from '../support/build.js'
+import { counterValue, isArmed, writeCounterHighByte } from '../support/memory.js'
+import { needs } from '../support/needs.js'
+import { functionOffset, gatedNote } from '../support/notes.js'
+import { registerForOwnProcess } from '../support/other-tracer.js'
+import { Target } from '../support/target.js'
+import { tempDirectory } from '../support/temp.js'
+import { detachComplete, newTracer, refused } from '../support/tracing.js'
+
+const GCC = needs({ programs: ['gcc'] })
+const X64 = process.arch === 'x64' ? GCC : { skip: 'the instruction is one of x86-64' }
+
+test('another tracer that registered the site without its counter: a mismatch', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const other = await registerForOwnProcess(target.program, gatedNote(target.program, 't:gated').fileOffset, 0)
+  const tracer = newTracer(t)
+  const error = await refused(tracer.attach('usdt:t:gated', { pid: target.pid }), 'ERR_UPROBE_COUNTER_MISMATCH')
+  assert.equal(error.syscall, 'perf_event_open')
+  assert.equal(error.errno, 22)
+  await refused(tracer.attach(`usdt:${target.program}:t:gated`), 'ERR_UPROBE_COUNTER_MISMATCH')
+  other.close()
+  await detachComplete(await tracer.attach('usdt:t:gated', { pid: target.pid }), 0)
+})
+
+test('a site that another tracer registered with a counter cannot be probed without one: a mismatch', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:gated')
+  const other = await registerForOwnProcess(target.program, fileOffset, Number(refCtrOffset))
+  t.after(() => other.close())
+  await refused(newTracer(t).attach(`uprobe:${target.program}:0x${fileOffset.toString(16)}`, { pid: target.pid }), 'ERR_UPROBE_COUNTER_MISMATCH')
+})
+
+for (const scope of ['the process', 'every process'] as const) {
+  test(`a counter that is negative as the kernel reads it, attached for ${scope}`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:gated')
+    writeCounterHighByte(target.pid, target.program, refCtrOffset, 0x80)
+    const tracer = newTracer(t)
+    const attach = () => tracer.attach(`usdt:${target.program}:t:gated`, scope === 'the process' ? { pid: target.pid } : {})
+    const error = await refused(attach(), 'ERR_UPROBE_COUNTER_NEGATIVE')
+    assert.match(error.message, new RegExp(`\\b${target.pid}\\b`))
+    assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0x8000)
+    assert.equal(isArmed(target.pid, target.program, fileOffset), false)
+    writeCounterHighByte(target.pid, target.program, refCtrOffset, 0)
+    await detachComplete(await attach(), 0)
+    assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
+  })
+}
+
+test('a counter at an odd address', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'bad-counter'))
+  await refused(newTracer(t).attach('usdt:t:odd', { pid: target.pid }), 'ERR_UPROBE_COUNTER_OFFSET')
+})
+
+for (const name of ['readonly', 'bss'] as const) {
+  test(`a counter that the kernel never finds (${name})`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'bad-counter'))
+    await refused(newTracer(t).attach(`usdt:t:${name}`, { pid: target.pid }), 'ERR_UPROBE_COUNTER_UNREACHABLE')
+    const good = await newTracer(t).attach('usdt:t:good', { pid: target.pid })
+    await target.ask('fire')
+    await detachComplete(good, 1)
+  })
+}
+
+test('instructions that the kernel cannot execute out of line', X64, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'func'))
+  for (const name of ['f_locked', 'f_trap']) {
+    await refused(newTracer(t).attach(`uprobe:${name}`, { pid: target.pid }), 'ERR_UPROBE_UNPROBEABLE')
+  }
+})
+
+test('an address inside an instruction is refused, and nothing is written', X64, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'func'))
+  const offset = functionOffset(target.program, 'f_depth') + 1n
+  const tracer = newTracer(t)
+  await refused(tracer.attach('uprobe:f_depth+1', { pid: target.pid }), 'ERR_UPROBE_NOT_INSTRUCTION')
+  await refused(tracer.attach(`uprobe:${target.program}:0x${offset.toString(16)}`, { pid: target.pid }), 'ERR_UPROBE_NOT_INSTRUCTION')
+  assert.equal(isArmed(target.pid, target.program, offset), false)
+  assert.equal(await target.ask('depth 3'), 'returned 3')
+})
+
+test('an instruction boundary inside a function can be probed', X64, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'func'))
+  // `mov %edi, %eax` or whatever the compiler chose: the second instruction is found by trying, as a user with a disassembler would not need to.
+  const tracer = newTracer(t)
+  for (let offset = 1; offset < 16; offset++) {
+    try {
+      const probe = await tracer.attach(`uprobe:f_depth+${offset}`, { pid: target.pid })
+      assert.equal(await target.ask('depth 3'), 'returned 3')
+      await detachComplete(probe, 4)
+      return
+    } catch (error) {
+      assert.equal((error as { code?: string }).code, 'ERR_UPROBE_NOT_INSTRUCTION')
+    }
+  }
+  assert.fail('no boundary was found')
+})
+
+test('names that match nothing, files that are none, and programs for another machine', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const tracer = newTracer(t)
+  const folder = tempDirectory(t)
+  const text = join(folder, 'text')
+  writeFileSync(text, 'no program')
+  await refused(tracer.attach('usdt:t:absent', { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
+  await refused(tracer.attach('usdt:t:*x*', { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
+  await refused(tracer.attach('uprobe:absent', { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
+  await refused(tracer.attach('usdt:t:gated'), 'ERR_UPROBE_BAD_SPEC').catch((error: unknown) => {
+    assert.match(String(error), /ERR_UPROBE_BAD_OPTION|BAD_SPEC/)
+  })
+  await refused(tracer.attach(`usdt:${join(folder, 'absent')}:t:gated`), 'ERR_UPROBE_FILE')
+  await refused(tracer.attach(`usdt:${folder}:t:gated`), 'ERR_UPROBE_FILE')
+  await refused(tracer.attach(`usdt:${text}:t:gated`), 'ERR_UPROBE_BAD_ELF')
+  const foreign = join(folder, 'foreign')
+  copyFileSync(target.program, foreign)
+  const { openSync, writeSync, closeSync } = await import('node:fs')
+  const fd = openSync(foreign, 'r+')
+  writeSync(fd, Buffer.of(process.arch === 'arm64' ? 62 : 183), 0, 1, 18)
+  closeSync(fd)
+  await refused(tracer.attach(`usdt:${foreign}:t:gated`), 'ERR_UPROBE_ARCH')
+  await refused(tracer.attach('usdt:t:*', { pid: target.pid, maxSites: 3 }), 'ERR_UPROBE_TOO_MANY_SITES')
+})
+
+const SETPRIV = needs({ programs: ['gcc', 'setpriv'] })
+
+test('root without capabilities: the error names what to grant', SETPRIV, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const agent = await startAgent(t, ['setpriv', '--bounding-set', '-all', '--inh-caps=-all'])
+  assert.equal(await attachIn(agent, `usdt:${target.program}:t:gated`, {}), 'ERR_UPROBE_BPF_PERMISSION')
+  assert.equal(await attachIn(agent, 'usdt:t:gated', { pid: target.pid }), 'ERR_UPROBE_TARGET_DENIED')
+  assert.equal(isArmed(target.pid, target.program, gatedNote(target.program, 't:gated').fileOffset), false)
+})
+
+test('CAP_BPF and CAP_PERFMON without CAP_SYS_ADMIN: BPF is allowed, the registration is not', SETPRIV, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const agent = await startAgent(t, ['setpriv', '--bounding-set', '-all,+bpf,+perfmon', '--inh-caps=-all'])
+  const answer = await agent.ask(`attach ${JSON.stringify([`usdt:${target.program}:t:gated`, { registration: 'perf' }])}`)
+  assert.match(answer, /^error ERR_UPROBE_PERMISSION .*CAP_SYS_ADMIN/)
+})
