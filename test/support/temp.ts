@@ -7,10 +7,11 @@
 import { copyFileSync, chmodSync, mkdtempSync, realpathSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
-import type { TestContext } from 'node:test'
 
-/** What a helper needs to know of a test, or of a suite: when it is over. */
-export type Cleanup = Pick<TestContext, 'after'>
+/** What a helper needs to know of a test, a suite or a benchmark: when it is over. */
+export interface Cleanup {
+  after(step: () => unknown): void
+}
 
 /** Makes a folder that every user can enter, and removes it when the test is over. */
 export function tempDirectory(t: Cleanup): string {

@@ -1,0 +1,136 @@
+/**
+ * Milliseconds from `attach()` until every site is armed, and from `detach()` until every one is gone.
+ *
+ * One site and a hundred, as perf events and through a uprobe_multi link, each beside a C program that makes the same system calls (floor.c). The package does more
+ * in that time: it reads the file, looks for hazards, compiles and loads a program, and reads back in the target that the sites are armed. That they
+ * are, and that nothing is left, is looked up here once more, outside the measured time.
+ */
+import { execFileSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { type AttachOptions, Tracer, UprobeError } from '../lib/index.js'
+import { isArmed } from '../test/support/memory.js'
+import { type Note, notesOf } from '../test/support/notes.js'
+import { POSTGRES, Postgres } from '../test/support/postgres.js'
+import { machine, table } from './support/markdown.js'
+import { showMedian, showQuartiles, summarise } from './support/statistics.js'
+import { Workshop } from './support/workshop.js'
+
+type Registration = 'perf' | 'multi'
+
+/** Sites of one name in one process. */
+interface Subject {
+  readonly pid: number
+  readonly path: string
+  readonly spec: string
+  readonly notes: readonly Note[]
+  readonly options: AttachOptions
+}
+
+/** Milliseconds of one attach and one detach. */
+interface Times {
+  readonly attachMs: number
+  readonly detachMs: number
+}
+
+const ROUNDS = 15
+/** Perf events are closed one after another, about 0.1 s each, so a hundred of them are not closed fifteen times. */
+const SLOW_ROUNDS = 2
+
+async function timeOurs(tracer: Tracer, subject: Subject, registration: Registration): Promise<Times> {
+  const before = performance.now()
+  const probe = await tracer.attach(subject.spec, { ...subject.options, registration })
+  const attached = performance.now()
+  assertArmed(subject, true)
+  const detaching = performance.now()
+  await probe.detach()
+  const detached = performance.now()
+  assertArmed(subject, false)
+  return { attachMs: attached - before, detachMs: detached - detaching }
+}
+
+function assertArmed({ pid, path, notes }: Subject, armed: boolean): void {
+  const wrong = notes.filter(({ fileOffset }) => isArmed(pid, path, fileOffset) !== armed)
+  if (wrong.length > 0) throw new Error(`${wrong.length} of ${notes.length} sites are ${armed ? 'not armed' : 'still armed'}`)
+}
+
+function timeFloor(floor: string, { pid, path, notes }: Subject, registration: Registration): Times {
+  const offsets = notes.map(({ fileOffset }) => `0x${fileOffset.toString(16)}`)
+  const [attach, detach] = execFileSync(floor, [registration, path, String(pid), ...offsets], { encoding: 'utf8' }).split(' ').map(Number)
+  if (attach === undefined || detach === undefined) throw new Error('floor gave no times')
+  return { attachMs: attach / 1e6, detachMs: detach / 1e6 }
+}
+
+/** Measures both sides in turn, so that both meet the same noise, and returns their rows. */
+async function compare(tracer: Tracer, floor: string | null, subject: Subject, registration: Registration, rounds: number): Promise<string[][]> {
+  const ours: Times[] = []
+  const floors: Times[] = []
+  // The first round is not counted.
+  for (let round = 0; round <= rounds; round++) {
+    const time = await timeOurs(tracer, subject, registration)
+    const floorTime = floor === null ? null : timeFloor(floor, subject, registration)
+    if (round === 0 && rounds > SLOW_ROUNDS) continue
+    ours.push(time)
+    if (floorTime !== null) floors.push(floorTime)
+  }
+  const sites = String(subject.notes.length)
+  const rows = [['uprobe', registration, sites, ...cells(ours)]]
+  if (floors.length > 0) rows.push(['C', registration, sites, ...cells(floors)])
+  return rows
+}
+
+function cells(times: readonly Times[]): string[] {
+  const attach = summarise(times.map(({ attachMs }) => attachMs))
+  const detach = summarise(times.map(({ detachMs }) => detachMs))
+  return [showMedian(attach, 1), showQuartiles(attach, 1), showMedian(detach, 1), showQuartiles(detach, 1)]
+}
+
+/** Whether this kernel has a uprobe_multi link that the package uses. */
+async function hasMulti(tracer: Tracer, subject: Subject): Promise<boolean> {
+  try {
+    await (await tracer.attach(subject.spec, { ...subject.options, registration: 'multi' })).detach()
+    return true
+  } catch (error) {
+    if (error instanceof UprobeError && error.code === 'ERR_UPROBE_UNSUPPORTED') return false
+    throw error
+  }
+}
+
+/** All probes of a PostgreSQL server, in every process of it: what the package itself would choose. */
+async function comparePostgres(workshop: Workshop, tracer: Tracer): Promise<string[][]> {
+  if (!existsSync(POSTGRES)) return []
+  const server = await Postgres.start(workshop)
+  const path = server.path
+  const notes = notesOf(path)
+  const subject: Subject = { pid: server.pid, path, spec: `usdt:${path}:postgresql:*`, notes, options: { countOnly: true } }
+  const rows = await compare(tracer, null, subject, 'multi', ROUNDS)
+  return rows.map(([, ...rest]) => ['uprobe, PostgreSQL', ...rest])
+}
+
+/** Measures, and returns a section in Markdown. */
+export function attachTime(): Promise<string> {
+  return Workshop.use(async (workshop) => {
+    const path = workshop.build('target')
+    const floor = workshop.build('floor')
+    const { pid } = await workshop.startTarget(path)
+    const tracer = new Tracer()
+    workshop.after(() => tracer.close())
+    const subjectOf = (name: string): Subject => {
+      const notes = notesOf(path, `bench:${name}`)
+      return { pid, path, spec: `usdt:${path}:bench:${name}`, notes, options: { pid } }
+    }
+    const one = subjectOf('ints0')
+    const hundred = subjectOf('hundred')
+    const rows = await compare(tracer, floor, one, 'perf', ROUNDS)
+    rows.push(...(await compare(tracer, floor, hundred, 'perf', SLOW_ROUNDS)))
+    if (await hasMulti(tracer, one)) {
+      rows.push(...(await compare(tracer, floor, one, 'multi', ROUNDS)))
+      rows.push(...(await compare(tracer, floor, hundred, 'multi', ROUNDS)))
+      rows.push(...(await comparePostgres(workshop, tracer)))
+    }
+    return [
+      '## How long attaching and detaching take',
+      `${machine()}. Median milliseconds of ${ROUNDS} rounds (of ${SLOW_ROUNDS + 1} for a hundred perf events).`,
+      table(['', 'registration', 'sites', 'attach', 'half of the rounds', 'detach', 'half of the rounds'], rows),
+    ].join('\n\n')
+  })
+}

@@ -1,0 +1,252 @@
+/*
+ * What tracing costs without any library: the system calls that the package makes, made from C and nothing else.
+ *
+ *   floor count PATH OFFSET PID      a bare perf event that counts
+ *   floor empty PATH OFFSET PID      a BPF program that only returns
+ *   floor ints PATH OFFSET PID       one that writes two int arguments into a ring
+ *   floor text PATH OFFSET PID       and a string of up to 64 bytes
+ *       Says "ready", holds the probe until its input ends, and never wakes anybody for a hit.
+ *
+ *   floor perf PATH PID OFFSET...    registers a perf event for each offset, each with a BPF program, and closes them
+ *   floor multi PATH PID OFFSET...   the same through one uprobe_multi link
+ *       Answers with the nanoseconds until all are registered, and those until all are gone.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/bpf.h>
+#include <linux/perf_event.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RING_BYTES (8 << 20)
+#define MAX_SITES 4096
+#define TEXT_BYTES 64
+
+static void check(int ok, const char *call) {
+  if (ok) return;
+  fprintf(stderr, "%s: %s\n", call, strerror(errno));
+  exit(1);
+}
+
+/* --- BPF: the few instructions that are needed, named as in the kernel's own samples --- */
+
+typedef struct bpf_insn insn;
+
+#define MOV_REG(dst, src) ((insn){.code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = dst, .src_reg = src})
+#define MOV_IMM(dst, value) ((insn){.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = dst, .imm = value})
+#define ADD_IMM(dst, value) ((insn){.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = dst, .imm = value})
+#define LOAD(dst, src, offset) ((insn){.code = BPF_LDX | BPF_MEM | BPF_DW, .dst_reg = dst, .src_reg = src, .off = offset})
+#define STORE(dst, offset, src) ((insn){.code = BPF_STX | BPF_MEM | BPF_DW, .dst_reg = dst, .src_reg = src, .off = offset})
+#define JUMP_IF_ZERO(reg, insns) ((insn){.code = BPF_JMP | BPF_JEQ | BPF_K, .dst_reg = reg, .off = insns})
+#define CALL(helper) ((insn){.code = BPF_JMP | BPF_CALL, .imm = helper})
+#define EXIT ((insn){.code = BPF_JMP | BPF_EXIT})
+/* Two instructions: the address of the map. */
+#define LOAD_MAP(dst, fd) ((insn){.code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = dst, .src_reg = BPF_PSEUDO_MAP_FD, .imm = fd}), ((insn){0})
+
+/* Offsets of the first three arguments in pt_regs. */
+#if defined(__x86_64__)
+enum { ARGUMENT_0 = 112, ARGUMENT_1 = 104, ARGUMENT_2 = 96 };
+#elif defined(__aarch64__)
+enum { ARGUMENT_0 = 0, ARGUMENT_1 = 8, ARGUMENT_2 = 16 };
+#else
+#error "the benchmarks are written for x86-64 and arm64"
+#endif
+
+/* What Linux 6.6 added to union bpf_attr for BPF_LINK_CREATE; the headers of the build machine may be older. */
+struct link_create_multi {
+  uint32_t prog_fd, target_fd, attach_type, flags;
+  uint64_t path, offsets, ref_ctr_offsets, cookies;
+  uint32_t count, multi_flags, pid, padding;
+};
+enum { TRACE_UPROBE_MULTI = 48 };
+
+static int bpf(int command, void *attr, size_t bytes) { return (int)syscall(SYS_bpf, command, attr, bytes); }
+
+static int create_ring(void) {
+  union bpf_attr attr = {.map_type = BPF_MAP_TYPE_RINGBUF, .max_entries = RING_BYTES};
+  int fd = bpf(BPF_MAP_CREATE, &attr, sizeof attr);
+  check(fd >= 0, "BPF_MAP_CREATE");
+  return fd;
+}
+
+static int load(const insn *insns, size_t count, int attach_type) {
+  union bpf_attr attr = {
+      .prog_type = BPF_PROG_TYPE_KPROBE,
+      .expected_attach_type = attach_type,
+      .insns = (uint64_t)insns,
+      .insn_cnt = (uint32_t)count,
+      .license = (uint64_t) "Dual MIT/GPL",
+  };
+  int fd = bpf(BPF_PROG_LOAD, &attr, sizeof attr);
+  check(fd >= 0, "BPF_PROG_LOAD");
+  return fd;
+}
+
+#define LOAD_PROGRAM(insns, attach_type) load(insns, sizeof(insns) / sizeof *(insns), attach_type)
+
+static int empty_program(int attach_type) {
+  const insn insns[] = {MOV_IMM(BPF_REG_0, 0), EXIT};
+  return LOAD_PROGRAM(insns, attach_type);
+}
+
+/* A record: time, thread, two arguments; then, for `text`, 64 bytes of string. */
+enum { AT_TIME = 0, AT_THREAD = 8, AT_A = 16, AT_B = 24, AT_TEXT = 32 };
+
+#define RESERVE(ring, bytes) LOAD_MAP(BPF_REG_1, ring), MOV_IMM(BPF_REG_2, bytes), MOV_IMM(BPF_REG_3, 0), CALL(BPF_FUNC_ringbuf_reserve)
+#define FILL                                                                                         \
+  MOV_REG(BPF_REG_7, BPF_REG_0), CALL(BPF_FUNC_ktime_get_ns), STORE(BPF_REG_7, AT_TIME, BPF_REG_0),  \
+      CALL(BPF_FUNC_get_current_pid_tgid), STORE(BPF_REG_7, AT_THREAD, BPF_REG_0),                   \
+      LOAD(BPF_REG_1, BPF_REG_6, ARGUMENT_0), STORE(BPF_REG_7, AT_A, BPF_REG_1),                     \
+      LOAD(BPF_REG_1, BPF_REG_6, ARGUMENT_1), STORE(BPF_REG_7, AT_B, BPF_REG_1)
+enum { FILL_INSNS = 9 };
+#define READ_TEXT                                                                                    \
+  MOV_REG(BPF_REG_1, BPF_REG_7), ADD_IMM(BPF_REG_1, AT_TEXT), MOV_IMM(BPF_REG_2, TEXT_BYTES),        \
+      LOAD(BPF_REG_3, BPF_REG_6, ARGUMENT_2), CALL(BPF_FUNC_probe_read_user_str)
+enum { READ_TEXT_INSNS = 5 };
+#define SUBMIT MOV_REG(BPF_REG_1, BPF_REG_7), MOV_IMM(BPF_REG_2, BPF_RB_NO_WAKEUP), CALL(BPF_FUNC_ringbuf_submit)
+enum { SUBMIT_INSNS = 3 };
+
+static int ints_program(int ring) {
+  const insn insns[] = {
+      MOV_REG(BPF_REG_6, BPF_REG_1), RESERVE(ring, AT_TEXT), JUMP_IF_ZERO(BPF_REG_0, FILL_INSNS + SUBMIT_INSNS), FILL, SUBMIT,
+      MOV_IMM(BPF_REG_0, 0),         EXIT,
+  };
+  return LOAD_PROGRAM(insns, 0);
+}
+
+static int text_program(int ring) {
+  const insn insns[] = {
+      MOV_REG(BPF_REG_6, BPF_REG_1),
+      RESERVE(ring, AT_TEXT + TEXT_BYTES),
+      JUMP_IF_ZERO(BPF_REG_0, FILL_INSNS + READ_TEXT_INSNS + SUBMIT_INSNS),
+      FILL,
+      READ_TEXT,
+      SUBMIT,
+      MOV_IMM(BPF_REG_0, 0),
+      EXIT,
+  };
+  return LOAD_PROGRAM(insns, 0);
+}
+
+/* Empties the ring every 5 ms by throwing everything away: the consumer's position is all that the kernel looks at. */
+static void *discard(void *argument) {
+  int fd = *(int *)argument;
+  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  unsigned long *consumer = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  unsigned long *producer = mmap(NULL, page, PROT_READ, MAP_SHARED, fd, (off_t)page);
+  check(consumer != MAP_FAILED && producer != MAP_FAILED, "mmap");
+  for (;;) {
+    /* These pair with the store of producer_pos and the load of consumer_pos in __bpf_ringbuf_reserve, kernel/bpf/ringbuf.c. */
+    __atomic_store_n(consumer, __atomic_load_n(producer, __ATOMIC_ACQUIRE), __ATOMIC_RELEASE);
+    usleep(5000);
+  }
+  return NULL;
+}
+
+/* --- perf events --- */
+
+static uint32_t uprobe_type(void) {
+  FILE *file = fopen("/sys/bus/event_source/devices/uprobe/type", "r");
+  check(file != NULL, "open the type of the uprobe PMU");
+  uint32_t type;
+  check(fscanf(file, "%u", &type) == 1, "read the type of the uprobe PMU");
+  fclose(file);
+  return type;
+}
+
+static int open_probe(uint32_t type, const char *path, uint64_t offset, pid_t pid) {
+  struct perf_event_attr attr = {.type = type, .size = sizeof attr, .config1 = (uint64_t)path, .config2 = offset};
+  int fd = (int)syscall(SYS_perf_event_open, &attr, pid, -1, -1, PERF_FLAG_FD_CLOEXEC);
+  check(fd >= 0, "perf_event_open");
+  return fd;
+}
+
+static void set_program(int event, int program) { check(ioctl(event, PERF_EVENT_IOC_SET_BPF, program) == 0, "PERF_EVENT_IOC_SET_BPF"); }
+
+static void hold(const char *mode, const char *path, uint64_t offset, pid_t pid) {
+  static int ring = -1;
+  int program = -1;
+  if (strcmp(mode, "empty") == 0) {
+    program = empty_program(0);
+  } else if (strcmp(mode, "count") != 0) {
+    ring = create_ring();
+    program = strcmp(mode, "text") == 0 ? text_program(ring) : ints_program(ring);
+    pthread_t thread;
+    check(pthread_create(&thread, NULL, discard, &ring) == 0, "pthread_create");
+  }
+  int event = open_probe(uprobe_type(), path, offset, pid);
+  if (program >= 0) set_program(event, program);
+  puts("ready");
+  fflush(stdout);
+  while (getchar() != EOF) continue;
+}
+
+static int64_t now_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static void report(int64_t start, int64_t registered, int64_t gone) {
+  printf("%lld %lld\n", (long long)(registered - start), (long long)(gone - registered));
+}
+
+static void time_perf(const char *path, pid_t pid, const uint64_t *offsets, int count) {
+  static int events[MAX_SITES];
+  int program = empty_program(0);
+  uint32_t type = uprobe_type();
+  int64_t start = now_ns();
+  for (int i = 0; i < count; i++) {
+    events[i] = open_probe(type, path, offsets[i], pid);
+    set_program(events[i], program);
+  }
+  int64_t registered = now_ns();
+  for (int i = 0; i < count; i++) close(events[i]);
+  report(start, registered, now_ns());
+}
+
+static void time_multi(const char *path, pid_t pid, const uint64_t *offsets, int count) {
+  int program = empty_program(TRACE_UPROBE_MULTI);
+  struct link_create_multi attr = {
+      .prog_fd = (uint32_t)program,
+      .attach_type = TRACE_UPROBE_MULTI,
+      .path = (uint64_t)path,
+      .offsets = (uint64_t)offsets,
+      .count = (uint32_t)count,
+      .pid = (uint32_t)pid,
+  };
+  int64_t start = now_ns();
+  int link = bpf(BPF_LINK_CREATE, &attr, offsetof(struct link_create_multi, padding));
+  check(link >= 0, "BPF_LINK_CREATE");
+  int64_t registered = now_ns();
+  close(link);
+  report(start, registered, now_ns());
+}
+
+int main(int argc, char **argv) {
+  static uint64_t offsets[MAX_SITES];
+  if (argc < 5 || argc - 4 > MAX_SITES) {
+    fputs("usage: floor count|empty|ints|text PATH OFFSET PID, or floor perf|multi PATH PID OFFSET...\n", stderr);
+    return 2;
+  }
+  const char *mode = argv[1];
+  const char *path = argv[2];
+  int timing = strcmp(mode, "perf") == 0 || strcmp(mode, "multi") == 0;
+  if (!timing) {
+    hold(mode, path, strtoull(argv[3], NULL, 0), atoi(argv[4]));
+    return 0;
+  }
+  int count = argc - 4;
+  for (int i = 0; i < count; i++) offsets[i] = strtoull(argv[4 + i], NULL, 0);
+  (strcmp(mode, "perf") == 0 ? time_perf : time_multi)(path, atoi(argv[3]), offsets, count);
+  return 0;
+}

@@ -1,0 +1,89 @@
+/*
+ * The program that the benchmarks trace. Each way of tracing gets a probe of its own, so that all of them can be attached at once and be measured in turn:
+ *
+ *   bench:intsN      two ints               -4@a -4@b
+ *   bench:textN      and a string           -4@a -4@b 8@text
+ *   bench:untraced   nobody attaches to it
+ *   bench:hundred    100 sites in a row, which are attached and detached and never run
+ *
+ * Each is one nop of one byte, in a function that begins at a cache line. Commands:
+ *
+ *   run NAME N       executes the probe NAME N times; the answer is the CPU time that it took, in nanoseconds. CPU time leaves out what other
+ *                    programs did meanwhile on the same CPU, and has in it all that the kernel did on account of the hits.
+ */
+#define _GNU_SOURCE
+#include "../test/targets/probe.h"
+#include "../test/targets/protocol.h"
+
+#include <stdint.h>
+#include <time.h>
+
+#define FIRE static __attribute__((noinline, aligned(64))) void
+
+#define DEFINE_INTS(name)                                                                                \
+  FIRE fire_##name(int a, int b, const char *text) {                                                     \
+    (void)text;                                                                                          \
+    PROBE("bench", #name, NO_SEMAPHORE, "-4@%[a] -4@%[b]", [a] "nor"(a), [b] "nor"(b));                  \
+  }
+
+#define DEFINE_TEXT(name)                                                                                \
+  FIRE fire_##name(int a, int b, const char *text) {                                                     \
+    PROBE("bench", #name, NO_SEMAPHORE, "-4@%[a] -4@%[b] 8@%[text]", [a] "nor"(a), [b] "nor"(b), [text] "nor"(text)); \
+  }
+
+#define EACH_INTS(DO) DO(untraced) DO(ints0) DO(ints1) DO(ints2) DO(ints3) DO(ints4) DO(ints5) DO(ints6) DO(ints7) DO(ints8) DO(ints9)
+#define EACH_TEXT(DO) DO(text0) DO(text1) DO(text2) DO(text3)
+
+EACH_INTS(DEFINE_INTS)
+EACH_TEXT(DEFINE_TEXT)
+
+struct probe {
+  const char *name;
+  void (*fire)(int a, int b, const char *text);
+};
+
+#define ENTRY(name) {#name, fire_##name},
+static const struct probe probes[] = {EACH_INTS(ENTRY) EACH_TEXT(ENTRY)};
+
+/* Not called. Each round of .rept makes a site with its note. */
+__attribute__((used)) static void hundred(void) {
+  __asm__ volatile(".rept 100\n");
+  PROBE("bench", "hundred", NO_SEMAPHORE, "-4@%[zero]", [zero] "n"(0));
+  __asm__ volatile(".endr\n");
+}
+
+/* 64 bytes with the terminating zero. */
+static const char text[] = "select name, price from articles where id = 4711 and stock > 0;";
+_Static_assert(sizeof text == 64, "the string has 64 bytes");
+
+static int64_t cpu_time_ns(void) {
+  struct timespec now;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) != 0) abort();
+  return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static int64_t run(const struct probe *probe, long count) {
+  int64_t start = cpu_time_ns();
+  for (long i = 0; i < count; i++) probe->fire((int)i, (int)-i, text);
+  return cpu_time_ns() - start;
+}
+
+static const struct probe *find(const char *name) {
+  for (size_t i = 0; i < sizeof probes / sizeof *probes; i++) {
+    if (strcmp(probes[i].name, name) == 0) return &probes[i];
+  }
+  return NULL;
+}
+
+int main(void) {
+  char line[256];
+  answer("ready");
+  while (read_command(line, sizeof line)) {
+    char name[64];
+    long count;
+    const struct probe *probe = sscanf(line, "run %63s %ld", name, &count) == 2 ? find(name) : NULL;
+    if (probe == NULL) answer("error unknown command %s", line);
+    else answer("nanoseconds %lld", (long long)run(probe, count));
+  }
+  return 0;
+}
