@@ -39,6 +39,9 @@ interface Outcome {
   stderr: string
 }
 
+/** What churn.cjs prints. */
+type Churned = Record<'before' | 'after', { readers: number; epolls: number; events: number }>
+
 /** Runs a fixture with a plan to its end. */
 function run(fixture: string, plan: unknown, options: readonly string[] = []): Promise<Outcome> {
   const program = join(__dirname, 'fixtures', fixture)
@@ -101,7 +104,16 @@ test('Workers may come and go at every step, 16 at a time', { skip: withoutRight
   }))
   const outcome = await run('churn.cjs', { plans })
   assert.equal(outcome.code, 0, JSON.stringify(outcome))
-  const { before, after } = JSON.parse(outcome.stdout) as Record<'before' | 'after', { readers: number; epolls: number }>
+  const { before, after } = JSON.parse(outcome.stdout) as Churned
+  // An fd whose number a Worker had got is its own to close, or the process's end.
+  assert.deepEqual({ ...after, events: 0 }, before)
+})
+
+test('a probe that arrives after its Worker has gone is closed', { skip: withoutRights }, async (t) => {
+  const plan = selfTestPlan(t)
+  const outcome = await run('churn.cjs', { plans: Array.from({ length: 32 }, () => ({ ...plan, step: 'opening', how: 'exit' })) })
+  assert.equal(outcome.code, 0, JSON.stringify(outcome))
+  const { before, after } = JSON.parse(outcome.stdout) as Churned
   assert.deepEqual(after, before)
 })
 

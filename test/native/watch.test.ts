@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
+import type { RingReader } from '../../lib/native.js'
 import { buildTarget } from '../support/build.js'
 import { holdings } from '../support/leftovers.js'
 import { Target } from '../support/target.js'
@@ -7,10 +8,10 @@ import { waitFor } from '../support/wait.js'
 import { native, record, withoutRights } from './kernel.js'
 
 interface Watching {
+  readonly reader: RingReader
   readonly target: Target
   /** What came, as in `task exec` and `pidfd readable`. */
   readonly events: string[]
-  close(): void
   unwatchAll(): void
 }
 
@@ -29,7 +30,7 @@ async function watching(t: TestContext): Promise<Watching> {
   const unwatchAll = () => {
     for (const watch of names.keys()) reader.unwatch(watch)
   }
-  return { target, events, close: () => reader.close(), unwatchAll }
+  return { reader, target, events, unwatchAll }
 }
 
 /** How many pidfds and perf events this process has open. */
@@ -65,9 +66,10 @@ test('a renaming is not an exec', { skip: withoutRights }, async (t) => {
 })
 
 test('tells of the end of the process, once', { skip: withoutRights }, async (t) => {
-  const { target, events } = await watching(t)
+  const { reader, target, events } = await watching(t)
   await target.stop()
   await waitFor('both events', () => events.length >= 2)
+  await reader.drain()
   assert.deepEqual(events.sort(), ['pidfd readable', 'task hangup'])
 })
 
@@ -107,8 +109,8 @@ test('an ended watch is silent, and its fd is closed', { skip: withoutRights }, 
 })
 
 test('closing the reader closes what it watches', { skip: withoutRights }, async (t) => {
-  const { close } = await watching(t)
-  close()
+  const { reader } = await watching(t)
+  reader.close()
   assert.equal(watchFds(), 0)
 })
 
