@@ -330,8 +330,13 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       const before = this.#work
       this.#ending = (async () => {
         await Promise.allSettled([before])
-        await this.#tearDown()
-        this.#change(state, { reason, mayHaveMissed: false, ...(pid === undefined ? {} : { pid }) })
+        try {
+          await this.#tearDown()
+        } finally {
+          // Whoever waits for hits learns of the end last, and then sees the final state and counts.
+          this.#change(state, { reason, mayHaveMissed: false, ...(pid === undefined ? {} : { pid }) })
+          this.#consumer.end()
+        }
       })()
     }
     return this.#ending
@@ -353,7 +358,6 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       await programs.close()
       native.closeFd(statsFd)
       for (const file of files) file.close()
-      this.#consumer.end()
       onEnded()
     }
   }

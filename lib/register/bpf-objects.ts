@@ -1,7 +1,7 @@
 /**
  * Creating BPF maps and programs, and explaining why the kernel refuses.
  */
-import { errnoOf, UprobeError } from '../errors.js'
+import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { BpfMap, BpfProgram, Native } from '../native.js'
 import { missingRight } from './rights.js'
 
@@ -34,12 +34,21 @@ export function createMap(native: Native, map: BpfMap): number {
     return native.bpfMapCreate(map)
   } catch (error) {
     // Before 5.11 the memory of maps counts against RLIMIT_MEMLOCK, and too little of it is reported as EPERM (bpf_charge_memlock).
-    if (errnoOf(error) === EPERM && !memlockRaised) {
-      memlockRaised = true
-      native.raiseMemlockLimit()
-      return createMap(native, map)
-    }
+    if (errnoOf(error) === EPERM && raiseMemlockOnce(native)) return createMap(native, map)
     throw explainBpf(error, `the map ${map.name}`)
+  }
+}
+
+/** Raises the limit, once; tells whether that worked, so that it is worth trying again. Without CAP_SYS_RESOURCE it does not. */
+function raiseMemlockOnce(native: Native): boolean {
+  if (memlockRaised) return false
+  memlockRaised = true
+  try {
+    native.raiseMemlockLimit()
+    return true
+  } catch (error) {
+    if (isSystemCallError(error)) return false
+    throw error
   }
 }
 
