@@ -83,7 +83,7 @@ test('an iterator that is slower than the hits loses those that its queue has no
   for (let i = 0; i < 100; i++) seen.push((await iterator.next()).value?.args[0])
   assert.deepEqual(
     seen,
-    Array.from({ length: 100 }, (_, i) => -i),
+    Array.from({ length: 100 }, (_, i) => 0 - i),
   )
   await iterator.return?.()
   assert.equal(probe.state, 'detached')

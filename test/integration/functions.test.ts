@@ -84,11 +84,16 @@ test('the same instruction by symbol and by offset in the file', GCC, async (t) 
 test('a pattern of functions, each counted by its name', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'func'))
   const probe = await newTracer(t).attach('uprobe:f_?e*', { pid: target.pid })
-  assert.deepEqual(probe.sites.map((site) => site.probe).sort(), ['uprobe:f_depth', 'uprobe:f_negative'])
+  assert.deepEqual(probe.sites.map((site) => site.probe).sort(), ['uprobe:f_depth', 'uprobe:f_negative', 'uprobe:f_text'])
   await target.ask('negative')
   await target.ask('depth 2')
   await target.ask('add 9')
   await detachComplete(probe, 4)
+  assert.deepEqual(Object.fromEntries(probe.statsByName().map((stats) => [stats.probe, stats.delivered])), {
+    'uprobe:f_negative': 1,
+    'uprobe:f_depth': 3,
+    'uprobe:f_text': 0,
+  })
 })
 
 test('malloc of libc and its return: every call with its size, every block with its address', GCC, async (t) => {

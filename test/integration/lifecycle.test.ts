@@ -67,7 +67,7 @@ test('leaving a loop over the hits detaches', GCC, async (t) => {
   await target.ask('gated 10')
   let seen = 0
   for await (const hit of probe) {
-    assert.equal(hit.args[0], -seen)
+    assert.equal(hit.args[0], 0 - seen)
     if (++seen === 4) break
   }
   assert.equal(probe.state, 'detached')

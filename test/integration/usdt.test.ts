@@ -24,7 +24,7 @@ for (const registration of ['perf', 'multi'] as const) {
 
     assert.deepEqual(
       hits.map((hit) => hit.args),
-      Array.from({ length: 100 }, (_, i) => [-i, (1n << 63n) + BigInt(i), `hit ${i}`]),
+      Array.from({ length: 100 }, (_, i) => [0 - i, (1n << 63n) + BigInt(i), `hit ${i}`]),
     )
     let last = before
     for (const hit of hits) {

@@ -7,6 +7,9 @@
 SEMAPHORE(lib_own_semaphore);
 SEMAPHORE(lib_twin_semaphore);
 
+/* Not constant, so that it lies beside the semaphores, in a page that was touched: a tracer's program cannot wait for a page to be read. */
+static char text[] = "library";
+
 __attribute__((visibility("default"))) long lib_fire(long count) {
   long executed = 0;
   for (int i = 0; i < count; i++) {
@@ -15,7 +18,7 @@ __attribute__((visibility("default"))) long lib_fire(long count) {
       executed++;
     }
     if (lib_twin_semaphore != 0) {
-      PROBE("t", "twin", "lib_twin_semaphore", "8@%[text]", [text] "nor"("library"));
+      PROBE("t", "twin", "lib_twin_semaphore", "8@%[text]", [text] "nor"(text));
       executed++;
     }
   }
