@@ -124,7 +124,7 @@ function preferDefaultVersions(symbol: string, found: readonly ElfSymbol[]): rea
   return found.filter((s) => s.version === null || s.defaultVersion || !withDefault.has(s.name))
 }
 
-function findByOffset(elf: ElfFile, fileOffset: bigint): FoundSites {
+async function findByOffset(elf: ElfFile, fileOffset: bigint): Promise<FoundSites> {
   const vaddr = elf.vaddrOf(fileOffset)
   if (vaddr === null || !elf.isExecutable(vaddr)) {
     throw new UprobeError(
@@ -134,8 +134,10 @@ function findByOffset(elf: ElfFile, fileOffset: bigint): FoundSites {
     )
   }
   const probe = `uprobe:0x${fileOffset.toString(16)}`
+  // A note vouches for its nop, also in a stripped file, where no symbol says where to decode from.
+  const noted = (await readUsdtNotes(elf)).some((note) => note.fileOffset === fileOffset)
   return {
-    sites: [{ probe, origin: 'inside', vaddr, fileOffset, hasCounter: false, refCtrOffset: null, args: null }],
+    sites: [{ probe, origin: noted ? 'note' : 'inside', vaddr, fileOffset, hasCounter: false, refCtrOffset: null, args: null }],
     skipped: [],
   }
 }
