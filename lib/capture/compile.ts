@@ -43,7 +43,9 @@ export interface CaptureProgram {
   readonly ringBytes: number
   /** A thread whose hits are ignored, by its id in the initial pid namespace. */
   readonly excludeTid: number | null
-  readonly filter: FilterExpression | null
+  readonly filter?: FilterExpression | null | undefined
+  /** Whether the program is loaded as one that may sleep: memory that is not present is then paged in instead of being unreadable. */
+  readonly sleepable: boolean
 }
 
 /** Size of an entry of the counts: u64 hits, u64 filtered, u64 lostRing. */
@@ -117,11 +119,16 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
   asm.mov(COUNTS, 0)
   emitCount(asm, COUNT.hits)
   // A program that only counts need not know what else it could have recorded.
-  if (program.ringFd !== null || program.filter !== null) emitShapes(asm, program, leave)
+  if (program.ringFd !== null || program.filter) emitShapes(asm, program, leave)
   asm.place(leave)
   asm.load(0, 0)
   asm.exit()
   return asm.encode()
+}
+
+/** Whether a program for these shapes reads memory of the target, so that it has something to sleep for. */
+export function readsMemory(shapes: readonly CaptureShape[]): boolean {
+  return shapes.some((shape) => readableStrings(shape).length > 0 || shape.operands.some(({ kind }) => kind === 'memory' || kind === 'pc-relative'))
 }
 
 /** Divides shapes into groups, each of which makes a program of a size that the kernel takes. The order is kept. */
@@ -189,10 +196,10 @@ function emitShapes(asm: Assembler, program: CaptureProgram, leave: Label): void
 
 /** The code of one shape; it ends by leaving. */
 function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape, leave: Label): void {
-  if (program.filter !== null) {
+  if (program.filter) {
     const pass = new Label()
     const reject = new Label()
-    emitFilter(asm, program.arch, shape, program.filter, pass, reject)
+    emitFilter(asm, program, shape, program.filter, pass, reject)
     asm.place(reject)
     emitCount(asm, COUNT.filtered)
     asm.jump(leave)
@@ -202,7 +209,7 @@ function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape,
     const { full, small } = layoutOf(shape)
     if (small !== null) {
       const long = new Label()
-      emitMeasure(asm, program.arch, shape, long)
+      emitMeasure(asm, program, shape, long)
       emitRecord(asm, program, program.ringFd, shape, small, true, leave)
       asm.place(long)
     }
@@ -213,17 +220,14 @@ function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape,
 }
 
 /** Goes to `long` if any string may not fit a small record. */
-function emitMeasure(asm: Assembler, arch: Arch, shape: CaptureShape, long: Label): void {
+function emitMeasure(asm: Assembler, program: CaptureProgram, shape: CaptureShape, long: Label): void {
   for (const index of readableStrings(shape)) {
     const operand = shape.operands[index]
     if (operand === undefined || operand.kind === 'unsupported') continue
     const unreadable = new Label()
-    emitValue(asm, arch, operand, unreadable)
-    asm.mov(3, 1)
-    asm.mov(1, FRAME)
-    asm.addImm(1, STACK.string)
-    asm.load(2, MEASURED_BYTES)
-    asm.call(HELPER.probe_read_user_str)
+    emitValue(asm, program, operand, unreadable)
+    asm.storeMemory(FRAME, STACK.address, 1, 8)
+    emitString(asm, program, FRAME, STACK.string, MEASURED_BYTES)
     asm.jumpIf(0, 'jeq', MEASURED_BYTES, long)
     asm.place(unreadable)
   }
@@ -249,7 +253,7 @@ function emitRecord(
   asm.place(reserved)
   asm.mov(RECORD, 0)
   emitHead(asm, program, small)
-  shape.operands.forEach((operand, index) => emitOperand(asm, program.arch, operand, index))
+  shape.operands.forEach((operand, index) => emitOperand(asm, program, operand, index))
   for (const area of record.strings) {
     const done = new Label()
     const operand = shape.operands[area.operand]
@@ -257,12 +261,10 @@ function emitRecord(
     asm.storeImm(RECORD, area.lengthAt, -1, 8)
     asm.loadMemory(1, RECORD, FIELD.flags, 4)
     asm.jumpIf(1, 'jset', flagOf(area.operand), done)
-    asm.mov(1, RECORD)
-    asm.addImm(1, area.dataAt)
-    asm.load(2, area.bytes)
-    asm.loadMemory(3, RECORD, FIELD.operands + 8 * area.operand, 8)
-    if (operand !== undefined && operand.kind !== 'unsupported') emitNarrow(asm, 3, operand.size)
-    asm.call(HELPER.probe_read_user_str)
+    asm.loadMemory(1, RECORD, FIELD.operands + 8 * area.operand, 8)
+    if (operand !== undefined && operand.kind !== 'unsupported') emitNarrow(asm, 1, operand.size)
+    asm.storeMemory(FRAME, STACK.address, 1, 8)
+    emitString(asm, program, RECORD, area.dataAt, area.bytes)
     asm.storeMemory(RECORD, area.lengthAt, 0, 8)
     asm.place(done)
   }
@@ -288,8 +290,61 @@ function emitHead(asm: Assembler, program: CaptureProgram, small: boolean): void
   asm.call(HELPER.get_current_comm)
 }
 
+/** Smallest page of the supported architectures, so that a step of this size misses none. */
+const PAGE_BYTES = 4096
+
+/**
+ * Reads the string at the address on the stack to base + offset; r0 = its length with the NUL, or a negative errno. Where the program may sleep, pages that
+ * are not present, such as constants that nobody has touched yet, are fetched by copying a byte of each, and the string is read again.
+ */
+function emitString(asm: Assembler, program: CaptureProgram, base: Register, offset: number, bytes: number): void {
+  const done = new Label()
+  const read = (): void => {
+    asm.mov(1, base)
+    asm.addImm(1, offset)
+    asm.load(2, bytes)
+    asm.loadMemory(3, FRAME, STACK.address, 8)
+    asm.call(HELPER.probe_read_user_str)
+  }
+  read()
+  if (!program.sleepable) return
+  asm.jumpIf(0, 'jsge', 0, done)
+  for (let page = 0; page <= Math.ceil(bytes / PAGE_BYTES); page++) {
+    asm.storeImm(FRAME, STACK.value, 0, 8)
+    asm.mov(1, FRAME)
+    asm.addImm(1, STACK.value)
+    asm.load(2, 1)
+    asm.loadMemory(3, FRAME, STACK.address, 8)
+    if (page > 0) {
+      asm.addImm(3, page * PAGE_BYTES)
+      asm.andImm(3, -PAGE_BYTES)
+    }
+    asm.call(HELPER.copy_from_user)
+  }
+  read()
+  asm.place(done)
+}
+
+/** Reads memory at the address on the stack to base + offset; r0 = 0 if it could be read. */
+function emitRead(asm: Assembler, program: CaptureProgram, base: Register, offset: number, bytes: number): void {
+  const done = new Label()
+  const read = (helper: number): void => {
+    asm.mov(1, base)
+    asm.addImm(1, offset)
+    asm.load(2, bytes)
+    asm.loadMemory(3, FRAME, STACK.address, 8)
+    asm.call(helper)
+  }
+  read(HELPER.probe_read_user)
+  if (!program.sleepable) return
+  asm.jumpIf(0, 'jeq', 0, done)
+  read(HELPER.copy_from_user)
+  asm.place(done)
+}
+
 /** Writes one operand into the record: its raw value, or the address that could not be read and its flag. */
-function emitOperand(asm: Assembler, arch: Arch, operand: BoundOperand, index: number): void {
+function emitOperand(asm: Assembler, program: CaptureProgram, operand: BoundOperand, index: number): void {
+  const { arch } = program
   const at = FIELD.operands + 8 * index
   switch (operand.kind) {
     case 'unsupported':
@@ -307,10 +362,7 @@ function emitOperand(asm: Assembler, arch: Arch, operand: BoundOperand, index: n
       // The helper fills what it could not read with zeros, so the address is kept aside.
       asm.storeMemory(FRAME, STACK.address, 3, 8)
       asm.storeImm(RECORD, at, 0, 8)
-      asm.mov(1, RECORD)
-      asm.addImm(1, at)
-      asm.load(2, operand.size)
-      asm.call(HELPER.probe_read_user)
+      emitRead(asm, program, RECORD, at, operand.size)
       asm.jumpIf(0, 'jeq', 0, done)
       asm.loadMemory(1, FRAME, STACK.address, 8)
       asm.storeMemory(RECORD, at, 1, 8)
@@ -365,18 +417,17 @@ function loadRegister(asm: Assembler, arch: Arch, dst: Register, name: string): 
 }
 
 /** r1 = the raw value of an operand, of its size and zero-extended; goes to `unreadable` if its memory cannot be read. */
-function emitValue(asm: Assembler, arch: Arch, operand: Exclude<BoundOperand, { kind: 'unsupported' }>, unreadable: Label): void {
+function emitValue(asm: Assembler, program: CaptureProgram, operand: Exclude<BoundOperand, { kind: 'unsupported' }>, unreadable: Label): void {
+  const { arch } = program
   if (operand.kind === 'constant' || operand.kind === 'register') {
     emitDirect(asm, arch, operand)
     emitNarrow(asm, 1, operand.size)
     return
   }
   emitAddress(asm, arch, operand)
+  asm.storeMemory(FRAME, STACK.address, 3, 8)
   asm.storeImm(FRAME, STACK.value, 0, 8)
-  asm.mov(1, FRAME)
-  asm.addImm(1, STACK.value)
-  asm.load(2, operand.size)
-  asm.call(HELPER.probe_read_user)
+  emitRead(asm, program, FRAME, STACK.value, operand.size)
   asm.jumpIf(0, 'jne', 0, unreadable)
   asm.loadMemory(1, FRAME, STACK.value, 8)
 }
@@ -408,22 +459,22 @@ function emitSubmit(asm: Assembler, ringFd: number, ringBytes: number, recordByt
 }
 
 /** Goes to `pass` or `reject`. An argument whose memory cannot be read fulfils no comparison. */
-function emitFilter(asm: Assembler, arch: Arch, shape: CaptureShape, filter: FilterExpression, pass: Label, reject: Label): void {
+function emitFilter(asm: Assembler, program: CaptureProgram, shape: CaptureShape, filter: FilterExpression, pass: Label, reject: Label): void {
   switch (filter.kind) {
     case 'and':
     case 'or': {
       const second = new Label()
-      if (filter.kind === 'and') emitFilter(asm, arch, shape, filter.left, second, reject)
-      else emitFilter(asm, arch, shape, filter.left, pass, second)
+      if (filter.kind === 'and') emitFilter(asm, program, shape, filter.left, second, reject)
+      else emitFilter(asm, program, shape, filter.left, pass, second)
       asm.place(second)
-      emitFilter(asm, arch, shape, filter.right, pass, reject)
+      emitFilter(asm, program, shape, filter.right, pass, reject)
       return
     }
     case 'not':
-      emitFilter(asm, arch, shape, filter.inner, reject, pass)
+      emitFilter(asm, program, shape, filter.inner, reject, pass)
       return
     case 'compare':
-      emitComparison(asm, arch, shape, filter, pass, reject)
+      emitComparison(asm, program, shape, filter, pass, reject)
   }
 }
 
@@ -434,7 +485,7 @@ const UNSIGNED: Record<FilterRelation, Condition> = { '==': 'jeq', '!=': 'jne', 
 
 function emitComparison(
   asm: Assembler,
-  arch: Arch,
+  program: CaptureProgram,
   shape: CaptureShape,
   { subject, relation, value }: Extract<FilterExpression, { kind: 'compare' }>,
   pass: Label,
@@ -444,7 +495,7 @@ function emitComparison(
   if (subject.is === 'arg') {
     const operand = filterOperand(shape, subject.index)
     signed = operand.signed
-    emitValue(asm, arch, operand, reject)
+    emitValue(asm, program, operand, reject)
     if (signed && operand.size < 8) {
       asm.shiftLeft(1, 64 - 8 * operand.size)
       asm.shiftRightSigned(1, 64 - 8 * operand.size)

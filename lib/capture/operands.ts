@@ -94,9 +94,14 @@ export function parseOperands(args: string, arch: Arch): Operand[] {
   })
 }
 
-/** `8@[x19, 200] -4@1` has two operands: blanks inside brackets do not separate. */
+/**
+ * `8@[x19, 200] -4@1` has two operands: blanks inside brackets do not separate. A blank before `-4@` does in any case, so that a bracket that is not
+ * closed costs its own operand and not the ones behind it.
+ */
+const OPERAND_TEXT = /(?:\[(?:(?!\s+-?\d+f?@)[^\]])*\]?|\((?:(?!\s+-?\d+f?@)[^)])*\)?|[^\s[(])+/g
+
 function splitOperands(args: string): string[] {
-  return (args.match(/(?:\[[^\]]*\]?|\([^)]*\)?|[^\s[(])+/g) ?? []).slice(0, MAX_OPERANDS)
+  return (args.match(OPERAND_TEXT) ?? []).slice(0, MAX_OPERANDS)
 }
 
 function formatOf(sign: string, size: string, float: string): OperandFormat | null {
@@ -196,17 +201,24 @@ function parseArm64(place: string, format: Readable): Operand {
     if (place.startsWith('w') && format.size === 8) return unsupported(format.text, `${place} holds 4 of 8 bytes`)
     return { kind: 'register', ...format, register, shift: 0 }
   }
-  // [x0], [x19, 200], [sp, -16], [x1, x2]
-  const [, base = '', second = ''] = /^\[\s*(\w+)\s*(?:,\s*#?([^\]\s]+)\s*)?\]$/.exec(place) ?? []
+  // [x0], [x19, 200], [sp, -16], [x1, x2], [x1, x2, lsl 3]
+  const [, base = '', second = '', shift = '0'] = /^\[\s*(\w+)\s*(?:,\s*#?([^\],\s]+)\s*)?(?:,\s*lsl\s+#?([0-3])\s*)?\]$/.exec(place) ?? []
   const baseRegister = wholeArm64Register(base)
-  const indexRegister = wholeArm64Register(second)
+  const indexRegister = second === 'sp' ? null : wholeArm64Register(second)
   const displacement = second === '' || indexRegister !== null ? 0n : parseNumber(second)
-  if (baseRegister === null || displacement === null) return unsupported(format.text, 'this form of operand is not known')
-  return { kind: 'memory', ...format, base: baseRegister, index: indexRegister, scale: 1, displacement }
+  if (baseRegister === null || displacement === null || (shift !== '0' && indexRegister === null)) {
+    return unsupported(format.text, 'this form of operand is not known')
+  }
+  return { kind: 'memory', ...format, base: baseRegister, index: indexRegister, scale: ARM64_SCALES[Number(shift)] ?? 1, displacement }
 }
+
+/** By the bits that an index is shifted. */
+const ARM64_SCALES = [1, 2, 4, 8] as const
 
 function wholeArm64Register(text: string): string | null {
   if (text === 'sp') return 'sp'
+  if (text === 'fp') return 'x29'
+  if (text === 'lr') return 'x30'
   const number = /^x(\d{1,2})$/.exec(text)?.[1]
   return number !== undefined && Number(number) <= 30 ? `x${Number(number)}` : null
 }
