@@ -52,6 +52,8 @@ export interface BpfProgram {
   license: string
   /** At most 15 bytes. */
   name: string
+  /** BPF_F_SLEEPABLE: the program may wait for memory to be paged in; uprobes take such programs since Linux 6.0. Default: false. */
+  sleepable?: boolean
 }
 
 /** A BPF map to create. */

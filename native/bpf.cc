@@ -24,6 +24,7 @@ namespace {
 enum Command { kMapCreate = 0, kMapLookup = 1, kMapUpdate = 2, kProgLoad = 5, kObjGetInfo = 15, kLinkCreate = 28 };
 
 constexpr std::uint32_t kTraceUprobeMulti = 48;        // BPF_TRACE_UPROBE_MULTI
+constexpr std::uint32_t kSleepable = 1u << 4;          // BPF_F_SLEEPABLE
 constexpr std::uint32_t kUprobeMultiReturn = 1u << 0;  // BPF_F_UPROBE_MULTI_RETURN
 constexpr std::size_t kNameBytes = 16;                 // BPF_OBJ_NAME_LEN, its NUL included
 constexpr std::size_t kInsnBytes = 8;
@@ -173,6 +174,8 @@ Napi::Value BpfProgLoad(const Napi::CallbackInfo& info) {
   const std::vector<std::uint8_t> insns = arguments.Bytes(arguments.Field(options, "insns"), "insns");
   const std::string license = arguments.String(arguments.Field(options, "license"), "license");
   const std::string name = ObjectName(arguments, options);
+  const Napi::Value sleepable = arguments.Field(options, "sleepable");
+  const bool may_sleep = !sleepable.IsUndefined() && arguments.Boolean(sleepable, "sleepable");
   if (!arguments.Failed() && (insns.empty() || insns.size() % kInsnBytes != 0)) arguments.Fail("insns", "whole instructions of 8 bytes");
   if (arguments.Failed()) return Napi::Value();
 
@@ -183,6 +186,7 @@ Napi::Value BpfProgLoad(const Napi::CallbackInfo& info) {
     attributes.insns = Pointer(insns.data());
     attributes.license = Pointer(license.c_str());
     attributes.expected_attach_type = attach_type;
+    attributes.prog_flags = may_sleep ? kSleepable : 0;
     SetName(attributes.prog_name, name);
     Fd fd(static_cast<int>(LoadProgram(attributes)));
     if (fd.valid()) return fd;

@@ -25,6 +25,8 @@ export const HELPER = {
   ringbuf_submit: 132,
   /** 5.8 */
   ringbuf_query: 134,
+  /** 5.10, only for programs that may sleep */
+  copy_from_user: 148,
   /** 5.15 */
   get_attach_cookie: 174,
 } as const

@@ -45,7 +45,7 @@ export interface CaptureProgram {
   readonly excludeTid: number | null
   readonly filter?: FilterExpression | null | undefined
   /** Whether the program is loaded as one that may sleep: memory that is not present is then paged in instead of being unreadable. */
-  readonly sleepable: boolean
+  readonly sleepable?: boolean
 }
 
 /** Size of an entry of the counts: u64 hits, u64 filtered, u64 lostRing. */

@@ -54,6 +54,7 @@ async function tryLink(native: Native): Promise<MultiSupport> {
       ringBytes: 0,
       excludeTid: null,
       filter: null,
+      sleepable: false,
     })
     const program = { type: BPF_PROG_TYPE_KPROBE, expectedAttachType: BPF_TRACE_UPROBE_MULTI, insns, license: BPF_LICENSE, name: 'uprobe_selftest' }
     try {

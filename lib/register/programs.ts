@@ -4,8 +4,9 @@
  * A perf event knows nothing of the site it is for (`PERF_EVENT_IOC_SET_BPF` takes no cookie), so each site has a program with its slot built in. A
  * uprobe_multi link passes a cookie a site, so one program serves them all, and chooses the operands to read by the cookie.
  */
-import { type CaptureProgram, compileCapture, cookieOf, splitShapes } from '../capture/compile.js'
+import { type CaptureProgram, compileCapture, cookieOf, readsMemory, splitShapes } from '../capture/compile.js'
 import { type CaptureShape, shapeKey } from '../capture/shape.js'
+import { UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, loadProgram } from './bpf-objects.js'
 import type { Site } from './site.js'
@@ -18,7 +19,10 @@ export interface MultiProgram {
 }
 
 /** What all programs of a probe have in common. */
-export type ProgramBase = Omit<CaptureProgram, 'attach' | 'slot' | 'shapes'>
+export type ProgramBase = Omit<CaptureProgram, 'attach' | 'slot' | 'shapes' | 'sleepable'>
+
+/** Whether this kernel takes sleepable programs for uprobes (6.0 and later), as far as known. */
+let sleepableWorks = true
 
 /** The programs of one probe. `close` when the probe is detached; attached events and links keep theirs alive. */
 export class CapturePrograms {
@@ -35,7 +39,7 @@ export class CapturePrograms {
   perf(site: Site): Promise<number> {
     let program = this.#perf.get(site.slot)
     if (program === undefined) {
-      program = this.#load(compileCapture({ ...this.base, attach: 'perf', slot: site.slot, shapes: [site.shape] }), 0)
+      program = this.#load('perf', site.slot, [site.shape])
       this.#perf.set(site.slot, program)
     }
     return program
@@ -58,20 +62,39 @@ export class CapturePrograms {
     const kinds = [...byShape.values()]
     const programs: MultiProgram[] = []
     let first = 0
-    for (const shapes of splitShapes(kinds.map((kind) => kind.shape), this.base)) {
+    for (const shapes of splitShapes(kinds.map((kind) => kind.shape), { ...this.base, sleepable: true })) {
       const cookies = new Map<number, bigint>()
       shapes.forEach((_, index) => {
         for (const slot of kinds[first + index]?.slots ?? []) cookies.set(slot, cookieOf(slot, index))
       })
       first += shapes.length
-      const fd = await this.#load(compileCapture({ ...this.base, attach: 'multi', slot: 0, shapes }), BPF_TRACE_UPROBE_MULTI)
+      const fd = await this.#load('multi', 0, shapes)
       programs.push({ fd, cookies })
     }
     return programs
   }
 
-  #load(insns: Uint8Array, expectedAttachType: number): Promise<number> {
-    return loadProgram(this.native, { type: BPF_PROG_TYPE_KPROBE, expectedAttachType, insns, license: BPF_LICENSE, name: 'uprobe_capture' })
+  /** Loads a program as one that may sleep, where it reads memory and the kernel takes it, so that it also reads what is not paged in. */
+  async #load(attach: 'perf' | 'multi', slot: number, shapes: readonly CaptureShape[]): Promise<number> {
+    const load = (sleepable: boolean): Promise<number> =>
+      loadProgram(this.native, {
+        type: BPF_PROG_TYPE_KPROBE,
+        expectedAttachType: attach === 'multi' ? BPF_TRACE_UPROBE_MULTI : 0,
+        insns: compileCapture({ ...this.base, attach, slot, shapes, sleepable }),
+        license: BPF_LICENSE,
+        name: 'uprobe_capture',
+        sleepable,
+      })
+    if (!sleepableWorks || !readsMemory(shapes)) return load(false)
+    try {
+      return await load(true)
+    } catch (error) {
+      if (!(error instanceof UprobeError) || error.code !== 'ERR_UPROBE_BPF_REJECTED') throw error
+      const fd = await load(false)
+      // It was the sleeping that the kernel did not like.
+      sleepableWorks = false
+      return fd
+    }
   }
 
   /** Closes the fds of all programs that were loaded. Idempotent. */
