@@ -10,8 +10,10 @@
  * know the notes, but it moves the section `.stapsdt.base`; the distance between that section's address and `base` is how far everything moved: the
  * probe, and its semaphore.
  */
-import { setImmediate as nextTurn } from 'node:timers/promises'
-import { badElf, decodeName, type ElfFile, type ElfView, type Section, SHT_NOBITS } from './elf-file.js'
+import { badElf, decodeName } from './bad-elf.js'
+import type { ElfFile } from './elf-file.js'
+import { type ElfView, type Section, SHT_NOTE } from './headers.js'
+import { TimeSlice } from './time-slice.js'
 
 /** One USDT note. */
 export interface UsdtNote {
@@ -35,64 +37,80 @@ export interface UsdtNote {
   readonly refCtrOffset: bigint | null
 }
 
-const SHT_NOTE = 7
 const SECTION = '.note.stapsdt'
 const OWNER = Buffer.from('stapsdt\0')
 const TYPE = 3
-const MAX_SECTION_BYTES = 64 * 1024 * 1024
-const MAX_NOTES = 1_000_000
-/** Notes that are read before the event loop gets its turn. */
-const SLICE = 2000
+const HEAD_BYTES = 12
+/** Bounds on what a file may claim. The largest programs have some thousands of notes, of a hundred bytes or so each. */
+const MAX_TOTAL_BYTES = 16 * 1024 * 1024
+const MAX_NOTES = 131_072
+const MAX_NOTE_BYTES = 64 * 1024
 
-/** Reads all USDT notes. Throws `ERR_UPROBE_BAD_ELF` when they are damaged. */
+/**
+ * Reads all USDT notes, in the order of the file.
+ * @throws {UprobeError} `ERR_UPROBE_BAD_ELF` if they are damaged, or more than 131,072 notes or 16 MiB
+ */
 export async function readUsdtNotes(elf: ElfFile): Promise<UsdtNote[]> {
+  const base = elf.sections.find(({ name }) => name === '.stapsdt.base')
+  const sections = elf.sections.filter(({ name, type }) => name === SECTION && type === SHT_NOTE)
   const notes: UsdtNote[] = []
-  const base = elf.sections.find((section) => section.name === '.stapsdt.base')
-  for (const section of elf.sections) {
-    if (section.name !== SECTION || section.type !== SHT_NOTE) continue
-    await readSection(elf, section, base, notes)
+  const slice = new TimeSlice()
+  let total = 0n
+  for (const section of sections) {
+    // Sections may overlap, so that what they claim together can be far more than the file.
+    total += section.size
+    if (total > BigInt(MAX_TOTAL_BYTES)) {
+      throw badElf(elf.path, `${total} bytes of USDT notes, more than the ${MAX_TOTAL_BYTES} that are accepted`, section.offset)
+    }
+    const view = await elf.readView(section.offset, Number(section.size))
+    for (const { start, end } of stapsdtNotes(elf, view, section.offset)) {
+      if (notes.length >= MAX_NOTES) throw badElf(elf.path, `more than the ${MAX_NOTES} USDT notes that are accepted`, section.offset + BigInt(start))
+      notes.push(parseNote(elf, view, start, end, base, section.offset))
+      if (notes.length % 128 === 0 && slice.isOver) await slice.rest()
+    }
+    await slice.rest()
   }
   return notes
 }
 
-async function readSection(elf: ElfFile, section: Section, base: Section | undefined, notes: UsdtNote[]): Promise<void> {
-  if (section.type === SHT_NOBITS) return
-  if (section.size > BigInt(MAX_SECTION_BYTES)) {
-    throw badElf(elf.path, `${SECTION} of ${section.size} bytes, more than the ${MAX_SECTION_BYTES} that are accepted`, section.offset)
-  }
-  const buffer = await elf.read(section.offset, Number(section.size))
-  const view = elf.view(buffer)
-  for (let at = 0; at + 12 <= buffer.length; ) {
+/** Descriptions of the USDT notes among the notes of a section. */
+function* stapsdtNotes(elf: ElfFile, view: ElfView, sectionOffset: bigint): Generator<{ start: number; end: number }> {
+  const { buffer } = view
+  let at = 0
+  while (at + HEAD_BYTES <= buffer.length) {
     const nameBytes = view.u32(at)
     const descBytes = view.u32(at + 4)
-    const type = view.u32(at + 8)
-    const nameAt = at + 12
-    const descAt = nameAt + align4(nameBytes)
-    const end = descAt + descBytes
-    if (descAt > buffer.length || end > buffer.length) throw badElf(elf.path, `a note in ${SECTION} reaches beyond its section`, section.offset + BigInt(at))
-    if (type === TYPE && nameBytes === OWNER.length && buffer.subarray(nameAt, nameAt + OWNER.length).equals(OWNER)) {
-      if (notes.length >= MAX_NOTES) throw badElf(elf.path, `more than the ${MAX_NOTES} notes that are accepted`, section.offset + BigInt(at))
-      notes.push(parseNote(elf, view, descAt, end, base, section.offset))
-      if (notes.length % SLICE === 0) await nextTurn()
-    }
-    at = descAt + align4(descBytes)
+    const nameAt = at + HEAD_BYTES
+    const start = nameAt + align4(nameBytes)
+    const end = start + descBytes
+    if (end > buffer.length) throw badElf(elf.path, `a note reaches beyond its section ${SECTION}`, sectionOffset + BigInt(at))
+    const isOurs = view.u32(at + 8) === TYPE && nameBytes === OWNER.length && OWNER.compare(buffer, nameAt, nameAt + OWNER.length) === 0
+    if (isOurs) yield { start, end }
+    at = start + align4(descBytes)
   }
+  if (buffer.subarray(at).some((byte) => byte !== 0)) throw badElf(elf.path, `the last note of ${SECTION} is cut off`, sectionOffset + BigInt(at))
 }
 
 function parseNote(elf: ElfFile, view: ElfView, start: number, end: number, base: Section | undefined, sectionOffset: bigint): UsdtNote {
   const word = elf.bits / 8
   const bad = (what: string): Error => badElf(elf.path, `a USDT note ${what}`, sectionOffset + BigInt(start))
   if (end - start < 3 * word) throw bad(`of ${end - start} bytes is too short for its addresses`)
-  const [pc, storedBase, semaphore] = [view.word(start), view.word(start + word), view.word(start + 2 * word)]
-  const strings: string[] = []
-  let at = start + 3 * word
-  for (const what of ['provider', 'name', 'arguments']) {
-    const zero = view.buffer.subarray(0, end).indexOf(0, at)
-    if (zero < 0 || at >= end) throw bad(`has ${what} that do not end within it`)
-    strings.push(decodeName(view.buffer.subarray(at, zero)))
+  if (end - start > MAX_NOTE_BYTES) throw bad(`of ${end - start} bytes is longer than the ${MAX_NOTE_BYTES} that are accepted`)
+  const pc = view.word(start)
+  const storedBase = view.word(start + word)
+  const semaphore = view.word(start + 2 * word)
+  const strings = view.buffer.subarray(start + 3 * word, end)
+  let at = 0
+  const next = (what: string): string => {
+    const zero = strings.indexOf(0, at)
+    if (zero < 0) throw bad(`has ${what} that does not end within it`)
+    const text = decodeName(strings, at, zero)
     at = zero + 1
+    return text
   }
-  const [provider = '', name = '', args = ''] = strings
+  const provider = next('a provider')
+  const name = next('a name')
+  const args = next('a list of arguments')
   const moved = base === undefined ? 0n : base.address - storedBase
   const vaddr = wrap(elf, pc + moved)
   const semaphoreVaddr = semaphore === 0n ? null : wrap(elf, semaphore + moved)
