@@ -10,8 +10,11 @@ import { Target } from '../test/support/target.js'
 import { machine, table } from './support/markdown.js'
 import { Workshop } from './support/workshop.js'
 
-const SETTLE_MS = 3000
 const WATCH_MS = 20_000
+/** After its start, V8 collects garbage for some seconds more. An agent counts as started when it has slept for this long. */
+const QUIET_MS = 5000
+/** An agent that is still busy then does not get quiet at all, and is measured as it is. */
+const PATIENCE_MS = 60_000
 
 /** What a process did since it started. */
 interface Activity {
@@ -32,7 +35,18 @@ function activityOf(pid: number): Activity {
 }
 
 function startAgent(workshop: Workshop, args: readonly string[]): Promise<Target> {
-  return Target.start(workshop, process.execPath, { args: ['--import', 'tsx', join(__dirname, 'idle-agent.ts'), ...args] })
+  return Target.start(workshop, process.execPath, { args: [join(__dirname, 'idle-agent.cjs'), ...args] })
+}
+
+async function becomeQuiet(pid: number): Promise<void> {
+  const deadline = performance.now() + PATIENCE_MS
+  let before = activityOf(pid)
+  while (performance.now() < deadline) {
+    await delay(QUIET_MS)
+    const now = activityOf(pid)
+    if (now.runNs === before.runNs) return
+    before = now
+  }
 }
 
 /** Measures, and returns a section in Markdown. */
@@ -44,8 +58,7 @@ export function idleCost(): Promise<string> {
       { name: 'attached, nothing happens', agent: await startAgent(workshop, [`usdt:${path}:bench:ints0`, String(target.pid)]) },
       { name: 'not attached', agent: await startAgent(workshop, []) },
     ]
-    // Here a time is what is measured, not what is waited for: both run side by side for the same while.
-    await delay(SETTLE_MS)
+    for (const { agent } of agents) await becomeQuiet(agent.pid)
     const before = agents.map(({ agent }) => activityOf(agent.pid))
     await delay(WATCH_MS)
     const rows = agents.map(({ name, agent }, index) => {

@@ -15,5 +15,5 @@ export function table(head: readonly string[], rows: ReadonlyArray<readonly stri
 /** On what it was measured. */
 export function machine(): string {
   const processors = cpus()
-  return `Linux ${release()} on ${arch()}, ${processors.length} processors (${processors[0]?.model.trim() ?? 'unknown'}), Node ${process.versions.node}`
+  return `Linux ${release().split('-')[0]} on ${arch()}, ${processors.length} processors (${processors[0]?.model.trim() ?? 'unknown'}), Node ${process.versions.node}`
 }
