@@ -3,7 +3,7 @@
  *
  * Importing loads no native code and never throws. What is not exported here is not API.
  */
-export type { ArgumentValue, Hit } from './capture/hit.js'
+export type { ArgJson, ArgumentValue, Hit } from './capture/hit.js'
 export type { ArmedState, SiteTarget } from './counter/verify.js'
 export type { HitBatch } from './delivery/batch.js'
 export { type DoctorCheck, doctor } from './doctor.js'

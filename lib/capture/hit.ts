@@ -6,7 +6,7 @@
  */
 import { inspect } from 'node:util'
 import type { ProbeSite } from '../probe.js'
-import type { BoundOperand } from './operands.js'
+import type { BoundOperand, OperandFormat } from './operands.js'
 import { COMM_BYTES, FIELD, layoutOf, type RecordClass, type RecordLayout, SMALL_RECORD_BIT, type StringArea } from './record.js'
 import type { CaptureShape } from './shape.js'
 
@@ -24,6 +24,9 @@ export type ArgumentValue =
   | { readonly unreadable: string }
   | { readonly unsupported: string }
 
+/** The value of an argument in JSON: see {@link argsToJson}. */
+export type ArgJson = Exclude<ArgumentValue, bigint>
+
 /** A hit as `uprobe trace --json` prints it. */
 export interface HitJson {
   readonly time: string
@@ -33,7 +36,7 @@ export interface HitJson {
   readonly comm: string
   readonly probe: string
   readonly path: string
-  readonly args: readonly unknown[]
+  readonly args: readonly ArgJson[]
 }
 
 interface HitSource {
@@ -151,12 +154,13 @@ export class Hit {
     const at = this.#offset + FIELD.operands + 8 * index
     if (((this.#u32(FIELD.flags) >>> index) & 1) === 1) return { unreadable: hex(this.#view.getBigUint64(at, true)) }
     const area = this.#class().strings.find((candidate) => candidate.operand === index)
-    return area === undefined ? readNumber(this.#view, at, operand) : this.#string(area, at)
+    return area === undefined ? readNumber(this.#view, at, operand) : this.#string(area, at, operand.size)
   }
 
-  #string(area: StringArea, at: number): ArgumentValue {
+  #string(area: StringArea, at: number, pointerBytes: OperandFormat['size']): ArgumentValue {
     const length = this.#stringLength(area)
-    if (length < 0) return { unreadable: hex(this.#view.getBigUint64(at, true)) }
+    // The record has the whole register; the program narrowed it before it read there.
+    if (length < 0) return { unreadable: hex(BigInt.asUintN(8 * pointerBytes, this.#view.getBigUint64(at, true))) }
     const bytes = this.#bytes(area.dataAt, length)
     const returned = Number(this.#view.getBigInt64(this.#offset + area.lengthAt, true))
     // The kernel was given two bytes more than may be delivered; it used them all only if the string is longer.
@@ -197,7 +201,7 @@ function hex(value: bigint): string {
 }
 
 /** Arguments as JSON can hold them: an integer beyond 2^53 becomes a decimal string, and so does a number that JSON has no form for. */
-export function argsToJson(args: readonly ArgumentValue[]): unknown[] {
+export function argsToJson(args: readonly ArgumentValue[]): ArgJson[] {
   return args.map((value) => {
     if (typeof value === 'bigint') {
       return value >= -BigInt(Number.MAX_SAFE_INTEGER) && value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value.toString()
