@@ -55,13 +55,21 @@ function assertArmed({ pid, path, notes }: Subject, armed: boolean): void {
 
 function timeFloor(floor: string, { pid, path, notes }: Subject, registration: Registration): Times {
   const offsets = notes.map(({ fileOffset }) => `0x${fileOffset.toString(16)}`)
-  const [attach, detach] = execFileSync(floor, [registration, path, String(pid), ...offsets], { encoding: 'utf8' }).split(' ').map(Number)
+  const [attach, detach] = execFileSync(floor, [registration, path, String(pid), ...offsets], { encoding: 'utf8' })
+    .split(' ')
+    .map(Number)
   if (attach === undefined || detach === undefined) throw new Error('floor gave no times')
   return { attachMs: attach / 1e6, detachMs: detach / 1e6 }
 }
 
 /** Measures both sides in turn, so that both meet the same noise, and returns their rows. */
-async function compare(tracer: Tracer, floor: string | null, subject: Subject, registration: Registration, rounds: number): Promise<string[][]> {
+async function compare(
+  tracer: Tracer,
+  floor: string | null,
+  subject: Subject,
+  registration: Registration,
+  rounds: number,
+): Promise<string[][]> {
   const ours: Times[] = []
   const floors: Times[] = []
   // The first round is not counted.

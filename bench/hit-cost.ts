@@ -123,7 +123,15 @@ function report(runs: readonly Run[]): string {
     const ratio = summarise(costs.map((value, round) => value / (reference[round] ?? Number.NaN)))
     const digits = way.probe === 'untraced' ? 1 : 0
     const goal = way.goal === undefined ? '' : way.goal.toFixed(2)
-    return [way.name, showMedian(cost, digits), showQuartiles(cost, digits), showMedian(ratio, 2), showQuartiles(ratio, 2), goal, tracing.outcome?.() ?? '']
+    return [
+      way.name,
+      showMedian(cost, digits),
+      showQuartiles(cost, digits),
+      showMedian(ratio, 2),
+      showQuartiles(ratio, 2),
+      goal,
+      tracing.outcome?.() ?? '',
+    ]
   })
   return table(['traced by', 'ns a hit', 'half of the rounds', 'ratio', 'half of the rounds', 'goal', 'hits'], rows)
 }

@@ -4,8 +4,8 @@
  * /proc/PID/task/TID/schedstat has the time that each thread ran, in nanoseconds; /proc/PID/stat counts in ticks of 10 ms, which is too coarse here.
  */
 import { readdirSync, readFileSync } from 'node:fs'
-import { setTimeout as delay } from 'node:timers/promises'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { Target } from '../test/support/target.js'
 import { machine, table } from './support/markdown.js'
 import { Workshop } from './support/workshop.js'

@@ -52,7 +52,9 @@ export async function holdPerf(workshop: Workshop, command: readonly string[], p
 }
 
 function inTracefs(script: string): void {
-  const { status, stderr } = spawnSync('unshare', ['-m', 'sh', '-c', `mount -t tracefs tracefs ${TRACEFS} && ${script}`], { encoding: 'utf8' })
+  const { status, stderr } = spawnSync('unshare', ['-m', 'sh', '-c', `mount -t tracefs tracefs ${TRACEFS} && ${script}`], {
+    encoding: 'utf8',
+  })
   if (status !== 0) throw new Error(`tracefs refused ${script}: ${stderr}`)
 }
 

@@ -5,8 +5,8 @@ import { spawnSync } from 'node:child_process'
 import { mkdtempSync, realpathSync, rmSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { Cleanup } from '../../test/support/temp.js'
 import { Target } from '../../test/support/target.js'
+import type { Cleanup } from '../../test/support/temp.js'
 
 const SOURCES = join(__dirname, '..')
 
@@ -37,7 +37,9 @@ export class Workshop implements Cleanup {
   /** Compiles `bench/NAME.c` and returns the path of the program. Its file is new, so no probe of an earlier run is on it. */
   build(name: 'target' | 'floor'): string {
     const program = join(this.directory, name)
-    const gcc = spawnSync('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', program, join(SOURCES, `${name}.c`)], { encoding: 'utf8' })
+    const gcc = spawnSync('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', program, join(SOURCES, `${name}.c`)], {
+      encoding: 'utf8',
+    })
     if (gcc.error !== undefined) throw new Error('gcc is needed to build the programs that are measured', { cause: gcc.error })
     if (gcc.status !== 0) throw new Error(`gcc could not build ${name}.c:\n${gcc.stderr}`)
     return program

@@ -15,7 +15,7 @@
  */
 import { UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
-import { checkInstructionStart, type CodeSite, type InstructionSource } from './instruction-start.js'
+import { type CodeSite, checkInstructionStart, type InstructionSource } from './instruction-start.js'
 import { instructionLength, isNop, MAX_INSTRUCTION_BYTES } from './x86-length.js'
 
 /** A process that will have the probe. */
@@ -75,7 +75,8 @@ async function checkNop5(site: CodeSite, context: HazardContext): Promise<Uprobe
   if (instructionLength(code, 0) !== NOP5_BYTES || !isNop(code, 0, NOP5_BYTES)) return null
   const bytes = Buffer.from(code.subarray(0, NOP5_BYTES)).toString('hex')
   const next = (site.fileOffset + BigInt(NOP5_BYTES)).toString(16)
-  const hidden = uprobeSyscallErrno === ENXIO ? '' : ' (as far as can be told: system call 336 is answered by a seccomp filter of this process)'
+  const hidden =
+    uprobeSyscallErrno === ENXIO ? '' : ' (as far as can be told: system call 336 is answered by a seccomp filter of this process)'
   return refusal(
     'ERR_UPROBE_UNSAFE_NOP5',
     site,
@@ -122,7 +123,8 @@ function checkSeccomp(site: CodeSite, context: HazardContext): UprobeError | nul
   const confined = targets?.find(({ seccompMode }) => seccompMode !== 0)
   if (targets !== null && confined === undefined) return null
   const who = confined === undefined ? 'every process that maps the file and uses seccomp' : `process ${confined.pid}, which uses seccomp`
-  const help = confined === undefined ? 'name a process without seccomp by pid' : 'probe the ret instructions of the function, as uprobe:PATH:0xOFFSET'
+  const help =
+    confined === undefined ? 'name a process without seccomp by pid' : 'probe the ret instructions of the function, as uprobe:PATH:0xOFFSET'
   return refusal(
     'ERR_UPROBE_UNSAFE_SECCOMP',
     site,

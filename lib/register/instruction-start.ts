@@ -74,12 +74,20 @@ export async function checkInstructionStart(source: InstructionSource, site: Cod
     case 'inside': {
       const nearest = [finding.before, finding.after].map((vaddr) => describePlace(site, name, around.vaddr, vaddr)).join(' and ')
       const why = `it lies inside an instruction, and a breakpoint there would change what the program computes. The nearest instructions start at ${nearest}`
-      return refusal(source, site, `${why}. Probe one of these, or pass unsafe: true if the function has data in its code and a disassembler shows otherwise`)
+      return refusal(
+        source,
+        site,
+        `${why}. Probe one of these, or pass unsafe: true if the function has data in its code and a disassembler shows otherwise`,
+      )
     }
     case 'unknown': {
       const where = describePlace(site, name, around.vaddr, finding.at)
       const why = `the code before it cannot be decoded from ${where} on, so it is not known to be the start of an instruction`
-      return refusal(source, site, `${why}. Probe the function by its name, or pass unsafe: true if a disassembler shows an instruction there`)
+      return refusal(
+        source,
+        site,
+        `${why}. Probe the function by its name, or pass unsafe: true if a disassembler shows an instruction there`,
+      )
     }
   }
 }

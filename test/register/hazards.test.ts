@@ -54,7 +54,8 @@ describe('checkSite on nops of five bytes', () => {
 
   it('refuses it at notes, symbols, offsets and for return probes alike', async () => {
     const nop5 = { ...harmful, source: source(NOP5) }
-    for (const origin of ['note', 'symbol', 'inside'] as const) assert.equal(await codeOf(nop5, { ...SITE, origin }), 'ERR_UPROBE_UNSAFE_NOP5')
+    for (const origin of ['note', 'symbol', 'inside'] as const)
+      assert.equal(await codeOf(nop5, { ...SITE, origin }), 'ERR_UPROBE_UNSAFE_NOP5')
     assert.equal(await codeOf({ ...nop5, retprobe: true }), 'ERR_UPROBE_UNSAFE_NOP5')
     assert.equal(await codeOf({ ...nop5, targets: null }), 'ERR_UPROBE_UNSAFE_NOP5')
   })
@@ -119,7 +120,14 @@ describe('checkSite on return probes in Go programs', () => {
 })
 
 describe('checkSite on return probes beside seccomp', () => {
-  const affected = { retprobe: true, kernelRelease: '6.12.5-amd64', targets: [{ pid: 76, seccompMode: 0 }, { pid: 77, seccompMode: 2 }] }
+  const affected = {
+    retprobe: true,
+    kernelRelease: '6.12.5-amd64',
+    targets: [
+      { pid: 76, seccompMode: 0 },
+      { pid: 77, seccompMode: 2 },
+    ],
+  }
 
   it('refuses them and names the process', async () => {
     const error = await checkSite(SITE, context(affected))

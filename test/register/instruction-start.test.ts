@@ -9,7 +9,7 @@ import { ElfFile } from '../../lib/elf/elf-file.js'
 import { findFunctions } from '../../lib/elf/symbols.js'
 import type { UprobeError } from '../../lib/errors.js'
 import { elfInstructions } from '../../lib/register/elf-instructions.js'
-import { checkInstructionStart, type CodeSite, type InstructionSource } from '../../lib/register/instruction-start.js'
+import { type CodeSite, checkInstructionStart, type InstructionSource } from '../../lib/register/instruction-start.js'
 
 const CODE_VADDR = 0x401000n
 const FILE_OFFSET = 0x1000n
@@ -90,7 +90,10 @@ describe('checkInstructionStart', () => {
   })
 
   it('escapes names that come from the file', async () => {
-    const source = sourceOf(CODE, { path: '/bin/\u001b[2J', functionContaining: async () => ({ name: 'evil\u001b[31m', vaddr: CODE_VADDR }) })
+    const source = sourceOf(CODE, {
+      path: '/bin/\u001b[2J',
+      functionContaining: async () => ({ name: 'evil\u001b[31m', vaddr: CODE_VADDR }),
+    })
     const error = await checkInstructionStart(source, { ...siteAt(6), probe: 'uprobe:evil\u001b[31m+0x6' })
     assert.ok(error !== null && !`${error.message}${error.site}${error.path}`.includes('\u001b'))
   })

@@ -131,14 +131,16 @@ describe('instructionLength', () => {
     ['nothing', '', null],
   ]
   for (const [name, bytes, length] of forms) {
-    it(`gives ${length === null ? 'none' : length} for ${name}`, () => assert.equal(instructionLength(Buffer.from(bytes, 'hex'), 0), length))
+    it(`gives ${length === null ? 'none' : length} for ${name}`, () =>
+      assert.equal(instructionLength(Buffer.from(bytes, 'hex'), 0), length))
   }
 
   it('gives none for an instruction that is cut off at any byte', () => {
     for (const bytes of ['48b81122334455667788', 'c4e27d18842411223344', '62f17c48108424112233', '0f84112233', '8f', 'c5', '62']) {
       const whole = Buffer.from(bytes, 'hex')
       const cut = instructionLength(Buffer.concat([whole, Buffer.alloc(16)]), 0) ?? whole.length + 1
-      for (let length = 0; length < Math.min(cut, whole.length); length++) assert.equal(instructionLength(whole.subarray(0, length), 0), null)
+      for (let length = 0; length < Math.min(cut, whole.length); length++)
+        assert.equal(instructionLength(whole.subarray(0, length), 0), null)
     }
   })
 
@@ -172,11 +174,11 @@ function* opcodeSlots(): Generator<Buffer> {
   // mod and rm: memory, SIB, SIB without a base, relative to rip, with a displacement of 1 and 4 bytes, a register
   const operands = [[0x00], [0x04, 0x00], [0x04, 0x25], [0x05], [0x40], [0x44, 0x24], [0x80], [0x84, 0x24], [0xc0]]
   const legacyPrefixes = [[], [0x66], [0x67], [0xf2], [0xf3], [0x48], [0x66, 0x48], [0x41], [0xf3, 0x48]]
-  for (const escape of [[], [0x0f], [0x0f, 0x38], [0x0f, 0x3a]]) {
+  for (const escapeBytes of [[], [0x0f], [0x0f, 0x38], [0x0f, 0x3a]]) {
     for (let opcode = 0; opcode < 256; opcode++) {
       for (const prefix of legacyPrefixes) {
         for (const [modrm = 0, ...sib] of operands) {
-          for (const field of [0, 1, 2, 5]) yield slot([...prefix, ...escape, opcode, modrm | (field << 3), ...sib])
+          for (const field of [0, 1, 2, 5]) yield slot([...prefix, ...escapeBytes, opcode, modrm | (field << 3), ...sib])
         }
       }
     }
