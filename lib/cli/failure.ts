@@ -1,0 +1,59 @@
+/**
+ * How a command ends when it cannot do what was asked: one line on standard error, `uprobe: MESSAGE (CODE)`, or with `--json` one object
+ * `{"error":{"code":…,"message":…}}`, and the exit code: 2 for wrong usage, which another command line would mend, 1 for everything else.
+ */
+import { CommanderError } from 'commander'
+import { isSystemCallError, UprobeError } from '../errors.js'
+import { jsonLine, singleLine } from './text.js'
+
+export type ExitCode = 0 | 1 | 2
+
+/** What the help of every command says about exit codes. */
+export const EXIT_CODES_HELP = `
+Exit codes:
+  0  success; nothing found is success too
+  1  a failure, explained in one line on standard error
+  2  wrong usage`
+
+interface Failure {
+  code: string
+  message: string
+  exitCode: 1 | 2
+}
+
+/** Commander's codes for help and version that were asked for: no failure. */
+const ASKED_FOR = new Set(['commander.helpDisplayed', 'commander.version'])
+
+function describe(error: unknown): Failure {
+  if (error instanceof CommanderError) {
+    return { code: 'ERR_UPROBE_BAD_OPTION', message: error.message.replace(/^error: /, '').replaceAll('\n', ' '), exitCode: 2 }
+  }
+  if (error instanceof UprobeError) {
+    const usage = error.code === 'ERR_UPROBE_BAD_SPEC' || error.code === 'ERR_UPROBE_BAD_OPTION'
+    return { code: error.code, message: error.message, exitCode: usage ? 2 : 1 }
+  }
+  if (isSystemCallError(error)) return { code: error.code, message: error.message, exitCode: 1 }
+  // A mistake of ours. The place in the code is what a report needs most, and the stack's first frame still fits one line.
+  if (error instanceof Error) {
+    const frame = error.stack?.split('\n').find((line) => line.startsWith('    at '))
+    return { code: error.name, message: `internal error: ${error.message}${frame === undefined ? '' : ` (${frame.trim()})`}`, exitCode: 1 }
+  }
+  return { code: 'Error', message: `internal error: ${String(error)}`, exitCode: 1 }
+}
+
+/** Reports what a command threw, and answers the exit code. */
+export function report(error: unknown, json: boolean): ExitCode {
+  if (error instanceof CommanderError) {
+    if (ASKED_FOR.has(error.code)) return 0
+    // `uprobe` alone: commander has printed the help to standard error already.
+    if (error.code === 'commander.help') return 2
+  }
+  const { code, message, exitCode } = describe(error)
+  process.stderr.write(json ? `${jsonLine({ error: { code, message } })}\n` : `uprobe: ${singleLine(message)} (${code})\n`)
+  return exitCode
+}
+
+/** A remark that does not end the command, on standard error in the form that `json` asks for. */
+export function warn(message: string, json: boolean): void {
+  process.stderr.write(json ? `${jsonLine({ warning: { message } })}\n` : `uprobe: warning: ${singleLine(message)}\n`)
+}

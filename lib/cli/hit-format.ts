@@ -1,0 +1,34 @@
+/** A hit as one line: JSON, or columns for people. */
+import type { Hit } from '../index.js'
+import { escapeForDisplay } from '../log.js'
+import { displayArg, jsonLine } from './text.js'
+
+const NS_PER_MS = 1_000_000n
+
+export class HitFormat {
+  readonly #json: boolean
+  /** Wall clock minus CLOCK_MONOTONIC, in milliseconds; hits carry the latter. */
+  readonly #epochMs = Date.now() - Number(process.hrtime.bigint() / NS_PER_MS)
+
+  constructor(json: boolean) {
+    this.#json = json
+  }
+
+  line(hit: Hit): string {
+    return this.#json ? jsonLine(hit) : this.#columns(hit)
+  }
+
+  /** As in `14:03:22.118  postgres 4242/4242     usdt:postgresql:query__start  "select 1"`. */
+  #columns(hit: Hit): string {
+    const { args } = hit.toJSON()
+    const task = `${escapeForDisplay(hit.comm)} ${hit.pid}/${hit.tid}`
+    return `${this.#clock(hit.timestamp)}  ${task.padEnd(24)}  ${escapeForDisplay(hit.probe)}  ${args.map(displayArg).join(', ')}`.trimEnd()
+  }
+
+  /** Local time of day with milliseconds. */
+  #clock(timestampNs: bigint): string {
+    const date = new Date(this.#epochMs + Number(timestampNs / NS_PER_MS))
+    const two = (value: number): string => String(value).padStart(2, '0')
+    return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${String(date.getMilliseconds()).padStart(3, '0')}`
+  }
+}

@@ -1,0 +1,72 @@
+#!/usr/bin/env node
+/**
+ * The command line, `uprobe …`: parses, runs one command, and turns its end into an exit code. Each command is a file of its own beside this one,
+ * and uses the library only through its public surface.
+ */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Command } from 'commander'
+import { packageRoot } from '../native.js'
+import { addCount } from './count.js'
+import { addDemo } from './demo.js'
+import { addDoctor } from './doctor.js'
+import { type ExitCode, EXIT_CODES_HELP, report } from './failure.js'
+import { addList } from './list.js'
+import { addTrace } from './trace.js'
+
+const HELP = `
+A probe is written
+  usdt:[PATH:]PROVIDER:NAME        a probe that the program's author placed
+  uprobe:[PATH:]SYMBOL[+OFFSET]    an instruction of a function; also uprobe:PATH:0xOFFSET
+  uretprobe:[PATH:]SYMBOL          the return of a function
+Names take * and ?. Without PATH, the files that the process (-p) maps are searched.
+
+Examples:
+  uprobe doctor                                          will it work here, and if not, what helps
+  uprobe demo                                            see it work, with nothing else installed
+  uprobe list /usr/bin/python3.11                        which probes a program has
+  uprobe trace usdt:python:gc__start -p 4242             print each hit
+  uprobe count 'usdt:postgresql:*' -p 4242 -d 10         count hits for ten seconds
+${EXIT_CODES_HELP}`
+
+function packageVersion(): string {
+  const manifest: unknown = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8'))
+  const hasVersion = typeof manifest === 'object' && manifest !== null && 'version' in manifest
+  return hasVersion ? String(manifest.version) : 'unknown'
+}
+
+function createProgram(): Command {
+  const program = new Command('uprobe')
+    .description('Attach uprobes, return probes and USDT probes to running programs, and read their hits.')
+    .version(packageVersion(), '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print this help')
+    .helpCommand('help [command]', 'print the help of a command')
+    .exitOverride()
+    // Commander throws what it would print here; report() prints it in the form of all our failures.
+    .configureOutput({ outputError: () => undefined })
+    .addHelpText('after', HELP)
+  for (const add of [addList, addTrace, addCount, addDoctor, addDemo]) add(program)
+  return program
+}
+
+/** Whether the arguments ask for JSON; needed when they could not be parsed as a whole. */
+function asksForJson(args: readonly string[]): boolean {
+  const end = args.indexOf('--')
+  return (end === -1 ? args : args.slice(0, end)).includes('--json')
+}
+
+async function main(args: readonly string[]): Promise<ExitCode> {
+  // When standard error is gone there is nobody left to tell; the exit code still says how it ended.
+  process.stderr.on('error', () => undefined)
+  try {
+    await createProgram().parseAsync(args, { from: 'user' })
+    return 0
+  } catch (error) {
+    return report(error, asksForJson(args))
+  }
+}
+
+// The exit code is set instead of calling process.exit(), so that a slow reader still gets what waits in the pipe.
+main(process.argv.slice(2)).then((exitCode) => {
+  if (exitCode !== 0) process.exitCode = exitCode
+})

@@ -1,0 +1,50 @@
+/**
+ * Values of options and arguments, parsed once, here, into what the commands trust. A wrong one is wrong usage: commander names the option and
+ * the sentence given here, and the exit code is 2.
+ */
+import { InvalidArgumentError } from 'commander'
+
+/** The longest delay of a Node timer, in seconds (2^31 - 1 milliseconds, 24.8 days). */
+const MAX_TIMER_SECONDS = 2_147_483
+
+function wholeNumber(text: string, smallest: number, largest: number): number {
+  const value = Number(text)
+  if (!/^\d+$/.test(text) || value < smallest || value > largest) {
+    throw new InvalidArgumentError(`It must be a whole number from ${smallest} to ${largest}.`)
+  }
+  return value
+}
+
+/** Whether the argument of `list` is a process id; a file whose name has digits only is written `./123`. */
+export function isPid(text: string): boolean {
+  return /^\d+$/.test(text)
+}
+
+/** A process id. The kernel's limit is 2^22 (PID_MAX_LIMIT, include/linux/threads.h). */
+export function parsePid(text: string): number {
+  return wholeNumber(text, 1, 4_194_304)
+}
+
+/** `-p PID`, repeated. */
+export function collectPids(text: string, before: readonly number[] = []): number[] {
+  return [...before, parsePid(text)]
+}
+
+/** `--str N`, repeated: the number of an argument, from 0. */
+export function collectArgumentNumbers(text: string, before: readonly number[] = []): number[] {
+  return [...before, wholeNumber(text, 0, 31)]
+}
+
+/** `-n HITS`. */
+export function parseHits(text: string): number {
+  return wholeNumber(text, 1, Number.MAX_SAFE_INTEGER)
+}
+
+/** `-d SECONDS`, into milliseconds. */
+export function parseDurationMs(text: string): number {
+  const seconds = Number(text)
+  if (!/^\d+(\.\d+)?$/.test(text) || seconds <= 0 || seconds > MAX_TIMER_SECONDS) {
+    throw new InvalidArgumentError(`It must be a number of seconds above 0 and up to ${MAX_TIMER_SECONDS}.`)
+  }
+  return Math.max(1, Math.round(seconds * 1000))
+}

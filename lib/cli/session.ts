@@ -1,0 +1,80 @@
+/**
+ * What `trace` and `count` have in common: attach everything, say so, run until something asks to stop or all targets are gone, detach, and only then
+ * read the counts, which are exact from then on.
+ */
+import { type AttachOptions, type Probe, Tracer } from '../index.js'
+import { warn } from './failure.js'
+import type { Output } from './output.js'
+import { Stop } from './stop.js'
+import { plural } from './text.js'
+
+/** What to attach, and for how long. */
+export interface SessionRequest {
+  readonly specs: readonly string[]
+  readonly attach: AttachOptions
+  /** How long to stay attached; for ever if undefined. */
+  readonly durationMs: number | undefined
+  readonly json: boolean
+  readonly output: Output
+}
+
+/**
+ * Takes the hits of the probes until they end. It must not stop taking when `stop` is requested: what was captured until then is still to come. It may
+ * request the stop itself.
+ */
+export type Consume = (probes: readonly Probe[], stop: Stop) => Promise<void>
+
+/**
+ * Runs one session. Afterwards nothing is attached, whatever happened.
+ * @returns the probes, detached, for their counts; none if the stop came before all were attached
+ */
+export async function runSession(request: SessionRequest, consume: Consume): Promise<readonly Probe[]> {
+  const stop = new Stop(request.output)
+  const tracer = new Tracer()
+  try {
+    const probes = await attachAll(tracer, request, stop)
+    if (probes === null) return []
+    announce(probes, request.json)
+    if (request.durationMs !== undefined) stop.after(request.durationMs)
+    // Iterators of the probes end once everything is detached and what was captured is taken; a reader who is slow or gone must not delay detaching.
+    const consumed = consume(probes, stop)
+    const detached = whenStopped(stop).then(async () => {
+      await Promise.all(probes.map((probe) => probe.detach()))
+      stop.detached()
+    })
+    await Promise.race([consumed, detached.then(() => consumed)])
+    stop.request('enough')
+    await detached
+    return probes
+  } finally {
+    await tracer.close()
+    stop.dispose()
+  }
+}
+
+function whenStopped({ signal }: Stop): Promise<void> {
+  if (signal.aborted) return Promise.resolve()
+  return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
+}
+
+/** Attaches all or none; `null` if the stop came first. */
+async function attachAll(tracer: Tracer, { specs, attach }: SessionRequest, stop: Stop): Promise<Probe[] | null> {
+  const probes: Probe[] = []
+  try {
+    for (const spec of specs) probes.push(await tracer.attach(spec, { ...attach, signal: stop.signal }))
+    return stop.signal.aborted ? null : probes
+  } catch (error) {
+    if (stop.signal.aborted && error instanceof Error && error.name === 'AbortError') return null
+    throw error
+  }
+}
+
+/** Tells standard error that every site is armed: what is fired from now on is seen. */
+function announce(probes: readonly Probe[], json: boolean): void {
+  for (const probe of probes) for (const warning of probe.warnings) warn(warning, json)
+  const sites = probes.flatMap((probe) => probe.sites)
+  const unverified = sites.filter((site) => site.targets.some(({ state }) => state === 'unverified')).length
+  const names = new Set(sites.map((site) => site.probe))
+  const remark = unverified === 0 ? '' : ` (${unverified} could not be verified)`
+  process.stderr.write(`attached ${plural(sites.length, 'site')} of ${plural(names.size, 'probe')}${remark}\n`)
+}
