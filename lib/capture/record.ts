@@ -50,6 +50,8 @@ export interface RecordClass {
   /** Size of the record. */
   readonly bytes: number
   readonly strings: readonly StringArea[]
+  /** Whether it is the small class. */
+  readonly small: boolean
 }
 
 /** The records of a shape. */
@@ -64,7 +66,7 @@ export interface RecordLayout {
  * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` when the strings do not fit a record
  */
 export function layoutOf(shape: CaptureShape): RecordLayout {
-  const full = classOf(shape, align8(shape.stringLimit + 2))
+  const full = classOf(shape, align8(shape.stringLimit + 2), false)
   if (full.bytes > MAX_RECORD_BYTES) {
     throw new UprobeError(
       'ERR_UPROBE_BAD_OPTION',
@@ -72,16 +74,17 @@ export function layoutOf(shape: CaptureShape): RecordLayout {
     )
   }
   const space = full.strings.reduce((sum, { bytes }) => sum + bytes, 0)
-  return { full, small: space >= SMALL_CLASS_FROM && shape.stringLimit + 2 > SMALL_AREA ? classOf(shape, SMALL_AREA) : null }
+  return { full, small: space >= SMALL_CLASS_FROM && shape.stringLimit + 2 > SMALL_AREA ? classOf(shape, SMALL_AREA, true) : null }
 }
 
-function classOf(shape: CaptureShape, areaBytes: number): RecordClass {
+function classOf(shape: CaptureShape, areaBytes: number, small: boolean): RecordClass {
   const indexes = readableStrings(shape)
   const lengths = FIELD.operands + 8 * shape.operands.length
   const areas = lengths + 8 * indexes.length
   // The area is padded, but the kernel is not told of the padding, so that the limit is kept to the byte.
-  const usable = areaBytes === SMALL_AREA ? Math.min(SMALL_AREA, shape.stringLimit + 2) : shape.stringLimit + 2
+  const usable = small ? SMALL_AREA : shape.stringLimit + 2
   return {
+    small,
     bytes: areas + areaBytes * indexes.length,
     strings: indexes.map((operand, index) => ({ operand, lengthAt: lengths + 8 * index, dataAt: areas + areaBytes * index, bytes: usable })),
   }

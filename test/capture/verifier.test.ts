@@ -1,0 +1,145 @@
+/**
+ * Every program that can be compiled must be one that the kernel's verifier takes. Nothing is attached here.
+ */
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import test, { type TestContext } from 'node:test'
+import { type CaptureProgram, compileCapture, splitShapes, STATS_VALUE_BYTES } from '../../lib/capture/compile.js'
+import { parseFilter } from '../../lib/capture/filter.js'
+import { type Arch, bindOperands, type BoundOperand, functionArguments, parseOperands, symbolsOf } from '../../lib/capture/operands.js'
+import type { CaptureShape } from '../../lib/capture/shape.js'
+import { loadNative } from '../../lib/native.js'
+import {
+  BPF_LICENSE,
+  BPF_MAP_TYPE_PERCPU_ARRAY,
+  BPF_MAP_TYPE_RINGBUF,
+  BPF_PROG_TYPE_KPROBE,
+  BPF_TRACE_UPROBE_MULTI,
+  createMap,
+  loadProgram,
+} from '../../lib/register/bpf-objects.js'
+import { multiSupport } from '../../lib/register/multi-support.js'
+import { needs } from '../support/needs.js'
+
+const arch: Arch = process.arch === 'arm64' ? 'arm64' : 'x64'
+const RING_BYTES = 1 << 20
+
+/** Every form of operand that was seen, and rarer ones. */
+function everyForm(): BoundOperand[] {
+  const seen = readFileSync(join(__dirname, 'fixtures', arch === 'x64' ? 'argforms-x86_64.txt' : 'argforms-aarch64.txt'), 'utf8')
+  const rare =
+    arch === 'x64'
+      ? ['8@(%rax,%rdx,8)', '8@0(,%rax,8)', '8@0x7fffffffffff(%rax)', '1@%ah', '-1@%bh', '8@%rsp', '8@$0x7fffffffffffffff', '8@far+0x100000000(%rip)', '8@%xmm0']
+      : ['8@[x0, x1]', '8@[x0, x1, lsl 3]', '8@[x0, 140737488355327]', '8@sp', '4@w30', '8@xzr', '8@d0']
+  const examples = [...seen.trim().split('\n').map((line) => line.split('\t')[2] ?? ''), ...rare]
+  const operands = examples.flatMap((example) => parseOperands(example, arch))
+  return bindOperands(operands, 0x4000n, new Map([...symbolsOf(operands)].map((name, index) => [name, BigInt(index) * 0x1000n])))
+}
+
+/** Loads programs into the kernel, against maps that go when the test is over. */
+function loader(t: TestContext): (options: Partial<CaptureProgram> & Pick<CaptureProgram, 'shapes'>) => Promise<number> {
+  const native = loadNative()
+  const fds: number[] = []
+  const statsFd = createMap(native, { type: BPF_MAP_TYPE_PERCPU_ARRAY, keyBytes: 4, valueBytes: STATS_VALUE_BYTES, maxEntries: 4096, name: 'test_stats' })
+  const ringFd = createMap(native, { type: BPF_MAP_TYPE_RINGBUF, keyBytes: 0, valueBytes: 0, maxEntries: RING_BYTES, name: 'test_ring' })
+  fds.push(statsFd, ringFd)
+  t.after(() => native.closeFds(fds))
+  return async (options) => {
+    const attach = options.attach ?? 'perf'
+    const insns = compileCapture({ arch, attach, probeId: 1, slot: 0, statsFd, ringFd, ringBytes: RING_BYTES, excludeTid: null, ...options })
+    const expectedAttachType = attach === 'multi' ? BPF_TRACE_UPROBE_MULTI : 0
+    const fd = await loadProgram(native, { type: BPF_PROG_TYPE_KPROBE, expectedAttachType, insns, license: BPF_LICENSE, name: 'test_capture' })
+    fds.push(fd)
+    return insns.length / 8
+  }
+}
+
+/** A shape of its own for each index. */
+function variedShape(index: number, operands: number): CaptureShape {
+  const text = Array.from({ length: operands }, (_, place) => (arch === 'x64' ? `8@${index + 8 * place}(%rsp)` : `8@[sp, ${index + 8 * place}]`)).join(' ')
+  return { operands: bindOperands(parseOperands(text, arch), 0n, new Map()), strings: [], stringLimit: 256 }
+}
+
+/** Why programs for links cannot be tried, or `false`. */
+async function noLinks(): Promise<string | false> {
+  const { allProcesses, reason } = await multiSupport(loadNative())
+  return allProcesses ? false : (reason ?? 'there is no uprobe_multi link')
+}
+
+test('takes every form of operand, alone', needs(), async (t) => {
+  const load = loader(t)
+  for (const operand of everyForm()) await load({ shapes: [{ operands: [operand], strings: [], stringLimit: 256 }] })
+})
+
+test('takes every form of operand as a string, short and long', needs(), async (t) => {
+  const load = loader(t)
+  for (const operand of everyForm()) {
+    for (const stringLimit of [1, 256, 4096]) await load({ shapes: [{ operands: [operand], strings: [0], stringLimit }] })
+  }
+})
+
+test('takes every form of operand in a filter', needs(), async (t) => {
+  const load = loader(t)
+  for (const operand of everyForm()) {
+    if (operand.kind === 'unsupported' || operand.float) continue
+    for (const filter of ['arg0 > -5', 'arg0 == 0xffffffffffffffff || !(arg0 <= 7 && tid != 5) || pid < 3']) {
+      await load({ shapes: [{ operands: [operand], strings: [], stringLimit: 256 }], filter: parseFilter(filter) })
+    }
+  }
+})
+
+test('takes as many operands in memory as are read, all of them filtered and recorded', needs(), async (t) => {
+  const load = loader(t)
+  const filter = parseFilter(Array.from({ length: 31 }, (_, index) => `arg${index} > ${index}`).join(' || '))
+  await load({ shapes: [variedShape(1, 31)], filter })
+})
+
+test('takes the largest record', needs(), async (t) => {
+  const load = loader(t)
+  const strings = Array.from({ length: 15 }, (_, index) => index)
+  await load({ shapes: [{ ...variedShape(1, 31), strings, stringLimit: 4096 }] })
+})
+
+test('takes a program that counts only, with a filter and without', needs(), async (t) => {
+  const load = loader(t)
+  await load({ shapes: [variedShape(1, 2)], ringFd: null, ringBytes: 0 })
+  await load({ shapes: [variedShape(1, 2)], ringFd: null, ringBytes: 0, filter: parseFilter('arg1 == 3') })
+})
+
+test('takes a program that leaves out a thread', needs(), async (t) => {
+  const load = loader(t)
+  await load({ shapes: [variedShape(1, 2)], excludeTid: 2 ** 22 })
+})
+
+test('takes programs for links, of 1 to 200 shapes', needs(), async (t) => {
+  const without = await noLinks()
+  if (without !== false) return t.skip(without)
+  const load = loader(t)
+  for (const count of [1, 2, 3, 7, 64, 200]) {
+    const shapes = Array.from({ length: count }, (_, index) => variedShape(index, index % 5))
+    await load({ attach: 'multi', shapes })
+    await load({ attach: 'multi', shapes, ringFd: null, ringBytes: 0 })
+  }
+})
+
+test('divides shapes among programs that the kernel takes, each as full as possible', needs(), async (t) => {
+  const without = await noLinks()
+  if (without !== false) return t.skip(without)
+  const load = loader(t)
+  const shapes = Array.from({ length: 600 }, (_, index) => variedShape(index, 12))
+  const base = { arch, probeId: 1, statsFd: 0, ringFd: 0, ringBytes: RING_BYTES, excludeTid: null }
+  const groups = splitShapes(shapes, base)
+  assert.deepEqual(groups.flat(), shapes)
+  assert.ok(groups.length > 1)
+  const sizes: number[] = []
+  for (const group of groups) sizes.push(await load({ attach: 'multi', shapes: group }))
+  for (const size of sizes) assert.ok(size < 32_767, `${size} instructions`)
+  for (const size of sizes.slice(0, -1)) assert.ok(size > 29_000, `${size} instructions`)
+})
+
+test('the arguments of a function and a string take few instructions', () => {
+  const shape = { operands: bindOperands(functionArguments(arch).slice(0, 2), 0n, new Map()), strings: [], stringLimit: 256 }
+  const insns = compileCapture({ arch, attach: 'perf', probeId: 1, slot: 0, shapes: [shape], statsFd: 3, ringFd: 4, ringBytes: RING_BYTES, excludeTid: null })
+  assert.ok(insns.length / 8 <= 64, `${insns.length / 8} instructions`)
+})
