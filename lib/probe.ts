@@ -11,9 +11,9 @@ import type { SiteTarget } from './counter/verify.js'
 import { HitBatch } from './delivery/batch.js'
 import { callGuarded, Consumer } from './delivery/consumer.js'
 import type { Ring } from './delivery/ring.js'
-import { UprobeError } from './errors.js'
+import { errnoOf, UprobeError } from './errors.js'
 import type { Logger } from './log.js'
-import type { Native } from './native.js'
+import type { Native, WatchEvent } from './native.js'
 import type { Attachment } from './register/attachment.js'
 import type { CapturePrograms } from './register/programs.js'
 import { type KernelCounts, readCounts } from './register/stats.js'
@@ -119,6 +119,8 @@ export interface ProbeParts {
   readonly onEnded: () => void
 }
 
+const ESRCH = 3
+
 /** Bytes of batches that may wait for an iterator, whatever their number of hits. */
 const QUEUE_BYTES = 64 * 1024 * 1024
 
@@ -128,7 +130,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   readonly #consumer: Consumer
   readonly #delivered: Float64Array
   readonly #lostQueue: Float64Array
-  readonly #watches = new Map<TargetProcess, number[]>()
+  readonly #watches = new Map<TargetProcess, { pidfd: number; task: number | null }>()
   readonly #targets: Set<TargetProcess>
   readonly #abort = new AbortController()
   #sites: readonly (ProbeSite | null)[]
@@ -275,26 +277,47 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   #watch(target: TargetProcess): void {
+    const pidfd = this.#parts.ring.watch(target.openPidfd(), 'pidfd', () => this.#background(() => this.#endTarget(target, 'exit')))
+    this.#watches.set(target, { pidfd, task: null })
+    this.#watchTask(target)
+  }
+
+  /** Watches a living thread of the process, if it has one; otherwise the pidfd will tell. */
+  #watchTask(target: TargetProcess): void {
     const { ring, native } = this.#parts
-    const watches = [ring.watch(target.openPidfd(), 'pidfd', () => this.#background(() => this.#endTarget(target, 'exit')))]
-    this.#watches.set(target, watches)
-    watches.push(ring.watch(native.taskWatchOpen(target.tid), 'task', () => this.#background(() => this.#onTask(target))))
+    const watches = this.#watches.get(target)
+    if (watches === undefined) return
+    if (watches.task !== null) ring.unwatch(watches.task)
+    watches.task = null
+    do {
+      try {
+        const fd = native.taskWatchOpen(target.tid)
+        watches.task = ring.watch(fd, 'task', (event) => this.#background(() => this.#onTask(target, event)))
+        return
+      } catch (error) {
+        // The thread ended after it was chosen.
+        if (errnoOf(error) !== ESRCH) throw error
+      }
+    } while (target.refreshThread())
   }
 
   #unwatch(target: TargetProcess): void {
-    for (const watch of this.#watches.get(target) ?? []) this.#parts.ring.unwatch(watch)
+    const { pidfd, task } = this.#watches.get(target) ?? {}
+    if (pidfd !== undefined) this.#parts.ring.unwatch(pidfd)
+    if (task != null) this.#parts.ring.unwatch(task)
     this.#watches.delete(target)
   }
 
   /** The watched thread called exec or ended: the process may have another program now, or another thread must stand in. */
-  async #onTask(target: TargetProcess): Promise<void> {
+  async #onTask(target: TargetProcess, event: WatchEvent['event']): Promise<void> {
     if (!this.#targets.has(target) || this.#ending !== null || !target.isAlive()) return
     const before = target.tid
     target.refreshThread()
-    if (target.addressSpaceGone()) return this.#endTarget(target, 'exec')
+    // The watch ended with its thread. Whether exec was called is asked when the new one is open, so that no exec falls between the two.
+    if (event === 'hangup') this.#watchTask(target)
+    const replaced = target.readable ? target.addressSpaceGone() : event === 'exec'
+    if (replaced) return target.isAlive() ? this.#endTarget(target, 'exec') : undefined
     if (target.tid === before) return
-    this.#unwatch(target)
-    this.#watch(target)
     const { attachment, log } = this.#parts
     const perf = attachment.parts.some((part) => part.target === target && part.via === 'perf')
     await this.#inTurn(async () => {

@@ -71,6 +71,8 @@ export class Attachment {
     signal.throwIfAborted()
     const { native, pmu, programs, retprobe } = this.with_
     const { file, target, sites, via } = part
+    // Asked before and after, since the kernel takes a number and no pidfd.
+    if (target !== null && !target.isAlive()) throw target.goneError()
     const { fds, failures } = await registerSites({ native, pmu, programs, retprobe, file, target, sites, via, signal })
     part.fds = fds
     if (target !== null && !target.isAlive()) {

@@ -18,14 +18,19 @@ import { type Mapping, readMaps } from './maps.js'
 export interface ProcessStat {
   /** One letter, as `R`, `S`, `Z` (zombie). */
   readonly state: string
+  /** Whether the thread has begun to exit. It becomes a zombie a moment later, after its memory and its perf events are gone (`do_exit`, kernel/exit.c). */
+  readonly exiting: boolean
   /** Start time in clock ticks since boot (field 22). */
   readonly startTime: bigint
 }
 
+/** PF_EXITING of include/linux/sched.h. */
+const PF_EXITING = 0x4
+
 /** Parses /proc/PID/stat. The command name may hold anything, so fields are counted from its last parenthesis. */
 export function parseStat(text: string): ProcessStat {
   const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
-  return { state: fields[0] ?? '?', startTime: BigInt(fields[19] ?? '0') }
+  return { state: fields[0] ?? '?', exiting: (Number(fields[6] ?? '0') & PF_EXITING) !== 0, startTime: BigInt(fields[19] ?? '0') }
 }
 
 function readStat(procDirectory: string): ProcessStat | null {
@@ -38,7 +43,7 @@ function readStat(procDirectory: string): ProcessStat | null {
 }
 
 function isDead(stat: ProcessStat | null): boolean {
-  return stat === null || stat.state === 'Z' || stat.state === 'X'
+  return stat === null || stat.exiting || stat.state === 'Z' || stat.state === 'X'
 }
 
 /** A process that is a target. Made by {@link TargetProcess.open}; `close` it when the last probe leaves. */
@@ -108,10 +113,13 @@ export class TargetProcess {
   /** Whether the address space that was opened is gone: the process has exited, or has called exec. */
   addressSpaceGone(): boolean {
     if (this.#memFd === null) return !this.isAlive()
-    const maps = safeRead(`${this.procDirectory}/maps`)
-    const first = /^([0-9a-f]+)-[0-9a-f]+ r/m.exec(maps ?? '')?.[1]
-    if (first === undefined) return true
-    return this.readMemory(BigInt(`0x${first}`), 1) === null
+    try {
+      // `mem_rw` (fs/proc/base.c) reads 0 bytes of an address space that is gone, and fails with EIO at an address of a living one where nothing is mapped.
+      return readSync(this.#memFd, Buffer.alloc(1), 0, 1, 0) === 0
+    } catch (error) {
+      if (isSystemCallError(error)) return false
+      throw error
+    }
   }
 
   /**

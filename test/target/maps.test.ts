@@ -71,6 +71,11 @@ describe('the identity of a mapping', () => {
 describe('parseStat', () => {
   it('is not misled by a command name with parentheses, spaces and digits', () => {
     const fields = Array.from({ length: 49 }, (_, index) => String(index + 4))
-    assert.deepEqual(parseStat(`42 (a) Z 7 (b) R ${fields.join(' ')}\n`), { state: 'R', startTime: 22n })
+    assert.deepEqual(parseStat(`42 (a) Z 7 (b) R ${fields.join(' ')}\n`), { state: 'R', exiting: false, startTime: 22n })
+  })
+
+  it('sees by its flags that a thread exits before it is a zombie', () => {
+    const fields = Array.from({ length: 49 }, (_, index) => (index === 5 ? String(0x40_0004) : String(index + 4)))
+    assert.equal(parseStat(`42 (a) R ${fields.join(' ')}\n`).exiting, true)
   })
 })
