@@ -91,6 +91,39 @@ test('a tracer that is killed leaves nothing in the target', GCC, async (t) => {
   assert.equal(await target.askNumber('gated 1'), 0)
 })
 
+test('a tracer that is killed while threads fire leaves nothing but the probe of another tracer, whose hits stay exact', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:gated')
+  const agent = await startAgent(t)
+  assert.equal(await attachIn(agent, 'usdt:t:*', { pid: target.pid }), 'attached')
+  const probe = await newTracer(t).attach('usdt:t:gated', { pid: target.pid })
+  const hits = collect(probe)
+  const firing = target.askNumber('threads 4 20000')
+  await waitFor('hits', () => hits.length > 0)
+  agent.kill('SIGKILL')
+  await agent.exited
+  assert.equal(await firing, 80_000)
+  const plain = notesOf(target.program, 't:plain')[0]?.fileOffset ?? 0n
+  await waitFor('the breakpoints of the killed tracer to go', () => !isArmed(target.pid, target.program, plain))
+  assert.equal(counterValue(target.pid, target.program, refCtrOffset), 1)
+  assert.equal(isArmed(target.pid, target.program, fileOffset), true)
+  await detachComplete(probe, 80_000)
+  assertUntouched(target.pid, target.program)
+})
+
+test('a target that is killed while its threads fire: the counts balance', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const probe = await newTracer(t).attach('usdt:t:plain', { pid: target.pid })
+  const hits = collect(probe)
+  await target.ask('spin 4')
+  await waitFor('hits', () => hits.length > 0)
+  target.kill('SIGKILL')
+  await waitFor('the probe to end', () => probe.state === 'target-exited')
+  const { hits: count, delivered, lost } = probe.stats()
+  assert.equal(count, delivered + lost)
+  assert.equal(hits.length, delivered)
+})
+
 test('a target that exits first ends the probe as target-exited, with exact counts', GCC, async (t) => {
   const program = buildTarget(t, 'usdt')
   await assertLeavesNothing(async () => {
@@ -209,6 +242,11 @@ test('a signal that is aborted at any turn of the event loop ends the attach, or
     await tracer.close()
   })
   assert.ok(endings.has('refused'))
+})
+
+test('a signal that is aborted before the attach: nothing is asked of the kernel', GCC, async (t) => {
+  const reason = new Error('enough')
+  await assert.rejects(newTracer(t).attach('usdt:t:gated', { pid: 1, signal: AbortSignal.abort(reason) }), reason)
 })
 
 test('a signal that is aborted after the attach detaches the probe', GCC, async (t) => {

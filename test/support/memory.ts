@@ -76,14 +76,13 @@ export function counterValue(pid: number, path: string, refCtrOffset: bigint): n
   return readMemory(pid, addressOf(pid, path, refCtrOffset, 'w'), 2).readUInt16LE(0)
 }
 
-/** Writes the high byte of a counter: bit 15 and nothing else when it is 0x80, nothing when it is 0. */
-export function writeCounterHighByte(pid: number, path: string, refCtrOffset: bigint, byte: number): void {
-  const address = addressOf(pid, path, refCtrOffset, 'w') + 1n
-  withMemory(pid, 'r+', (fd) => writeByte(fd, address, byte))
-}
-
-function writeByte(fd: number, address: bigint, byte: number): void {
-  // fs.writeSync takes its position as a number; user addresses on x86-64 and arm64 are below 2^48.
-  const written = writeSync(fd, Buffer.of(byte), 0, 1, Number(address))
-  if (written !== 1) throw new Error('the byte could not be written')
+/** Writes a counter of a process, as a tool does that counts by hand. */
+export function writeCounter(pid: number, path: string, refCtrOffset: bigint, value: number): void {
+  const address = addressOf(pid, path, refCtrOffset, 'w')
+  const bytes = Buffer.alloc(2)
+  bytes.writeUInt16LE(value)
+  withMemory(pid, 'r+', (fd) => {
+    // fs.writeSync takes its position as a number; user addresses on x86-64 and arm64 are below 2^48.
+    if (writeSync(fd, bytes, 0, 2, Number(address)) !== 2) throw new Error('the counter could not be written')
+  })
 }

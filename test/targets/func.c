@@ -6,9 +6,14 @@
  *   f_trap          begins with a breakpoint instruction of its own
  *
  * Commands: add N, negative, six, text WORD, depth N, allocate N SIZE, exit N; the answer is what the function returned: of `add N` the sum of all, of `allocate` the
- * address of the last of N blocks that malloc gave.
+ * address of the last of N blocks that malloc gave. `writable-text` makes the page of f_add writable, as programs do that patch themselves: the kernel puts no
+ * breakpoint into such a page.
  */
 #include "protocol.h"
+
+#include <errno.h>
+#include <stdint.h>
+#include <sys/mman.h>
 
 #define EXPORT __attribute__((noinline, noclone, used, visibility("default")))
 
@@ -72,6 +77,11 @@ static void command(char *line) {
     size_t size = strtoul(argument, NULL, 10);
     for (long i = 0; i < count; i++) block = malloc(size);
     answer("returned %lu", (unsigned long)block);
+  } else if ((argument = argument_of(line, "writable-text"))) {
+    uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t page = (uintptr_t)f_add & ~(page_bytes - 1);
+    int failed = mprotect((void *)page, page_bytes, PROT_READ | PROT_WRITE | PROT_EXEC);
+    answer(failed ? "error %s" : "writable", strerror(errno));
   } else if ((argument = argument_of(line, "exit"))) {
     _exit(atoi(argument));
   } else {
