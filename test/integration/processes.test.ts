@@ -8,7 +8,7 @@ import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote } from '../support/notes.js'
 import { Target } from '../support/target.js'
-import { collect, detachComplete, newTracer, refused } from '../support/tracing.js'
+import { assertStats, collect, detachComplete, newTracer, refused } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
 import type { ProbeStateChange } from '../../lib/index.js'
 
@@ -128,15 +128,30 @@ test("exec ends the process's part of the probe, and the new program is not arme
   await detachComplete(probe, 5)
 })
 
-test('exec of the only process ends the probe as target-exited', GCC, async (t) => {
+for (const registration of ['perf', 'multi'] as const) {
+  for (const command of ['exec', 'exec-thread'] as const) {
+    test(`${command} in the only process ends the probe as target-exited (${registration})`, GCC, async (t) => {
+      const target = await Target.start(t, buildTarget(t, 'usdt'))
+      const probe = await newTracer(t).attach('usdt:t:gated', { pid: target.pid, registration })
+      const changes: ProbeStateChange[] = []
+      probe.on('state', (change) => changes.push(change))
+      await target.ask('gated 2')
+      assert.equal(await target.ask(command), 'ready')
+      await waitFor('the probe to end', () => probe.state === 'target-exited')
+      assert.deepEqual(changes.at(-1), { state: 'target-exited', reason: 'exec', pid: target.pid, mayHaveMissed: false })
+      assert.equal(await target.askNumber('gated 5'), 0)
+      assertStats(probe.stats(), { hits: 2, delivered: 2 })
+    })
+  }
+}
+
+test('exec after the leader thread has exited', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const probe = await newTracer(t).attach('usdt:t:gated', { pid: target.pid })
-  const changes: ProbeStateChange[] = []
-  probe.on('state', (change) => changes.push(change))
-  await target.ask('exec')
+  assert.equal(await target.ask('leader-exit'), 'leader gone')
+  assert.equal(await target.ask('exec'), 'ready')
   await waitFor('the probe to end', () => probe.state === 'target-exited')
-  assert.deepEqual(changes, [{ state: 'target-exited', reason: 'exec', pid: target.pid, mayHaveMissed: false }])
-  assert.equal(await target.askNumber('gated 5'), 0)
+  assert.equal(counterValue(target.pid, target.program, gatedNote(target.program, 't:gated').refCtrOffset), 0)
 })
 
 test('a process that has exited is refused as gone', GCC, async (t) => {

@@ -16,6 +16,7 @@
  *   fork-hold           a child waits; the answer is its pid
  *   fork-release N      it fires t:gated N times and ends
  *   exec [PATH]         becomes PATH, or itself anew, which says "ready" again
+ *   exec-thread         the same as exec, by a thread other than the leader
  *   leader-exit         the main thread ends, another one goes on with the commands
  *   dlopen PATH, lib N, dlclose   loads lib.c, fires its probes, unloads it
  *   counters            the semaphores as the program reads them: gated ungated shared twin
@@ -199,6 +200,16 @@ static long fire_library(long count) {
 static void unload_library(void) { dlclose(library); }
 #endif
 
+static void become(const char *path) {
+  execl(path, path, (char *)NULL);
+  answer("error %s", strerror(errno));
+}
+
+static void *become_anew(void *unused) {
+  become(program);
+  return unused;
+}
+
 static void command(char *line) {
   char *argument;
   if ((argument = argument_of(line, "plain"))) {
@@ -234,9 +245,11 @@ static void command(char *line) {
     fork_hold();
     answer("executed %ld", fork_release(atol(argument)));
   } else if ((argument = argument_of(line, "exec"))) {
-    char *path = argument[0] == '\0' ? program : argument;
-    execl(path, path, (char *)NULL);
-    answer("error %s", strerror(errno));
+    become(argument[0] == '\0' ? program : argument);
+  } else if ((argument = argument_of(line, "exec-thread"))) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, become_anew, NULL) != 0) abort();
+    pthread_join(thread, NULL);
   } else if ((argument = argument_of(line, "dlopen"))) {
     load_library(argument);
   } else if ((argument = argument_of(line, "lib"))) {
