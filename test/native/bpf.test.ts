@@ -13,7 +13,10 @@ test('reads the values of a range of keys, one after another', { skip: withoutRi
   t.after(() => native.closeFd(mapFd))
   for (let key = 0; key < 5; key++) native.bpfMapUpdate(mapFd, key, Buffer.of(key, 0, 0, 0, 0, 0, 0, 1))
   const values = new BigUint64Array(native.bpfMapRead(mapFd, 1, 3, 8))
-  assert.deepEqual([...values], [1n, 2n, 3n].map((low) => low | (1n << 56n)))
+  assert.deepEqual(
+    [...values],
+    [1n, 2n, 3n].map((low) => low | (1n << 56n)),
+  )
   assert.throws(() => native.bpfMapRead(mapFd, 4, 2, 8), { syscall: 'bpf(BPF_MAP_LOOKUP_ELEM)', code: 'ENOENT' })
 })
 
@@ -36,14 +39,17 @@ test('a rejected program says what the verifier said', { skip: withoutRights }, 
 
 test('refuses arguments that the kernel would read out of bounds', () => {
   const program = { type: 2, expectedAttachType: 0, insns: Buffer.alloc(8), license: 'GPL', name: 'x' }
-  assert.throws(() => native.bpfProgLoad({ ...program, insns: Buffer.alloc(12) }), { message: 'insns must be whole instructions of 8 bytes' })
+  assert.throws(() => native.bpfProgLoad({ ...program, insns: Buffer.alloc(12) }), {
+    message: 'insns must be whole instructions of 8 bytes',
+  })
   assert.throws(() => native.bpfProgLoad({ ...program, name: 'sixteen bytes ..' }), { message: 'name must be at most 15 bytes long' })
   const link = { progFd: 0, path: '/x', fileOffsets: new BigUint64Array(2), refCtrOffsets: null, retprobe: false, pid: 0 }
-  assert.throws(() => native.bpfLinkCreateUprobeMulti({ ...link, cookies: new BigUint64Array(1) }), { message: 'cookies must be as long as fileOffsets' })
-  assert.throws(
-    () => native.bpfLinkCreateUprobeMulti({ ...link, cookies: new BigUint64Array(2), refCtrOffsets: new BigUint64Array(3) }),
-    { message: 'refCtrOffsets must be null, or as long as fileOffsets' },
-  )
+  assert.throws(() => native.bpfLinkCreateUprobeMulti({ ...link, cookies: new BigUint64Array(1) }), {
+    message: 'cookies must be as long as fileOffsets',
+  })
+  assert.throws(() => native.bpfLinkCreateUprobeMulti({ ...link, cookies: new BigUint64Array(2), refCtrOffsets: new BigUint64Array(3) }), {
+    message: 'refCtrOffsets must be null, or as long as fileOffsets',
+  })
 })
 
 test('one uprobe_multi link arms several sites with their counters', { skip: withoutRights }, async (t) => {

@@ -8,7 +8,7 @@ import { loadNative, type Native, type RingReader, type RingReaderOptions } from
 
 /** Why a test that probes cannot run, or `false`. In CI it must run: it then fails instead. */
 export const withoutRights: string | false =
-  process.getuid?.() === 0 || process.env['CI'] === 'true' ? false : 'probing needs root: run the tests as root'
+  process.getuid?.() === 0 || process.env.CI === 'true' ? false : 'probing needs root: run the tests as root'
 
 export const native: Native = loadNative()
 
@@ -105,7 +105,14 @@ export function readCount(mapFd: number, perCpu: boolean): bigint {
 }
 
 /** Registers a uprobe on every process that maps `path`, or on one, runs `progFd` at it, and closes it when the test is over. */
-export async function attach(t: TestContext, path: string, fileOffset: bigint, progFd: number, tid = -1, refCtrOffset = 0): Promise<number> {
+export async function attach(
+  t: TestContext,
+  path: string,
+  fileOffset: bigint,
+  progFd: number,
+  tid = -1,
+  refCtrOffset = 0,
+): Promise<number> {
   const perfFd = await native.perfEventOpenUprobe({ type: uprobePmu(), path, fileOffset, refCtrOffset, retprobe: false, tid })
   t.after(() => native.closeFds([perfFd]))
   await native.perfEventSetBpf(perfFd, progFd)

@@ -16,13 +16,17 @@ test('one registration counts the hits of four threads exactly', { skip: without
   const target = await Target.start(t, program)
   const mapFd = countingMap()
   const progFd = await load(countingProgram(mapFd))
-  t.after(() => [progFd, mapFd].forEach((fd) => native.closeFd(fd)))
+  t.after(() => {
+    for (const fd of [progFd, mapFd]) native.closeFd(fd)
+  })
   await attach(t, program, fileOffset, progFd, target.pid, Number(refCtrOffset))
   assert.equal(await target.askNumber('threads 4 25000'), 100_000)
   assert.equal(readCount(mapFd, true), 100_000n)
 })
 
-test('the breakpoint and the counter are there when the promise resolves, and gone when closing does', { skip: withoutRights }, async (t) => {
+test('the breakpoint and the counter are there when the promise resolves, and gone when closing does', {
+  skip: withoutRights,
+}, async (t) => {
   const program = buildTarget(t, 'usdt')
   const { fileOffset, refCtrOffset } = gatedNote(program, 't:gated')
   const target = await Target.start(t, program)

@@ -219,8 +219,14 @@ test('an exception in the doorbell is an uncaught exception, and the next bell r
 
 test('refuses options that do not describe a ring', () => {
   const good = { mapFd: 0, ringBytes: 4096, flushIntervalMs: 20, pendingLimitBytes: 1, onDoorbell: () => undefined }
-  assert.throws(() => new native.RingReader({ ...good, ringBytes: 5000 }), { name: 'TypeError', message: 'ringBytes must be a power of two' })
-  assert.throws(() => new native.RingReader({ ...good, ringBytes: 512 }), { name: 'TypeError', message: /^ringBytes must be an integer from/ })
+  assert.throws(() => new native.RingReader({ ...good, ringBytes: 5000 }), {
+    name: 'TypeError',
+    message: 'ringBytes must be a power of two',
+  })
+  assert.throws(() => new native.RingReader({ ...good, ringBytes: 512 }), {
+    name: 'TypeError',
+    message: /^ringBytes must be an integer from/,
+  })
   assert.throws(() => new native.RingReader({ ...good, flushIntervalMs: -1 }), { name: 'TypeError' })
   assert.throws(() => new native.RingReader({ ...good, mapFd: 1e6 }), { syscall: 'fcntl(F_DUPFD_CLOEXEC)', code: 'EBADF' })
 })
