@@ -1,0 +1,169 @@
+/**
+ * USDT notes in files of every class and byte order, made by hand.
+ */
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { join } from 'node:path'
+import { describe, test } from 'node:test'
+import { ElfFile } from '../../lib/elf/elf-file.js'
+import { listFile } from '../../lib/elf/list.js'
+import { readUsdtNotes, type UsdtNote } from '../../lib/elf/stapsdt.js'
+import { ET_REL, FORMATS, LAYOUT, note, SHT, usdtFile, usdtNote, buildElf, type NotePlan } from '../support/elf-builder.js'
+import { tempDirectory } from '../support/temp.js'
+import { readingNeeds, refuses, writeElf } from './files.js'
+
+const [LE64 = { bits: 64, littleEndian: true }] = FORMATS
+
+async function notesIn(path: string): Promise<UsdtNote[]> {
+  const elf = await ElfFile.open(path)
+  try {
+    return await readUsdtNotes(elf)
+  } finally {
+    await elf.close()
+  }
+}
+
+/** A note at the beginning of the code, its semaphore at the beginning of `.probes`. */
+function plan(imageBase: number, changes: Partial<NotePlan> = {}): NotePlan {
+  return {
+    provider: 'shop',
+    name: 'sale',
+    args: '-4@%edi 8@%rsi',
+    pc: imageBase + LAYOUT.text.address + 0x10,
+    base: imageBase + LAYOUT.base.address,
+    semaphore: imageBase + LAYOUT.probes.address + 2,
+    ...changes,
+  }
+}
+
+for (const format of FORMATS) {
+  for (const imageBase of [0, 0x40_0000]) {
+    const kind = `${format.bits}-bit ${format.littleEndian ? 'little' : 'big'}-endian ${imageBase === 0 ? 'PIE' : 'executable at a fixed address'}`
+    describe(`a ${kind}`, () => {
+      test('gives what its note stores, and both offsets in the file', async (t) => {
+        const path = writeElf(t, usdtFile(format, imageBase, [[plan(imageBase)]]).bytes)
+        assert.deepEqual(await notesIn(path), [
+          {
+            provider: 'shop',
+            name: 'sale',
+            args: '-4@%edi 8@%rsi',
+            pc: BigInt(imageBase + 0x1010),
+            base: BigInt(imageBase + 0x11f0),
+            semaphore: BigInt(imageBase + 0x5002),
+            vaddr: BigInt(imageBase + 0x1010),
+            fileOffset: 0x1010n,
+            semaphoreVaddr: BigInt(imageBase + 0x5002),
+            refCtrOffset: 0x2002n,
+          },
+        ])
+      })
+
+      for (const [direction, distance] of [['up', 0x30], ['down', -0x20]] as const) {
+        test(`moves location and semaphore with .stapsdt.base when it was moved ${direction}`, async (t) => {
+          // The note was written before the file was moved by `distance`.
+          const stored = plan(imageBase + 0x100 - distance, {
+            base: imageBase + LAYOUT.base.address - distance,
+            semaphore: imageBase + LAYOUT.probes.address + 0x40 - distance,
+          })
+          const [moved] = await notesIn(writeElf(t, usdtFile(format, imageBase, [[stored]]).bytes))
+          assert.equal(moved?.pc, BigInt(imageBase + 0x1110 - distance))
+          assert.equal(moved.vaddr, BigInt(imageBase + 0x1110))
+          assert.equal(moved.fileOffset, 0x1110n)
+          assert.equal(moved.semaphoreVaddr, BigInt(imageBase + 0x5040))
+          assert.equal(moved.refCtrOffset, 0x2040n)
+        })
+      }
+    })
+  }
+}
+
+test('does not make a semaphore of 0 one by moving it', async (t) => {
+  const [moved] = await notesIn(writeElf(t, usdtFile(LE64, 0, [[plan(0, { base: 0x1000, semaphore: 0 })]]).bytes))
+  assert.equal(moved?.semaphoreVaddr, null)
+  assert.equal(moved.refCtrOffset, null)
+})
+
+test('has no offset for a semaphore in .bss, nor one that is in no segment', async (t) => {
+  const inBss = plan(0, { name: 'bss', semaphore: LAYOUT.bss.address })
+  const last = plan(0, { name: 'last', semaphore: LAYOUT.bss.address - 2 })
+  const nowhere = plan(0, { name: 'nowhere', semaphore: 0x9000 })
+  const notes = await notesIn(writeElf(t, usdtFile(LE64, 0, [[inBss, last, nowhere]]).bytes))
+  assert.deepEqual(
+    notes.map(({ name, semaphoreVaddr, refCtrOffset }) => ({ name, semaphoreVaddr, refCtrOffset })),
+    [
+      { name: 'bss', semaphoreVaddr: 0x5100n, refCtrOffset: null },
+      { name: 'last', semaphoreVaddr: 0x50fen, refCtrOffset: 0x20fen },
+      { name: 'nowhere', semaphoreVaddr: 0x9000n, refCtrOffset: null },
+    ],
+  )
+})
+
+test('gives each site of a probe, from every note section, in the order of the file', async (t) => {
+  const sites = [0x10, 0x20, 0x30].map((at) => plan(0, { pc: LAYOUT.text.address + at }))
+  const other = plan(0, { name: 'refund', args: '' })
+  const notes = await notesIn(writeElf(t, usdtFile(LE64, 0, [sites, [other]]).bytes))
+  assert.deepEqual(
+    notes.map(({ name, args, fileOffset }) => [name, args, fileOffset]),
+    [
+      ['sale', '-4@%edi 8@%rsi', 0x1010n],
+      ['sale', '-4@%edi 8@%rsi', 0x1020n],
+      ['sale', '-4@%edi 8@%rsi', 0x1030n],
+      ['refund', '', 0x1010n],
+    ],
+  )
+})
+
+test('passes over notes of other owners and types', async (t) => {
+  const content = Buffer.concat([note(LE64, 'GNU', 3, Buffer.alloc(20)), note(LE64, 'stapsdt', 4, Buffer.alloc(5)), usdtNote(LE64, plan(0)), note(LE64, '', 1, Buffer.alloc(0))])
+  const built = usdtFile(LE64, 0, [], { sections: [{ name: '.note.stapsdt', type: SHT.note, content }] })
+  assert.deepEqual((await notesIn(writeElf(t, built.bytes))).map(({ name }) => name), ['sale'])
+})
+
+test('decodes names as UTF-8 where they are, and byte for byte where not', async (t) => {
+  const utf8 = plan(0, { name: 'größe', provider: '\ufffd' })
+  const bytes = plan(0, { name: Buffer.from([0x61, 0xff, 0xfe]) })
+  const notes = await notesIn(writeElf(t, usdtFile(LE64, 0, [[utf8, bytes]]).bytes))
+  assert.deepEqual(notes.map(({ provider, name }) => [provider, name]), [
+    ['\ufffd', 'größe'],
+    ['shop', 'aÿþ'],
+  ])
+})
+
+test('lists an object that was not linked, without offsets', async (t) => {
+  const content = usdtNote(LE64, plan(0, { pc: 0, base: 0, semaphore: 0 }))
+  const path = writeElf(t, buildElf({ ...LE64, type: ET_REL, sections: [{ name: '.note.stapsdt', type: SHT.note, content }] }).bytes)
+  const [only] = await notesIn(path)
+  assert.deepEqual([only?.provider, only?.pc, only?.fileOffset, only?.refCtrOffset], ['shop', 0n, null, null])
+})
+
+test('lists nothing in a file without notes', async (t) => {
+  assert.deepEqual(await notesIn(writeElf(t, buildElf({ ...LE64 }).bytes)), [])
+})
+
+test('lists the notes of a file of debug symbols, without offsets', readingNeeds('/usr/bin/objcopy', '/usr/bin/python3.11'), async (t) => {
+  const path = join(tempDirectory(t), 'python.debug')
+  execFileSync('objcopy', ['--only-keep-debug', '/usr/bin/python3.11', path])
+  const whole = await notesIn('/usr/bin/python3.11')
+  const debug = await notesIn(path)
+  assert.equal(whole.length, 8)
+  assert.ok(whole.every(({ fileOffset, refCtrOffset }) => fileOffset !== null && refCtrOffset !== null))
+  assert.deepEqual(debug, whole.map((n) => ({ ...n, fileOffset: null, refCtrOffset: null })))
+})
+
+test('lists by a pattern over provider and name', async (t) => {
+  const notes = [plan(0), plan(0, { name: 'refund' }), plan(0, { provider: 'bank' })]
+  const path = writeElf(t, usdtFile(LE64, 0, [notes]).bytes)
+  const named = async (pattern?: string): Promise<string[]> => (await listFile(path, pattern)).map(({ provider, name }) => `${provider}:${name}`)
+  assert.deepEqual(await named(), ['shop:sale', 'shop:refund', 'bank:sale'])
+  assert.deepEqual(await named('shop:*'), ['shop:sale', 'shop:refund'])
+  assert.deepEqual(await named('*:s?le'), ['shop:sale', 'bank:sale'])
+  assert.deepEqual(await named('shop:none'), [])
+  for (const wrong of ['sale', 'a:b:c', ':x', 'x:', '']) await refuses(listFile(path, wrong), 'ERR_UPROBE_BAD_SPEC', /PROVIDER:NAME/)
+})
+
+test('a listing has the path it was asked for, and the fields of the note', async (t) => {
+  const path = writeElf(t, usdtFile(LE64, 0x40_0000, [[plan(0x40_0000)]]).bytes)
+  assert.deepEqual(await listFile(path), [
+    { provider: 'shop', name: 'sale', path, pc: 0x401010n, base: 0x4011f0n, semaphore: 0x405002n, args: '-4@%edi 8@%rsi', fileOffset: 0x1010n, refCtrOffset: 0x2002n },
+  ])
+})
