@@ -14,31 +14,32 @@
 
 #define NO_SEMAPHORE "0"
 
-#define PROBE(provider, name, semaphore, arguments, ...)                                                                        \
-  __asm__ volatile("990: nop\n"                                                                                                 \
-                   ".pushsection .note.stapsdt, \"\", \"note\"\n"                                                               \
-                   ".balign 4\n"                                                                                                \
-                   ".4byte 992f - 991f, 994f - 993f, 3\n"                                                                       \
-                   "991: .asciz \"stapsdt\"\n"                                                                                  \
-                   "992: .balign 4\n"                                                                                           \
-                   "993: .8byte 990b\n"                                                                                         \
-                   ".8byte _.stapsdt.base\n"                                                                                    \
-                   ".8byte " semaphore "\n"                                                                                     \
-                   ".asciz \"" provider "\"\n"                                                                                  \
-                   ".asciz \"" name "\"\n"                                                                                      \
-                   ".asciz \"" arguments "\"\n"                                                                                 \
-                   "994: .balign 4\n"                                                                                           \
-                   ".popsection\n"                                                                                              \
-                   ".ifndef _.stapsdt.base\n"                                                                                   \
-                   ".pushsection .stapsdt.base, \"aG\", \"progbits\", .stapsdt.base, comdat\n"                                  \
-                   ".weak _.stapsdt.base\n"                                                                                     \
-                   ".hidden _.stapsdt.base\n"                                                                                   \
-                   "_.stapsdt.base: .space 1\n"                                                                                 \
-                   ".size _.stapsdt.base, 1\n"                                                                                  \
-                   ".popsection\n"                                                                                              \
-                   ".endif\n"                                                                                                   \
-                   :                                                                                                            \
-                   : __VA_ARGS__)
+/* The text for the assembler: the nop and its note. */
+#define PROBE_TEXT(provider, name, semaphore, arguments)                                                                        \
+  "990: nop\n"                                                                                                                  \
+  ".pushsection .note.stapsdt, \"\", \"note\"\n"                                                                                \
+  ".balign 4\n"                                                                                                                 \
+  ".4byte 992f - 991f, 994f - 993f, 3\n"                                                                                        \
+  "991: .asciz \"stapsdt\"\n"                                                                                                   \
+  "992: .balign 4\n"                                                                                                            \
+  "993: .8byte 990b\n"                                                                                                          \
+  ".8byte _.stapsdt.base\n"                                                                                                     \
+  ".8byte " semaphore "\n"                                                                                                      \
+  ".asciz \"" provider "\"\n"                                                                                                   \
+  ".asciz \"" name "\"\n"                                                                                                       \
+  ".asciz \"" arguments "\"\n"                                                                                                  \
+  "994: .balign 4\n"                                                                                                            \
+  ".popsection\n"                                                                                                               \
+  ".ifndef _.stapsdt.base\n"                                                                                                    \
+  ".pushsection .stapsdt.base, \"aG\", \"progbits\", .stapsdt.base, comdat\n"                                                   \
+  ".weak _.stapsdt.base\n"                                                                                                      \
+  ".hidden _.stapsdt.base\n"                                                                                                    \
+  "_.stapsdt.base: .space 1\n"                                                                                                  \
+  ".size _.stapsdt.base, 1\n"                                                                                                   \
+  ".popsection\n"                                                                                                               \
+  ".endif\n"
+
+#define PROBE(provider, name, semaphore, arguments, ...) __asm__ volatile(PROBE_TEXT(provider, name, semaphore, arguments) : : __VA_ARGS__)
 
 /* A semaphore, which the program reads and tracers raise; it lies in the file, in a writable section, so that the kernel can find it. */
 #define SEMAPHORE(symbol) __attribute__((section(".probes"), used, visibility("hidden"))) volatile unsigned short symbol = 0
