@@ -20,9 +20,8 @@ export class HitFormat {
 
   /** As in `14:03:22.118  postgres 4242/4242     usdt:postgresql:query__start  "select 1"`. */
   #columns(hit: Hit): string {
-    const { args } = hit.toJSON()
     const task = `${escapeForDisplay(hit.comm)} ${hit.pid}/${hit.tid}`
-    return `${this.#clock(hit.timestamp)}  ${task.padEnd(24)}  ${escapeForDisplay(hit.probe)}  ${args.map(displayArg).join(', ')}`.trimEnd()
+    return `${this.#clock(hit.timestamp)}  ${task.padEnd(24)}  ${escapeForDisplay(hit.probe)}  ${hit.args.map(displayArg).join(', ')}`.trimEnd()
   }
 
   /** Local time of day with milliseconds. */

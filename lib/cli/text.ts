@@ -5,7 +5,7 @@
  * `\u{N}`. In JSON a string is already closed against C0 controls; C1 controls, DEL, bidirectional controls and line separators are legal there and
  * would reach the terminal raw, so they are written as `\uXXXX`, which every JSON parser reads back as the same character.
  */
-import type { ArgJson } from '../index.js'
+import type { ArgumentValue } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 
 const UNSAFE_IN_JSON = /[\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g
@@ -29,8 +29,8 @@ export function quoted(text: string): string {
 }
 
 /** An argument of a hit as people read it: `42`, `"text"`, `"cut off"…`, `<unreadable 0x0>`, `<unsupported 8f@%xmm0>`. */
-export function displayArg(arg: ArgJson): string {
-  if (typeof arg === 'number') return String(arg)
+export function displayArg(arg: ArgumentValue): string {
+  if (typeof arg === 'number' || typeof arg === 'bigint') return String(arg)
   if (typeof arg === 'string') return quoted(arg)
   if ('string' in arg) return `${quoted(arg.string)}…`
   if ('unreadable' in arg) return `<unreadable ${arg.unreadable}>`
