@@ -49,11 +49,11 @@ function tokenize(text: string): Token[] {
   TOKEN.lastIndex = 0
   const end = text.trimEnd().length
   while (TOKEN.lastIndex < end) {
-    const at = TOKEN.lastIndex
+    const rest = text.slice(TOKEN.lastIndex)
+    const column = text.length - rest.trimStart().length + 1
     const match = TOKEN.exec(text)
-    if (match === null) throw badFilter(text, at + 1, 'this is not understood')
-    const token = match[1] ?? ''
-    tokens.push({ text: token, column: TOKEN.lastIndex - token.length + 1 })
+    if (match === null) throw badFilter(text, column, 'this is not understood')
+    tokens.push({ text: match[1] ?? '', column })
   }
   return tokens
 }
@@ -97,9 +97,10 @@ class Parser {
   #comparison(): FilterExpression {
     const subject = this.#subject()
     const relation = this.#take('a comparison (== != < <= > >=)', (text) => RELATIONS.has(text)) as FilterRelation
+    const { column = 1 } = this.tokens[this.#next] ?? {}
     const digits = this.#take('an integer', (text) => /^-?\d/.test(text))
     const value = digits.startsWith('-') ? -BigInt(digits.slice(1)) : BigInt(digits)
-    if (value < -(1n << 63n) || value >= 1n << 64n) throw this.#error('the number does not fit 64 bits')
+    if (value < -(1n << 63n) || value >= 1n << 64n) throw badFilter(this.text, column, 'the number does not fit 64 bits')
     return { kind: 'compare', subject, relation, value }
   }
 
