@@ -32,7 +32,19 @@ export const HELPER = {
 } as const
 
 /** Conditions of jumps against an immediate. */
-export const JUMP = { jeq: 0x15, jgt: 0x25, jge: 0x35, jset: 0x45, jne: 0x55, jsgt: 0x65, jsge: 0x75, jlt: 0xa5, jle: 0xb5, jslt: 0xc5, jsle: 0xd5 } as const
+export const JUMP = {
+  jeq: 0x15,
+  jgt: 0x25,
+  jge: 0x35,
+  jset: 0x45,
+  jne: 0x55,
+  jsgt: 0x65,
+  jsge: 0x75,
+  jlt: 0xa5,
+  jle: 0xb5,
+  jslt: 0xc5,
+  jsle: 0xd5,
+} as const
 
 /** Sizes of loads and stores. */
 const SIZE = { 1: 0x10, 2: 0x08, 4: 0x00, 8: 0x18 } as const
@@ -199,7 +211,8 @@ export class Assembler {
     this.#insns.forEach((insn, index) => {
       const at = index * INSN_BYTES
       const offset = insn.target === undefined ? insn.offset : insn.target.position - index - 1
-      if (offset < -0x8000 || offset > 0x7fff || insn.target?.position === -1) throw new RangeError(`BPF instruction ${index} has no reachable target`)
+      if (offset < -0x8000 || offset > 0x7fff || insn.target?.position === -1)
+        throw new RangeError(`BPF instruction ${index} has no reachable target`)
       view.setUint8(at, insn.opcode)
       view.setUint8(at + 1, insn.dst | (insn.src << 4))
       view.setInt16(at + 2, offset, true)

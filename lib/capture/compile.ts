@@ -21,7 +21,7 @@
 import { Assembler, HELPER, Label } from './bpf.js'
 import type { FilterExpression } from './filter.js'
 import { emitFilter } from './filter-code.js'
-import { COOKIE, COUNTS, CTX, FRAME, type ReadingProgram, RECORD, STACK } from './frame.js'
+import { COOKIE, COUNTS, CTX, FRAME, RECORD, type ReadingProgram, STACK } from './frame.js'
 import { layoutOf, type RecordClass } from './record.js'
 import { emitFill, emitMeasure, emitSubmit } from './record-code.js'
 import { type CaptureShape, readableStrings } from './shape.js'
@@ -91,7 +91,9 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
 
 /** Whether a program for these shapes reads memory of the target, so that it has something to sleep for. */
 export function readsMemory(shapes: readonly CaptureShape[]): boolean {
-  return shapes.some((shape) => readableStrings(shape).length > 0 || shape.operands.some(({ kind }) => kind === 'memory' || kind === 'pc-relative'))
+  return shapes.some(
+    (shape) => readableStrings(shape).length > 0 || shape.operands.some(({ kind }) => kind === 'memory' || kind === 'pc-relative'),
+  )
 }
 
 /** Divides shapes into groups, each of which makes a program of a size that the kernel takes. The order is kept. */

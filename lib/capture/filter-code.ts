@@ -10,7 +10,14 @@ import type { BoundOperand } from './operands.js'
 import type { CaptureShape } from './shape.js'
 
 /** Goes to `pass` or `reject`. An argument whose memory cannot be read fulfils no comparison. */
-export function emitFilter(asm: Assembler, program: ReadingProgram, shape: CaptureShape, filter: FilterExpression, pass: Label, reject: Label): void {
+export function emitFilter(
+  asm: Assembler,
+  program: ReadingProgram,
+  shape: CaptureShape,
+  filter: FilterExpression,
+  pass: Label,
+  reject: Label,
+): void {
   switch (filter.kind) {
     case 'and':
     case 'or': {

@@ -11,9 +11,28 @@ import type { Arch, BoundOperand } from './operands.js'
 /** Offsets in the context of a uprobe program: `struct pt_regs` on x86-64, `struct user_pt_regs` on arm64. */
 const REGISTERS: Record<Arch, ReadonlyMap<string, number>> = {
   x64: new Map(
-    ['r15', 'r14', 'r13', 'r12', 'rbp', 'rbx', 'r11', 'r10', 'r9', 'r8', 'rax', 'rcx', 'rdx', 'rsi', 'rdi', 'orig_rax', 'pc', 'cs', 'eflags', 'rsp'].map(
-      (name, index) => [name, 8 * index],
-    ),
+    [
+      'r15',
+      'r14',
+      'r13',
+      'r12',
+      'rbp',
+      'rbx',
+      'r11',
+      'r10',
+      'r9',
+      'r8',
+      'rax',
+      'rcx',
+      'rdx',
+      'rsi',
+      'rdi',
+      'orig_rax',
+      'pc',
+      'cs',
+      'eflags',
+      'rsp',
+    ].map((name, index) => [name, 8 * index]),
   ),
   arm64: new Map([...Array.from({ length: 31 }, (_, index): [string, number] => [`x${index}`, 8 * index]), ['sp', 248], ['pc', 256]]),
 }
@@ -57,7 +76,12 @@ function loadRegister(asm: Assembler, arch: Arch, dst: Register, name: string): 
 }
 
 /** r1 = the raw value of an operand, of its size and zero-extended; goes to `unreadable` if its memory cannot be read. */
-export function emitValue(asm: Assembler, program: ReadingProgram, operand: Exclude<BoundOperand, { kind: 'unsupported' }>, unreadable: Label): void {
+export function emitValue(
+  asm: Assembler,
+  program: ReadingProgram,
+  operand: Exclude<BoundOperand, { kind: 'unsupported' }>,
+  unreadable: Label,
+): void {
   const { arch } = program
   if (operand.kind === 'constant' || operand.kind === 'register') {
     emitDirect(asm, arch, operand)

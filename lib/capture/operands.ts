@@ -162,19 +162,30 @@ function parseX64(place: string, format: Readable): Operand {
   const parenthesis = place.indexOf('(')
   if (parenthesis < 0 || !place.endsWith(')')) return unsupported(format.text, 'this form of operand is not known')
   const before = place.slice(0, parenthesis)
-  const parts = place.slice(parenthesis + 1, -1).split(',').map((part) => part.trim())
+  const parts = place
+    .slice(parenthesis + 1, -1)
+    .split(',')
+    .map((part) => part.trim())
   // 40+CheckpointStats(%rip), NBuffers(%rip), counter-8(%rip)
   if (parts[0] === '%rip' && parts.length === 1) return parseSymbol(before, format)
   // -20(%rbp), (%rax,%rcx), 8(%rax,%rdx,4), 0(,%rax,8)
   const displacement = before === '' ? 0n : parseNumber(before)
   const [base = '', index = '', scale = '1'] = parts
-  if (displacement === null || parts.length > 3 || !/^[1248]$/.test(scale)) return unsupported(format.text, 'this form of address is not known')
+  if (displacement === null || parts.length > 3 || !/^[1248]$/.test(scale))
+    return unsupported(format.text, 'this form of address is not known')
   const baseRegister = base === '' ? null : wholeX64Register(base)
   const indexRegister = index === '' ? null : wholeX64Register(index)
   if (baseRegister === undefined || indexRegister === undefined || (baseRegister ?? indexRegister) === null) {
     return unsupported(format.text, 'the address is not made of 64-bit general registers')
   }
-  return { kind: 'memory', ...format, base: baseRegister, index: indexRegister, scale: Number(scale) as MemoryOperand['scale'], displacement }
+  return {
+    kind: 'memory',
+    ...format,
+    base: baseRegister,
+    index: indexRegister,
+    scale: Number(scale) as MemoryOperand['scale'],
+    displacement,
+  }
 }
 
 function wholeX64Register(text: string): string | undefined {
@@ -187,7 +198,8 @@ function parseSymbol(text: string, format: Readable): Operand {
   const [, first, symbol = '', sign = '+', last = '0'] = /^(?:(-?\w+)\+)?([A-Za-z_.$][\w.$@]*)(?:([+-])(\w+))?$/.exec(text) ?? []
   const before = first === undefined ? 0n : parseNumber(first)
   const behind = parseNumber(last)
-  if (symbol === '' || before === null || behind === null) return unsupported(format.text, 'the distance from the instruction pointer is not given by a symbol')
+  if (symbol === '' || before === null || behind === null)
+    return unsupported(format.text, 'the distance from the instruction pointer is not given by a symbol')
   return { kind: 'symbol', ...format, symbol, offset: before + (sign === '-' ? -behind : behind) }
 }
 

@@ -5,7 +5,7 @@
  * address that was tried, and the rest of the record is filled all the same.
  */
 import { type Assembler, HELPER, Label } from './bpf.js'
-import { COOKIE, FRAME, MEASURED_BYTES, type ReadingProgram, RECORD, STACK } from './frame.js'
+import { COOKIE, FRAME, MEASURED_BYTES, RECORD, type ReadingProgram, STACK } from './frame.js'
 import { emitAddress, emitDirect, emitNarrow, emitRead, emitString, emitValue } from './operand-code.js'
 import type { BoundOperand } from './operands.js'
 import { COMM_BYTES, FIELD, type RecordClass, SMALL_RECORD_BIT } from './record.js'

@@ -86,7 +86,12 @@ function classOf(shape: CaptureShape, areaBytes: number, small: boolean): Record
   return {
     small,
     bytes: areas + areaBytes * indexes.length,
-    strings: indexes.map((operand, index) => ({ operand, lengthAt: lengths + 8 * index, dataAt: areas + areaBytes * index, bytes: usable })),
+    strings: indexes.map((operand, index) => ({
+      operand,
+      lengthAt: lengths + 8 * index,
+      dataAt: areas + areaBytes * index,
+      bytes: usable,
+    })),
   }
 }
 

@@ -89,9 +89,11 @@ for (const [what, bytes, returned, expected] of [
   ['a character of four bytes that ends where the limit is', 'a😀x', TOO_LONG, { string: 'a😀', truncated: true }],
 ] as const) {
   test(`decodes ${what}`, () => {
-    assert.deepEqual(hitOf(limited, { values: [0x1000n], strings: { 0: { bytes: Buffer.from(bytes), ...(returned === undefined ? {} : { returned }) } } }).args, [
-      expected,
-    ])
+    assert.deepEqual(
+      hitOf(limited, { values: [0x1000n], strings: { 0: { bytes: Buffer.from(bytes), ...(returned === undefined ? {} : { returned }) } } })
+        .args,
+      [expected],
+    )
   })
 }
 
@@ -133,7 +135,11 @@ test('finds strings in small records and in full ones', () => {
   const long = 'x'.repeat(4096)
   const strings = { 0: { bytes: Buffer.from('select 1') }, 2: { bytes: Buffer.from('y'.repeat(254)) } }
   assert.deepEqual(hitOf(shape, { values: [1n, 7n, 2n], strings, small: true }).args, ['select 1', 7, 'y'.repeat(254)])
-  assert.deepEqual(hitOf(shape, { values: [1n, 7n, 2n], strings: { ...strings, 2: { bytes: Buffer.from(long) } } }).args, ['select 1', 7, long])
+  assert.deepEqual(hitOf(shape, { values: [1n, 7n, 2n], strings: { ...strings, 2: { bytes: Buffer.from(long) } } }).args, [
+    'select 1',
+    7,
+    long,
+  ])
 })
 
 test('a string that grew while it was read into a small record is truncated', () => {
@@ -201,7 +207,8 @@ test('arguments become JSON: numbers up to 2^53, decimal strings beyond', () => 
 
 test('is inspected with its fields', () => {
   const text = inspect(hitOf(shapeOf('-4@%edi'), { time: 5n, pid: 42, comm: 'worker', values: [7n] }))
-  for (const part of ['timestamp: 5n', 'pid: 42', "comm: 'worker'", "probe: 'usdt:t:probe'", 'args: [ 7 ]']) assert.ok(text.includes(part), text)
+  for (const part of ['timestamp: 5n', 'pid: 42', "comm: 'worker'", "probe: 'usdt:t:probe'", 'args: [ 7 ]'])
+    assert.ok(text.includes(part), text)
 })
 
 test('decodes records of several sites by their slot', () => {
@@ -211,10 +218,13 @@ test('decodes records of several sites by their slot', () => {
   assert.ok(first !== undefined && second !== undefined)
   const one = batchOf(first, [{ slot: 0, values: [1n] }])
   const two = batchOf(second, [{ slot: 1, values: [2n, 3n] }])
-  assert.deepEqual([decoder.decode(two, 8), decoder.decode(one, 8)].map((hit) => [hit.probe, hit.args]), [
-    ['usdt:t:p1', [2n, 3]],
-    ['usdt:t:p0', [1]],
-  ])
+  assert.deepEqual(
+    [decoder.decode(two, 8), decoder.decode(one, 8)].map((hit) => [hit.probe, hit.args]),
+    [
+      ['usdt:t:p1', [2n, 3]],
+      ['usdt:t:p0', [1]],
+    ],
+  )
   assert.equal(decoder.slotOf(two, 8), 1)
   assert.throws(() => decoder.decode(batchOf(first, [{ slot: 2 }]), 8), RangeError)
 })
@@ -222,7 +232,11 @@ test('decodes records of several sites by their slot', () => {
 test('goes through a batch record by record', () => {
   const small = shapeOf('')
   const odd = shapeOf('8@%rdi', [0], 3)
-  const parts = [batchOf(small, [{ probeId: 7, slot: 1 }]), batchOf(odd, [{ probeId: 0xffff_ffff, slot: 2 }]), batchOf(small, [{ probeId: 7, slot: 3 }])]
+  const parts = [
+    batchOf(small, [{ probeId: 7, slot: 1 }]),
+    batchOf(odd, [{ probeId: 0xffff_ffff, slot: 2 }]),
+    batchOf(small, [{ probeId: 7, slot: 3 }]),
+  ]
   const all = Buffer.concat(parts.map((part) => Buffer.from(part)))
   const batch = all.buffer.slice(all.byteOffset, all.byteOffset + all.length) as ArrayBuffer
   const seen: [number, number][] = []
@@ -244,7 +258,10 @@ test('shows a string exactly as it is for every limit', () => {
       const bytes = Buffer.from(text.replaceAll('\0', ''))
       // As the helper does: at most limit + 2 bytes, the last one a NUL.
       const returned = Math.min(bytes.length + 1, limit + 2)
-      const hit = hitOf(shapeOf('8@%rdi', [0], limit), { values: [1n], strings: { 0: { bytes: bytes.subarray(0, returned - 1), returned } } })
+      const hit = hitOf(shapeOf('8@%rdi', [0], limit), {
+        values: [1n],
+        strings: { 0: { bytes: bytes.subarray(0, returned - 1), returned } },
+      })
       const [shown] = hit.args
       assert.deepEqual(hit.bytes(0), bytes.subarray(0, limit))
       if (bytes.length <= limit) {

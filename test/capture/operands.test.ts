@@ -6,12 +6,22 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'node:test'
 import fc from 'fast-check'
-import { type Arch, bindOperands, functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../../lib/capture/operands.js'
+import {
+  type Arch,
+  bindOperands,
+  functionArguments,
+  type Operand,
+  parseOperands,
+  returnValue,
+  symbolsOf,
+} from '../../lib/capture/operands.js'
 import { renderArm64, renderX64 } from './render.js'
 
 /** How many notes had an operand of a form, the form, and an example of it. */
 function argumentForms(name: string): { form: string; example: string }[] {
-  const lines = readFileSync(join(__dirname, 'fixtures', name), 'utf8').trim().split('\n')
+  const lines = readFileSync(join(__dirname, 'fixtures', name), 'utf8')
+    .trim()
+    .split('\n')
   return lines.map((line) => {
     const [, form = '', example = ''] = line.split('\t')
     return { form, example }
@@ -148,7 +158,13 @@ function operands(arch: Arch): fc.Arbitrary<Operand> {
     fc.record({ kind: fc.constant('constant'), value: fc.bigInt(0n, (1n << 64n) - 1n) }),
     fc.record({ kind: fc.constant('register'), register, shift: fc.constant(0) }),
     fc.record({ kind: fc.constant('memory'), base: register, index: fc.constant(null), scale: fc.constant(1), displacement: offset }),
-    fc.record({ kind: fc.constant('memory'), base: register, index: register, scale, displacement: arch === 'x64' ? offset : fc.constant(0n) }),
+    fc.record({
+      kind: fc.constant('memory'),
+      base: register,
+      index: register,
+      scale,
+      displacement: arch === 'x64' ? offset : fc.constant(0n),
+    }),
     ...(arch === 'x64' ? [fc.record({ kind: fc.constant('symbol'), symbol: fc.stringMatching(/^[A-Za-z_][\w.$]{0,20}$/), offset })] : []),
   )
   return fc.tuple(format, place).map(([a, b]) => ({ ...a, ...b }) as Operand)
@@ -167,8 +183,35 @@ for (const arch of ['x64', 'arm64'] as const) {
   })
 
   test(`never throws, and keeps the text of what it does not understand (${arch})`, () => {
-    const pieces = fc.constantFrom('8@', '-4@', '4f@', '%rax', '%xmm1', '$', '(', ')', '[', ']', ',', ' ', '\t', '-', '+', '0x', '9'.repeat(30), 'sym', '(%rip)', 'x0', 'lsl 3', '\0', '@')
-    const hostile = fc.oneof(fc.string({ unit: 'binary', maxLength: 200 }), fc.array(pieces, { maxLength: 40 }).map((parts) => parts.join('')))
+    const pieces = fc.constantFrom(
+      '8@',
+      '-4@',
+      '4f@',
+      '%rax',
+      '%xmm1',
+      '$',
+      '(',
+      ')',
+      '[',
+      ']',
+      ',',
+      ' ',
+      '\t',
+      '-',
+      '+',
+      '0x',
+      '9'.repeat(30),
+      'sym',
+      '(%rip)',
+      'x0',
+      'lsl 3',
+      '\0',
+      '@',
+    )
+    const hostile = fc.oneof(
+      fc.string({ unit: 'binary', maxLength: 200 }),
+      fc.array(pieces, { maxLength: 40 }).map((parts) => parts.join('')),
+    )
     fc.assert(
       fc.property(hostile, (text) => {
         for (const operand of parseOperands(text, arch)) assert.ok(text.includes(operand.text))
@@ -188,7 +231,13 @@ for (const arch of ['x64', 'arm64'] as const) {
 
 test('looks at a bounded number of operands, in bounded time', () => {
   const start = performance.now()
-  for (const text of ['8@%rax '.repeat(1_000_000), '('.repeat(1_000_000), '8@('.repeat(300_000), '8@[x0, '.repeat(100_000), '8@$1+'.repeat(100_000)]) {
+  for (const text of [
+    '8@%rax '.repeat(1_000_000),
+    '('.repeat(1_000_000),
+    '8@('.repeat(300_000),
+    '8@[x0, '.repeat(100_000),
+    '8@$1+'.repeat(100_000),
+  ]) {
     for (const arch of ['x64', 'arm64'] as const) assert.ok(parseOperands(text, arch).length <= 64)
   }
   assert.ok(performance.now() - start < 1000, 'ten hostile notes took longer than a second')
@@ -198,7 +247,14 @@ test('binds a symbol to its distance from the probed instruction', () => {
   const parsed = parseOperands('-4@40+CheckpointStats(%rip) 8@gone(%rip) 8@%rax', 'x64')
   assert.deepEqual(symbolsOf(parsed), new Set(['CheckpointStats', 'gone']))
   const [stats, gone, register] = bindOperands(parsed, 0x4000n, new Map([['CheckpointStats', 0x1000n]]))
-  assert.deepEqual(stats, { kind: 'pc-relative', size: 4, signed: true, float: false, text: '-4@40+CheckpointStats(%rip)', delta: 0x1000n + 40n - 0x4000n })
+  assert.deepEqual(stats, {
+    kind: 'pc-relative',
+    size: 4,
+    signed: true,
+    float: false,
+    text: '-4@40+CheckpointStats(%rip)',
+    delta: 0x1000n + 40n - 0x4000n,
+  })
   assert.equal(gone?.kind, 'unsupported')
   assert.equal(gone?.text, '8@gone(%rip)')
   assert.equal(register?.kind, 'register')

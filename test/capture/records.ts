@@ -39,7 +39,10 @@ export function batchOf(shape: CaptureShape, contents: readonly RecordContent[])
     body.writeUInt32LE(content.probeId ?? 0, FIELD.probeId)
     body.writeUInt32LE(content.slot ?? 0, FIELD.slot)
     body.writeUInt32LE(content.cpu ?? 0, FIELD.cpu)
-    const flags = (content.unreadable ?? []).reduce((bits, index) => bits | (1 << index), content.small === true ? 1 << SMALL_RECORD_BIT : 0)
+    const flags = (content.unreadable ?? []).reduce(
+      (bits, index) => bits | (1 << index),
+      content.small === true ? 1 << SMALL_RECORD_BIT : 0,
+    )
     body.writeUInt32LE(flags >>> 0, FIELD.flags)
     body.fill(0, FIELD.comm, FIELD.operands)
     Buffer.from(content.comm ?? '').copy(body, FIELD.comm, 0, FIELD.operands - FIELD.comm)

@@ -13,7 +13,13 @@ const possible = needs({ programs: ['gcc'] })
 const here = process.arch === 'x64' ? possible : { skip: 'the operands are those of x86-64' }
 
 /** Attaches to `usdt:t:NAME`, gives the commands, and returns the arguments of their hits. */
-async function argumentsOf(t: TestContext, name: string, commands: readonly string[], options: AttachOptions = {}, linkage: Linkage = 'pie') {
+async function argumentsOf(
+  t: TestContext,
+  name: string,
+  commands: readonly string[],
+  options: AttachOptions = {},
+  linkage: Linkage = 'pie',
+) {
   const target = await Target.start(t, buildTarget(t, 'operands', linkage))
   const probe = await newTracer(t).attach(`usdt:t:${name}`, { pid: target.pid, ...options })
   const hits = collect(probe)
@@ -112,7 +118,13 @@ for (const stringLimit of [256, 4096]) {
 
 test('shows a string whose pointer cannot be read by the address of the pointer', here, async (t) => {
   const [hit] = await argumentsOf(t, 'unreadable', ['unreadable'], { strings: [1, 4] })
-  assert.deepEqual(hit?.args, [{ unreadable: '0x10' }, { unreadable: '0x8' }, { unreadable: '0x7ffffffff000' }, { unreadable: '0xffff800000000020' }, { unreadable: '0x10' }])
+  assert.deepEqual(hit?.args, [
+    { unreadable: '0x10' },
+    { unreadable: '0x8' },
+    { unreadable: '0x7ffffffff000' },
+    { unreadable: '0xffff800000000020' },
+    { unreadable: '0x10' },
+  ])
 })
 
 test('takes a constant for a pointer when it is asked for a string', here, async (t) => {
@@ -153,7 +165,10 @@ for (const [probe, filter, passes] of [
     await target.ask(probe)
     await attached.detach()
     const { hits: seen, filtered, delivered } = attached.stats()
-    assert.deepEqual({ seen, filtered, delivered, shown: hits.length }, passes ? { seen: 1, filtered: 0, delivered: 1, shown: 1 } : { seen: 1, filtered: 1, delivered: 0, shown: 0 })
+    assert.deepEqual(
+      { seen, filtered, delivered, shown: hits.length },
+      passes ? { seen: 1, filtered: 0, delivered: 1, shown: 1 } : { seen: 1, filtered: 1, delivered: 0, shown: 0 },
+    )
   })
 }
 

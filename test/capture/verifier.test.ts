@@ -5,9 +5,9 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
-import { type CaptureProgram, compileCapture, splitShapes, STATS_VALUE_BYTES } from '../../lib/capture/compile.js'
+import { type CaptureProgram, compileCapture, STATS_VALUE_BYTES, splitShapes } from '../../lib/capture/compile.js'
 import { parseFilter } from '../../lib/capture/filter.js'
-import { type Arch, bindOperands, type BoundOperand, functionArguments, parseOperands, symbolsOf } from '../../lib/capture/operands.js'
+import { type Arch, type BoundOperand, bindOperands, functionArguments, parseOperands, symbolsOf } from '../../lib/capture/operands.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
 import { loadNative } from '../../lib/native.js'
 import {
@@ -30,9 +30,25 @@ function everyForm(): BoundOperand[] {
   const seen = readFileSync(join(__dirname, 'fixtures', arch === 'x64' ? 'argforms-x86_64.txt' : 'argforms-aarch64.txt'), 'utf8')
   const rare =
     arch === 'x64'
-      ? ['8@(%rax,%rdx,8)', '8@0(,%rax,8)', '8@0x7fffffffffff(%rax)', '1@%ah', '-1@%bh', '8@%rsp', '8@$0x7fffffffffffffff', '8@far+0x100000000(%rip)', '8@%xmm0']
+      ? [
+          '8@(%rax,%rdx,8)',
+          '8@0(,%rax,8)',
+          '8@0x7fffffffffff(%rax)',
+          '1@%ah',
+          '-1@%bh',
+          '8@%rsp',
+          '8@$0x7fffffffffffffff',
+          '8@far+0x100000000(%rip)',
+          '8@%xmm0',
+        ]
       : ['8@[x0, x1]', '8@[x0, x1, lsl 3]', '8@[x0, 140737488355327]', '8@sp', '4@w30', '8@xzr', '8@d0']
-  const examples = [...seen.trim().split('\n').map((line) => line.split('\t')[2] ?? ''), ...rare]
+  const examples = [
+    ...seen
+      .trim()
+      .split('\n')
+      .map((line) => line.split('\t')[2] ?? ''),
+    ...rare,
+  ]
   const operands = examples.flatMap((example) => parseOperands(example, arch))
   return bindOperands(operands, 0x4000n, new Map([...symbolsOf(operands)].map((name, index) => [name, BigInt(index) * 0x1000n])))
 }
@@ -41,15 +57,37 @@ function everyForm(): BoundOperand[] {
 function loader(t: TestContext): (options: Partial<CaptureProgram> & Pick<CaptureProgram, 'shapes'>) => Promise<number> {
   const native = loadNative()
   const fds: number[] = []
-  const statsFd = createMap(native, { type: BPF_MAP_TYPE_PERCPU_ARRAY, keyBytes: 4, valueBytes: STATS_VALUE_BYTES, maxEntries: 4096, name: 'test_stats' })
+  const statsFd = createMap(native, {
+    type: BPF_MAP_TYPE_PERCPU_ARRAY,
+    keyBytes: 4,
+    valueBytes: STATS_VALUE_BYTES,
+    maxEntries: 4096,
+    name: 'test_stats',
+  })
   const ringFd = createMap(native, { type: BPF_MAP_TYPE_RINGBUF, keyBytes: 0, valueBytes: 0, maxEntries: RING_BYTES, name: 'test_ring' })
   fds.push(statsFd, ringFd)
   t.after(() => native.closeFds(fds))
   return async (options) => {
     const attach = options.attach ?? 'perf'
-    const insns = compileCapture({ arch, attach, probeId: 1, slot: 0, statsFd, ringFd, ringBytes: RING_BYTES, excludeTid: null, ...options })
+    const insns = compileCapture({
+      arch,
+      attach,
+      probeId: 1,
+      slot: 0,
+      statsFd,
+      ringFd,
+      ringBytes: RING_BYTES,
+      excludeTid: null,
+      ...options,
+    })
     const expectedAttachType = attach === 'multi' ? BPF_TRACE_UPROBE_MULTI : 0
-    const fd = await loadProgram(native, { type: BPF_PROG_TYPE_KPROBE, expectedAttachType, insns, license: BPF_LICENSE, name: 'test_capture' })
+    const fd = await loadProgram(native, {
+      type: BPF_PROG_TYPE_KPROBE,
+      expectedAttachType,
+      insns,
+      license: BPF_LICENSE,
+      name: 'test_capture',
+    })
     fds.push(fd)
     return insns.length / 8
   }
@@ -57,7 +95,9 @@ function loader(t: TestContext): (options: Partial<CaptureProgram> & Pick<Captur
 
 /** A shape of its own for each index. */
 function variedShape(index: number, operands: number): CaptureShape {
-  const text = Array.from({ length: operands }, (_, place) => (arch === 'x64' ? `8@${index + 8 * place}(%rsp)` : `8@[sp, ${index + 8 * place}]`)).join(' ')
+  const text = Array.from({ length: operands }, (_, place) =>
+    arch === 'x64' ? `8@${index + 8 * place}(%rsp)` : `8@[sp, ${index + 8 * place}]`,
+  ).join(' ')
   return { operands: bindOperands(parseOperands(text, arch), 0n, new Map()), strings: [], stringLimit: 256 }
 }
 
@@ -140,6 +180,16 @@ test('divides shapes among programs that the kernel takes, each as full as possi
 
 test('the arguments of a function and a string take few instructions', () => {
   const shape = { operands: bindOperands(functionArguments(arch).slice(0, 2), 0n, new Map()), strings: [], stringLimit: 256 }
-  const insns = compileCapture({ arch, attach: 'perf', probeId: 1, slot: 0, shapes: [shape], statsFd: 3, ringFd: 4, ringBytes: RING_BYTES, excludeTid: null })
+  const insns = compileCapture({
+    arch,
+    attach: 'perf',
+    probeId: 1,
+    slot: 0,
+    shapes: [shape],
+    statsFd: 3,
+    ringFd: 4,
+    ringBytes: RING_BYTES,
+    excludeTid: null,
+  })
   assert.ok(insns.length / 8 <= 64, `${insns.length / 8} instructions`)
 })
