@@ -67,17 +67,20 @@ export interface BpfMap {
   name: string
 }
 
-/** What a {@link RingReader} tells of a watched file descriptor. */
+/** What a {@link RingReader} tells of a watched file descriptor. `readable` and `hangup` are the last that comes of a watch. */
 export type WatchEvent = {
   /** The number that `watch` returned. */
   watch: number
-  /** `readable`: a pidfd whose process ended; `hangup`: a task watch whose thread ended; `exec`: a task watch whose thread called exec. */
+  /**
+   * `readable`: a pidfd whose process ended, its last thread included; `hangup`: a task watch whose thread ended, or gave way to another thread of
+   * its process that called exec; `exec`: a task watch whose thread called exec itself.
+   */
   event: 'readable' | 'hangup' | 'exec'
 }
 
 /** Options of a {@link RingReader}. */
 export interface RingReaderOptions {
-  /** fd of a BPF_MAP_TYPE_RINGBUF map; the reader keeps a duplicate. */
+  /** fd of a BPF_MAP_TYPE_RINGBUF map; the reader keeps a duplicate. A map of another kind or size is refused with EINVAL. */
   mapFd: number
   /** Size of the ring's data area in bytes: a power of two and a multiple of the page size. */
   ringBytes: number
@@ -85,11 +88,17 @@ export interface RingReaderOptions {
   flushIntervalMs: number
   /** How many bytes may wait for JavaScript before the reader leaves further ones in the ring (where the kernel counts losses). */
   pendingLimitBytes: number
-  /** Called on the JavaScript thread when a batch or a watch event waits. It must not throw. */
+  /**
+   * Called on the JavaScript thread when a batch or a watch event waits, or a drain is through. Rings that nobody has answered yet are one. It
+   * should not do long work: Node may call it many times before the event loop turns. What it throws becomes an uncaught exception.
+   */
   onDoorbell: () => void
 }
 
-/** The thread that reads the ring of one tracer, and watches its targets. */
+/**
+ * The thread that reads the ring of one tracer, and watches its targets. It runs until `close`, or until the environment ends; a reader
+ * whose callback refers to it is never collected, so it must be closed.
+ */
 export interface RingReader {
   /** Kernel thread id of the reading thread, as seen in the own pid namespace. */
   readonly tid: number
@@ -102,10 +111,11 @@ export interface RingReader {
   takeEvents(): WatchEvent[]
   /**
    * Resolves when everything that the kernel had committed to the ring at the time of the call was offered to `take` (as far as
-   * `pendingLimitBytes` permits it waits for `take` to be called), and the caller has been rung for it.
+   * `pendingLimitBytes` permits it waits for `take` to be called), and the caller has been rung for it. Keeps the event loop alive until then. Rejects if
+   * the reader is closed.
    */
   drain(): Promise<void>
-  /** Watches `fd` (a pidfd, or a task watch) and takes ownership of it; returns the watch's number. */
+  /** Watches `fd` (a pidfd, or a task watch) and takes ownership of it, unless it throws; returns the watch's number, which is never used again. */
   watch(fd: number, kind: 'pidfd' | 'task'): number
   /** Ends a watch and closes its fd. Unknown numbers are ignored. */
   unwatch(watch: number): void
@@ -120,7 +130,7 @@ export interface RingReader {
 /** The addon's whole surface. */
 export interface Native {
   // perf_event.cc
-  /** Registers a uprobe; the breakpoint and the counter are in the target when it resolves. Resolves to the fd. */
+  /** Registers a uprobe; the breakpoint and the counter are in the target when it resolves. Resolves to the fd, which counts its hits at once. */
   perfEventOpenUprobe(options: PerfUprobe): Promise<number>
   /** `PERF_EVENT_IOC_SET_BPF`: runs the program at every hit of the event. */
   perfEventSetBpf(perfFd: number, progFd: number): Promise<void>
@@ -141,7 +151,7 @@ export interface Native {
   bpfMapRead(mapFd: number, firstKey: number, count: number, valueBytes: number): ArrayBuffer
   /** BPF_MAP_UPDATE_ELEM with a u32 key. */
   bpfMapUpdate(mapFd: number, key: number, value: Uint8Array): void
-  /** BPF_PROG_LOAD; resolves to the fd. The error has `verifierLog`. */
+  /** BPF_PROG_LOAD; resolves to the fd. The error has `verifierLog`, the last 8 KiB of what the verifier said, if it said something. */
   bpfProgLoad(options: BpfProgram): Promise<number>
   /** BPF_LINK_CREATE with BPF_TRACE_UPROBE_MULTI; resolves to the link's fd. */
   bpfLinkCreateUprobeMulti(options: UprobeMulti): Promise<number>
@@ -151,10 +161,16 @@ export interface Native {
   raiseMemlockLimit(): void
 
   // ring_reader.cc
-  RingReader: new (options: RingReaderOptions) => RingReader
+  RingReader: new (
+    options: RingReaderOptions,
+  ) => RingReader
 
   // closer.cc
-  /** Closes fds one after another on the closing thread (not on libuv's); resolves when all are closed. */
+  /**
+   * Closes fds one after another on the closing thread (not on libuv's), after those of earlier calls; resolves when all are closed, and keeps the event
+   * loop alive until then. If one fails the others are closed all the same, and the promise rejects with the first failure; only with `syscall`
+   * `pthread_create` or `eventfd`, when the thread could not be started, nothing was closed.
+   */
   closeFds(fds: readonly number[]): Promise<void>
 
   // process.cc

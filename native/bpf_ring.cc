@@ -1,5 +1,6 @@
 #include "bpf_ring.h"
 
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -12,6 +13,26 @@ constexpr std::uint32_t kBusy = 1u << 31;     // BPF_RINGBUF_BUSY_BIT
 constexpr std::uint32_t kDiscard = 1u << 30;  // BPF_RINGBUF_DISCARD_BIT
 constexpr std::size_t kHeaderBytes = 8;       // BPF_RINGBUF_HDR_SZ
 
+// BPF_OBJ_GET_INFO_BY_FD and the head of its struct bpf_map_info.
+constexpr int kObjGetInfo = 15;
+constexpr std::uint32_t kMapTypeRingbuf = 27;
+struct ObjGetInfo {
+  std::uint32_t bpf_fd, info_len;
+  std::uint64_t info;
+};
+struct MapInfo {
+  std::uint32_t type, id, key_size, value_size, max_entries, map_flags;
+};
+
+// Whether the map is a ring of this size. With another one the mask would be wrong, and we would take payload for headers.
+bool IsRing(int map_fd, std::size_t ring_bytes) {
+  MapInfo map{};
+  ObjGetInfo attributes{static_cast<std::uint32_t>(map_fd), sizeof map, reinterpret_cast<std::uintptr_t>(&map)};
+  if (syscall(SYS_bpf, kObjGetInfo, &attributes, sizeof attributes) != 0) return false;
+  errno = EINVAL;
+  return map.type == kMapTypeRingbuf && map.max_entries == ring_bytes;
+}
+
 std::size_t RecordBytes(std::uint32_t header) {
   const std::size_t payload_bytes = header & ~(kBusy | kDiscard);
   return (kHeaderBytes + payload_bytes + 7) & ~std::size_t{7};
@@ -21,6 +42,7 @@ std::size_t RecordBytes(std::uint32_t header) {
 
 Result<BpfRing> BpfRing::Map(int map_fd, std::size_t ring_bytes) {
   const auto page_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  if (!IsRing(map_fd, ring_bytes)) return LastFailure("bpf(BPF_OBJ_GET_INFO_BY_FD)");
   BpfRing ring;
   ring.consumer_ = Mapping(map_fd, 0, page_bytes, PROT_READ | PROT_WRITE);
   if (!ring.consumer_.valid()) return LastFailure("mmap");

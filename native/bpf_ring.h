@@ -31,6 +31,7 @@ constexpr std::size_t kChunkBytes = 1 << 20;
 
 class BpfRing {
  public:
+  // Maps the ring behind `map_fd`; EINVAL if it is none, or has another size.
   static Result<BpfRing> Map(int map_fd, std::size_t ring_bytes);
 
   // Why Copy stopped: at `limit`; at a record that is still being written; because the chunk has its size; because there is no room.

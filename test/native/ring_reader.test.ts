@@ -5,7 +5,7 @@ import { buildTarget } from '../support/build.js'
 import { notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { waitFor } from '../support/wait.js'
-import { attach, native, RECORD_BYTES, type Recording, record, withoutRights } from './kernel.js'
+import { attach, MAP_ARRAY, MAP_RINGBUF, native, RECORD_BYTES, type Recording, record, withoutRights } from './kernel.js'
 
 /** A target whose t:plain writes into the recording's ring: `plain N` makes N records that are numbered from 0. */
 async function start(t: TestContext, recording: Recording): Promise<Target> {
@@ -229,4 +229,17 @@ test('refuses options that do not describe a ring', () => {
   })
   assert.throws(() => new native.RingReader({ ...good, flushIntervalMs: -1 }), { name: 'TypeError' })
   assert.throws(() => new native.RingReader({ ...good, mapFd: 1e6 }), { syscall: 'fcntl(F_DUPFD_CLOEXEC)', code: 'EBADF' })
+})
+
+test('refuses a map that is no ring, or a ring of another size', { skip: withoutRights }, (t) => {
+  const array = native.bpfMapCreate({ type: MAP_ARRAY, keyBytes: 4, valueBytes: 8, maxEntries: 4096, name: 'test_array' })
+  const ring = native.bpfMapCreate({ type: MAP_RINGBUF, keyBytes: 0, valueBytes: 0, maxEntries: 8192, name: 'test_ring' })
+  t.after(() => {
+    for (const fd of [array, ring]) native.closeFd(fd)
+  })
+  const options = { ringBytes: 4096, flushIntervalMs: 20, pendingLimitBytes: 1, onDoorbell: () => undefined }
+  const refusal = { syscall: 'bpf(BPF_OBJ_GET_INFO_BY_FD)', code: 'EINVAL' }
+  assert.throws(() => new native.RingReader({ ...options, mapFd: array }), refusal)
+  assert.throws(() => new native.RingReader({ ...options, mapFd: ring }), refusal)
+  new native.RingReader({ ...options, mapFd: ring, ringBytes: 8192 }).close()
 })
