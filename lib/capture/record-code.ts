@@ -53,7 +53,7 @@ export function emitMeasure(asm: Assembler, program: ReadingProgram, shape: Capt
 /** Fills the record. */
 export function emitFill(asm: Assembler, program: RecordProgram, shape: CaptureShape, record: RecordClass): void {
   emitHead(asm, program, record.small)
-  shape.operands.forEach((operand, index) => emitOperand(asm, program, operand, index))
+  for (const [index, operand] of shape.operands.entries()) emitOperand(asm, program, operand, index)
   for (const area of record.strings) {
     const done = new Label()
     const operand = shape.operands[area.operand]

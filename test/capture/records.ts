@@ -46,7 +46,7 @@ export function batchOf(shape: CaptureShape, contents: readonly RecordContent[])
     body.writeUInt32LE(flags >>> 0, FIELD.flags)
     body.fill(0, FIELD.comm, FIELD.operands)
     Buffer.from(content.comm ?? '').copy(body, FIELD.comm, 0, FIELD.operands - FIELD.comm)
-    shape.operands.forEach((_, index) => body.writeBigUInt64LE(content.values?.[index] ?? 0n, FIELD.operands + 8 * index))
+    for (const index of shape.operands.keys()) body.writeBigUInt64LE(content.values?.[index] ?? 0n, FIELD.operands + 8 * index)
     for (const area of record.strings) {
       const text = content.strings?.[area.operand]
       body.writeBigInt64LE(BigInt(text === undefined ? -1 : (text.returned ?? text.bytes.length + 1)), area.lengthAt)

@@ -93,7 +93,7 @@ for (const limit of [1, 16, 256, 509, 511, 4096]) {
       hits.map((hit) => hit.args),
       lengths.map((length) => [shown(length, limit), shown(length, limit), shown(length, limit), 3]),
     )
-    hits.forEach((hit, index) => assert.equal(hit.bytes(1)?.toString(), 'x'.repeat(Math.min(lengths[index] ?? 0, limit))))
+    for (const [index, hit] of hits.entries()) assert.equal(hit.bytes(1)?.toString(), 'x'.repeat(Math.min(lengths[index] ?? 0, limit)))
   })
 }
 
