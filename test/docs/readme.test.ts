@@ -19,5 +19,5 @@ test('the first code block of the README runs as it stands when it is pasted', n
   symlinkSync(ROOT, join(directory, 'node_modules/uprobe'))
   const { status, stdout, stderr } = spawnSync(process.execPath, [program], { encoding: 'utf8' })
   assert.equal(status, 0, stderr)
-  assert.match(stdout, /^\d+n \d+ \S+ uprobe:uv_chdir \/\n\{\n {2}hits: 1,\n {2}filtered: 0,\n {2}delivered: 1,\n {2}lost: 0,/)
+  assert.match(stdout, /^\d+n \d+ \S+ uprobe:chdir \/\n\{\n {2}hits: 1,\n {2}filtered: 0,\n {2}delivered: 1,\n {2}lost: 0,/)
 })
