@@ -17,14 +17,14 @@ import { escapeForDisplay, type Logger } from './log.js'
 import type { Native } from './native.js'
 import type { AttachSettings } from './options.js'
 import { Probe } from './probe.js'
-import { Attachment, type ArmResult, type Part } from './register/attachment.js'
+import { type ArmResult, Attachment, type Part } from './register/attachment.js'
 import { BPF_MAP_TYPE_PERCPU_ARRAY, createMap } from './register/bpf-objects.js'
 import { multiSupport } from './register/multi-support.js'
-import { readUprobePmu, type UprobePmu } from './register/pmu.js'
+import { readUprobePmu } from './register/pmu.js'
 import { CapturePrograms } from './register/programs.js'
 import type { SiteFailure } from './register/register.js'
-import { parseSpec, type ProbeSpec } from './spec/spec.js'
 import { type FileSites, prepareSites } from './spec/prepare-sites.js'
+import { type ProbeSpec, parseSpec } from './spec/spec.js'
 import { TargetProcess } from './target/process.js'
 import { resolveFiles } from './target/resolve.js'
 
@@ -112,7 +112,14 @@ async function attachSteps(
     prepared.sites,
   )
   undo.add(() => programs.close())
-  const attachment = new Attachment({ native, pmu, programs, retprobe: spec.kind === 'uretprobe', parts: await planParts(native, pmu, prepared.files, settings), log })
+  const attachment = new Attachment({
+    native,
+    pmu,
+    programs,
+    retprobe: spec.kind === 'uretprobe',
+    parts: await planParts(native, prepared.files, settings),
+    log,
+  })
 
   // From the first registration on there can be hits, so whoever gets them must be there before.
   const decoder = new HitDecoder(
@@ -157,7 +164,10 @@ async function attachSteps(
 function applyPath(spec: ProbeSpec, path: string | null): ProbeSpec {
   if (path === null) return spec
   if (spec.path !== null && spec.path !== path) {
-    throw new UprobeError('ERR_UPROBE_BAD_OPTION', `The specification names ${escapeForDisplay(spec.path)} and option path another file. Give one of them.`)
+    throw new UprobeError(
+      'ERR_UPROBE_BAD_OPTION',
+      `The specification names ${escapeForDisplay(spec.path)} and option path another file. Give one of them.`,
+    )
   }
   return { ...spec, path }
 }
@@ -185,11 +195,14 @@ function readerThreadToExclude(ring: Ring, processes: readonly TargetProcess[]):
   if (!self) return null
   if (readlinkSync('/proc/self/ns/pid') === INITIAL_PID_NAMESPACE) return ring.reader.tid
   if (processes.length === 0) return null
-  throw new UprobeError('ERR_UPROBE_UNSUPPORTED', 'Inside a pid namespace the own process cannot be traced. Run the agent in the host pid namespace.')
+  throw new UprobeError(
+    'ERR_UPROBE_UNSUPPORTED',
+    'Inside a pid namespace the own process cannot be traced. Run the agent in the host pid namespace.',
+  )
 }
 
 /** Decides how the sites of each file are registered. */
-async function planParts(native: Native, pmu: UprobePmu, files: readonly FileSites[], settings: AttachSettings): Promise<Part[]> {
+async function planParts(native: Native, files: readonly FileSites[], settings: AttachSettings): Promise<Part[]> {
   const parts: Part[] = []
   for (const { file, facts, processes, sites } of files) {
     for (const target of processes ?? [null]) {
@@ -199,7 +212,12 @@ async function planParts(native: Native, pmu: UprobePmu, files: readonly FileSit
   return parts
 }
 
-async function chooseWay(native: Native, target: TargetProcess | null, sites: number, wish: AttachSettings['registration']): Promise<'perf' | 'multi'> {
+async function chooseWay(
+  native: Native,
+  target: TargetProcess | null,
+  sites: number,
+  wish: AttachSettings['registration'],
+): Promise<'perf' | 'multi'> {
   if (wish === 'perf' || (wish === 'auto' && sites < 2)) return 'perf'
   const support = await multiSupport(native)
   // The link looks for the leader's address space when it is made, which is gone when the leader thread has exited.
@@ -231,4 +249,3 @@ function settleVerification(spec: ProbeSpec, everyProcess: boolean, verified: Ar
   if (everyProcess && armedSomewhere) for (const { error } of verified.failures) warnings.push(error.message)
   else settle(spec, verified.failures, total, warnings)
 }
-

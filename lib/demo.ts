@@ -4,11 +4,11 @@
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { extname, join } from 'node:path'
 import { createInterface, type Interface } from 'node:readline'
-import { addonPath } from './native.js'
 import type { Hit } from './capture/hit.js'
+import { UprobeError } from './errors.js'
+import { addonPath } from './native.js'
 import type { Probe } from './probe.js'
 import { Tracer } from './tracer.js'
-import { UprobeError } from './errors.js'
 
 /** Who is told of the steps. */
 export interface DemoEvents {
@@ -88,6 +88,9 @@ class DemoChild {
   async #answer(): Promise<string> {
     const result = await this.#answers.next()
     if (result.done !== true) return result.value
-    throw new UprobeError('ERR_UPROBE_NATIVE', `The traced child process ended. It said: ${this.#complaint.trim() || 'nothing'}. Run \`uprobe doctor\`.`)
+    throw new UprobeError(
+      'ERR_UPROBE_NATIVE',
+      `The traced child process ended. It said: ${this.#complaint.trim() || 'nothing'}. Run \`uprobe doctor\`.`,
+    )
   }
 }

@@ -69,7 +69,12 @@ export function examine(host: Host, trials: Trials): DoctorCheck[] {
   if (!system.ok) return [...beginning, checkTrial('addon', trials.addon, '', 'Run the agent on Linux, on x64 or arm64.')]
   return [
     ...beginning,
-    checkTrial('addon', trials.addon, 'it loads', 'Install the package again with its prebuilds, or run `npm run build` in a source checkout.'),
+    checkTrial(
+      'addon',
+      trials.addon,
+      'it loads',
+      'Install the package again with its prebuilds, or run `npm run build` in a source checkout.',
+    ),
     checkKernel(host),
     ...checkPmu(trials),
     checkCapabilities(host, trials),
@@ -78,7 +83,12 @@ export function examine(host: Host, trials: Trials): DoctorCheck[] {
     checkLockdown(host),
     checkMemlock(host, trials),
     checkTrial('bpf', trials.bpf, 'maps and a capture program were created and verified', rightFor('bpf', trials.bpf)),
-    checkTrial('perf-uprobe', trials.perf, 'a probe in this process was registered and its hits were counted', rightFor('perf', trials.perf)),
+    checkTrial(
+      'perf-uprobe',
+      trials.perf,
+      'a probe in this process was registered and its hits were counted',
+      rightFor('perf', trials.perf),
+    ),
     checkMulti(trials),
     checkNop5(host, trials),
     checkPidNamespace(host),
@@ -96,7 +106,11 @@ function failing(check: DoctorCheckName, detail: string, remedy: string): Doctor
 function checkSystem({ platform, arch }: Host): DoctorCheck {
   const detail = `${platform} on ${arch}`
   if (platform === 'linux' && (arch === 'x64' || arch === 'arm64')) return fine('system', detail)
-  return failing('system', detail, 'Uprobes exist on Linux, and this package has them on x64 and arm64: run the agent there, or leave tracing off.')
+  return failing(
+    'system',
+    detail,
+    'Uprobes exist on Linux, and this package has them on x64 and arm64: run the agent there, or leave tracing off.',
+  )
 }
 
 function checkNode({ nodeVersion }: Host): DoctorCheck {
@@ -164,7 +178,8 @@ function checkPmu({ pmu }: Trials): DoctorCheck[] {
 
 function checkCapabilities(host: Host, trials: Trials): DoctorCheck {
   const { capabilities } = host
-  if (capabilities === null) return fine('capabilities', 'unknown: /proc/self/status cannot be read', 'Mount /proc to know; the trials below decide.')
+  if (capabilities === null)
+    return fine('capabilities', 'unknown: /proc/self/status cannot be read', 'Mount /proc to know; the trials below decide.')
   const held = capabilities.size === 0 ? 'none of those for tracing' : [...capabilities].join(' ')
   const where = host.initialUserNamespace === false ? ', in a user namespace of its own, where they do not count' : ''
   const detail = `${held}${where}`
@@ -175,7 +190,8 @@ function checkCapabilities(host: Host, trials: Trials): DoctorCheck {
 }
 
 function missingRightOf({ initialUserNamespace }: Host): string {
-  if (initialUserNamespace === false) return 'Run the agent in the initial user namespace: without user-namespace remapping, not in a rootless container.'
+  if (initialUserNamespace === false)
+    return 'Run the agent in the initial user namespace: without user-namespace remapping, not in a rootless container.'
   return 'Run as root, or grant CAP_SYS_ADMIN: the uprobe PMU demands it (perf_uprobe_event_init, kernel/events/core.c).'
 }
 
@@ -183,7 +199,7 @@ function checkProcessAccess({ capabilities }: Host): DoctorCheck {
   if (capabilities === null || capabilities.has('CAP_SYS_PTRACE')) return fine('process-access', 'other processes may be inspected')
   return fine(
     'process-access',
-    'without CAP_SYS_PTRACE the memory of other users\' processes cannot be read',
+    "without CAP_SYS_PTRACE the memory of other users' processes cannot be read",
     'Grant CAP_SYS_PTRACE: without it a process of another user cannot be searched for probes, and its sites stay unverified.',
   )
 }
@@ -200,9 +216,14 @@ function checkLockdown({ lockdown }: Host): DoctorCheck {
 }
 
 function checkMemlock({ kernelRelease, memlockLimitBytes }: Host, { bpf }: Trials): DoctorCheck {
-  if (isAtLeast(kernelRelease, KERNEL_WITHOUT_MEMLOCK)) return fine('memlock', `BPF maps do not count against RLIMIT_MEMLOCK since Linux ${KERNEL_WITHOUT_MEMLOCK.join('.')}`)
-  const detail = memlockLimitBytes === null ? 'unknown' : `${memlockLimitBytes === Number.POSITIVE_INFINITY ? 'unlimited' : `${memlockLimitBytes} bytes`}`
-  const remedy = 'Raise the limit of locked memory, which holds BPF maps on this kernel: ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd unit.'
+  if (isAtLeast(kernelRelease, KERNEL_WITHOUT_MEMLOCK))
+    return fine('memlock', `BPF maps do not count against RLIMIT_MEMLOCK since Linux ${KERNEL_WITHOUT_MEMLOCK.join('.')}`)
+  const detail =
+    memlockLimitBytes === null
+      ? 'unknown'
+      : `${memlockLimitBytes === Number.POSITIVE_INFINITY ? 'unlimited' : `${memlockLimitBytes} bytes`}`
+  const remedy =
+    'Raise the limit of locked memory, which holds BPF maps on this kernel: ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd unit.'
   if (memlockLimitBytes === Number.POSITIVE_INFINITY) return fine('memlock', detail)
   return bpf.outcome === 'failed' && errnoOf(bpf.error) === EPERM ? failing('memlock', detail, remedy) : fine('memlock', detail, remedy)
 }
@@ -210,7 +231,11 @@ function checkMemlock({ kernelRelease, memlockLimitBytes }: Host, { bpf }: Trial
 function checkMulti({ multi }: Trials): DoctorCheck {
   if (multi.outcome === 'passed') return fine('uprobe-multi', 'many sites of one file are registered at once')
   const why = multi.outcome === 'failed' ? describeFailure(multi.error) : multi.because
-  return fine('uprobe-multi', `not usable: ${why}`, 'Use Linux 6.10 or later to detach many sites in milliseconds; here each site takes about a tenth of a second.')
+  return fine(
+    'uprobe-multi',
+    `not usable: ${why}`,
+    'Use Linux 6.10 or later to detach many sites in milliseconds; here each site takes about a tenth of a second.',
+  )
 }
 
 function checkNop5({ arch }: Host, { uprobeSyscallErrno }: Trials): DoctorCheck {

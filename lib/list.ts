@@ -1,7 +1,7 @@
 /**
  * `list()`: the USDT probes of a file, or of all files that a process maps.
  */
-import { type UsdtListing, listElf, listFile } from './elf/list.js'
+import { listElf, listFile, type UsdtListing } from './elf/list.js'
 import { UprobeError } from './errors.js'
 import { loadNative } from './native.js'
 import { TargetProcess } from './target/process.js'

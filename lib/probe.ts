@@ -9,7 +9,7 @@ import { EventEmitter } from 'node:events'
 import type { Hit, HitDecoder } from './capture/hit.js'
 import type { SiteTarget } from './counter/verify.js'
 import { HitBatch } from './delivery/batch.js'
-import { callGuarded, Consumer } from './delivery/consumer.js'
+import { Consumer, callGuarded } from './delivery/consumer.js'
 import type { Ring } from './delivery/ring.js'
 import { errnoOf, UprobeError } from './errors.js'
 import type { Logger } from './log.js'
@@ -404,7 +404,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   #onNewListener(event: string | symbol): void {
     if (event !== 'hit' && event !== 'batch') return
     if (this.#consumer.iterating) {
-      throw new UprobeError('ERR_UPROBE_BAD_OPTION', "The probe is being iterated, which takes its hits. Leave the loop first, or do not listen for 'hit' or 'batch'.")
+      throw new UprobeError(
+        'ERR_UPROBE_BAD_OPTION',
+        "The probe is being iterated, which takes its hits. Leave the loop first, or do not listen for 'hit' or 'batch'.",
+      )
     }
     queueMicrotask(() => this.#consumer.flushToListeners())
   }

@@ -13,7 +13,15 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const MACHINES = { 'linux-x64': /X86-64/, 'linux-arm64': /AArch64/ }
 const MOST = { GLIBC: [2, 28], GLIBCXX: [3, 4, 25], CXXABI: [1, 3, 11] }
 /** Functions that came after Node-API 8. */
-const TOO_NEW = ['node_api_symbol_for', 'node_api_create_syntax_error', 'node_api_throw_syntax_error', 'node_api_get_module_file_name', 'node_api_create_property_key_utf16', 'node_api_create_buffer_from_arraybuffer', 'node_api_create_external_string_latin1']
+const TOO_NEW = [
+  'node_api_symbol_for',
+  'node_api_create_syntax_error',
+  'node_api_throw_syntax_error',
+  'node_api_get_module_file_name',
+  'node_api_create_property_key_utf16',
+  'node_api_create_buffer_from_arraybuffer',
+  'node_api_create_external_string_latin1',
+]
 
 const problems = []
 
@@ -46,7 +54,8 @@ for (const [folder, machine] of Object.entries(MACHINES)) {
     if (!machine.test(readelf('-h', path))) fail('is for another machine')
     if (/\.symtab/.test(readelf('-S', path))) fail('is not stripped')
     const notes = readelf('-n', path)
-    if (!/Provider: uprobe\s+Name: demo\s+Location: \S+, Base: \S+, Semaphore: 0x0*[1-9a-f]/.test(notes)) fail('has no usdt:uprobe:demo with a semaphore')
+    if (!/Provider: uprobe\s+Name: demo\s+Location: \S+, Base: \S+, Semaphore: 0x0*[1-9a-f]/.test(notes))
+      fail('has no usdt:uprobe:demo with a semaphore')
     if (!/Provider: uprobe\s+Name: selftest/.test(notes)) fail('has no usdt:uprobe:selftest')
     const needs = readelf('-V', path)
     const highest = {}
@@ -56,7 +65,11 @@ for (const [folder, machine] of Object.entries(MACHINES)) {
     }
     const symbols = readelf('--dyn-syms', path)
     for (const symbol of TOO_NEW) if (new RegExp(`UND ${symbol}\\b`).test(symbols)) fail(`uses ${symbol}, which is newer than Node-API 8`)
-    console.log(`${folder}/${name}: ${Object.entries(highest).map(([family, version]) => `${family} ${version}`).join(', ')}`)
+    console.log(
+      `${folder}/${name}: ${Object.entries(highest)
+        .map(([family, version]) => `${family} ${version}`)
+        .join(', ')}`,
+    )
   }
 }
 for (const problem of problems) console.error(`check-prebuilds: ${problem}`)

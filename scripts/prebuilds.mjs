@@ -7,7 +7,7 @@
  * looks at what came out.
  */
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, rmSync, cpSync, symlinkSync } from 'node:fs'
+import { cpSync, existsSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -15,7 +15,12 @@ import { fileURLToPath } from 'node:url'
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const TOOLCHAINS = {
   x64: {},
-  arm64: { CC: 'aarch64-linux-gnu-gcc', CXX: 'aarch64-linux-gnu-g++', AR: 'aarch64-linux-gnu-ar', PREBUILD_STRIP_BIN: 'aarch64-linux-gnu-strip' },
+  arm64: {
+    CC: 'aarch64-linux-gnu-gcc',
+    CXX: 'aarch64-linux-gnu-g++',
+    AR: 'aarch64-linux-gnu-ar',
+    PREBUILD_STRIP_BIN: 'aarch64-linux-gnu-strip',
+  },
 }
 const wanted = process.argv.slice(2).length > 0 ? process.argv.slice(2) : Object.keys(TOOLCHAINS)
 

@@ -17,15 +17,22 @@ process.chdir(root)
 
 /** Time of the newest of some files; folders count with what is in them. */
 function newest(...paths) {
-  return Math.max(0, ...paths.filter(existsSync).map((path) => {
-    const stat = statSync(path)
-    return stat.isDirectory() ? newest(...readdirSync(path).map((name) => join(path, name))) : stat.mtimeMs
-  }))
+  return Math.max(
+    0,
+    ...paths.filter(existsSync).map((path) => {
+      const stat = statSync(path)
+      return stat.isDirectory() ? newest(...readdirSync(path).map((name) => join(path, name))) : stat.mtimeMs
+    }),
+  )
 }
 
 function run(what, command, args, env = {}) {
   console.error(`setup: ${what}`)
-  const { status, stdout, stderr, error } = spawnSync(command, args, { encoding: 'utf8', env: { ...process.env, ...env }, maxBuffer: 1 << 28 })
+  const { status, stdout, stderr, error } = spawnSync(command, args, {
+    encoding: 'utf8',
+    env: { ...process.env, ...env },
+    maxBuffer: 1 << 28,
+  })
   if (status === 0) return
   console.error(stdout ?? '')
   console.error(stderr ?? '')

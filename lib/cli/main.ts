@@ -10,7 +10,7 @@ import { packageRoot } from '../native.js'
 import { addCount } from './count.js'
 import { addDemo } from './demo.js'
 import { addDoctor } from './doctor.js'
-import { type ExitCode, EXIT_CODES_HELP, report } from './failure.js'
+import { EXIT_CODES_HELP, type ExitCode, report } from './failure.js'
 import { addList } from './list.js'
 import { addTrace } from './trace.js'
 

@@ -29,7 +29,7 @@ export async function* mergeByTime(sources: readonly AsyncIterable<Hit>[]): Asyn
     )
   }
 
-  iterators.forEach((_, index) => advance(index))
+  for (const index of iterators.keys()) advance(index)
   while (heads.some(({ state }) => state !== 'done')) {
     // A hit that waits in its queue is there one microtask after `next()`; so are those that came with it in one batch.
     await null

@@ -63,9 +63,16 @@ export async function verifySites(target: TargetProcess, facts: FileFacts, sites
     const note = (state: ArmedState, counter: number | null = null): void => {
       found.set(site.slot, { pid: target.pid, state, address, counter })
     }
-    const fail = (code: 'ERR_UPROBE_NOT_ARMED' | 'ERR_UPROBE_COUNTER_UNREACHABLE' | 'ERR_UPROBE_COUNTER_NOT_RAISED', why: string, counter: number | null = null): void => {
+    const fail = (
+      code: 'ERR_UPROBE_NOT_ARMED' | 'ERR_UPROBE_COUNTER_UNREACHABLE' | 'ERR_UPROBE_COUNTER_NOT_RAISED',
+      why: string,
+      counter: number | null = null,
+    ): void => {
       note('not-armed', counter)
-      failures.push({ site, error: new UprobeError(code, `${where} in process ${target.pid}: ${why}`, { site: where, path, pid: target.pid }) })
+      failures.push({
+        site,
+        error: new UprobeError(code, `${where} in process ${target.pid}: ${why}`, { site: where, path, pid: target.pid }),
+      })
     }
     if (address === null) {
       note('not-mapped')

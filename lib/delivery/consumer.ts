@@ -84,7 +84,10 @@ export class Consumer {
   /** Opens the iterator. */
   iterate(): AsyncIterableIterator<Hit> {
     if (this.host.hasListeners()) {
-      throw new UprobeError('ERR_UPROBE_BAD_OPTION', "The probe has 'hit' or 'batch' listeners, which take its hits. Remove them, or do not iterate.")
+      throw new UprobeError(
+        'ERR_UPROBE_BAD_OPTION',
+        "The probe has 'hit' or 'batch' listeners, which take its hits. Remove them, or do not iterate.",
+      )
     }
     if (this.#iterating) {
       throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'The probe is being iterated already. Use one iterator, and share its hits.')

@@ -141,9 +141,8 @@ export class Ring {
     forEachRecord(buffer, (probeId, offset) => {
       if (probeId !== lastId) {
         lastId = probeId
-        const known = byProbe.get(probeId)
-        if (known === undefined) byProbe.set(probeId, (lastOffsets = []))
-        else lastOffsets = known
+        lastOffsets = byProbe.get(probeId) ?? []
+        byProbe.set(probeId, lastOffsets)
       }
       lastOffsets.push(offset)
     })

@@ -6,8 +6,8 @@
  */
 import { compileCapture, STATS_VALUE_BYTES } from '../capture/compile.js'
 import { type Arch, bindOperands, functionArguments } from '../capture/operands.js'
-import { UprobeError } from '../errors.js'
 import { readUsdtNotes } from '../elf/stapsdt.js'
+import { UprobeError } from '../errors.js'
 import { addonPath, loadNative, type Native } from '../native.js'
 import {
   BPF_LICENSE,
@@ -109,7 +109,13 @@ async function tryProgram(native: Native, fds: number[]): Promise<LoadedProgram 
       name: 'uprobe_doctor',
     })
     fds.push(statsFd)
-    const ringFd = createMap(native, { type: BPF_MAP_TYPE_RINGBUF, keyBytes: 0, valueBytes: 0, maxEntries: RING_BYTES, name: 'uprobe_doctor' })
+    const ringFd = createMap(native, {
+      type: BPF_MAP_TYPE_RINGBUF,
+      keyBytes: 0,
+      valueBytes: 0,
+      maxEntries: RING_BYTES,
+      name: 'uprobe_doctor',
+    })
     fds.push(ringFd)
     const insns = compileCapture({
       arch,
@@ -122,7 +128,13 @@ async function tryProgram(native: Native, fds: number[]): Promise<LoadedProgram 
       ringBytes: RING_BYTES,
       excludeTid: null,
     })
-    const progFd = await loadProgram(native, { type: BPF_PROG_TYPE_KPROBE, expectedAttachType: 0, insns, license: BPF_LICENSE, name: 'uprobe_doctor' })
+    const progFd = await loadProgram(native, {
+      type: BPF_PROG_TYPE_KPROBE,
+      expectedAttachType: 0,
+      insns,
+      license: BPF_LICENSE,
+      name: 'uprobe_doctor',
+    })
     fds.push(progFd)
     return { progFd, statsFd }
   } catch (error) {
@@ -135,7 +147,9 @@ async function tryPerf(native: Native, pmu: UprobePmu | Error, { progFd, statsFd
   try {
     const hits = await countHits(native, pmu, progFd, statsFd)
     if (hits === HITS) return passed
-    return failed(new UprobeError('ERR_UPROBE_NOT_ARMED', `a probe in this process was registered, but ${hits} of ${HITS} hits were counted`))
+    return failed(
+      new UprobeError('ERR_UPROBE_NOT_ARMED', `a probe in this process was registered, but ${hits} of ${HITS} hits were counted`),
+    )
   } catch (error) {
     return failed(error)
   }
@@ -148,7 +162,8 @@ async function countHits(native: Native, pmu: UprobePmu, progFd: number, statsFd
   try {
     const notes = await readUsdtNotes(await file.elf())
     const fileOffset = notes.find(({ provider, name }) => provider === 'uprobe' && name === 'selftest')?.fileOffset ?? null
-    if (fileOffset === null) throw new UprobeError('ERR_UPROBE_NATIVE', 'The addon carries no usdt:uprobe:selftest. Install the package again.')
+    if (fileOffset === null)
+      throw new UprobeError('ERR_UPROBE_NATIVE', 'The addon carries no usdt:uprobe:selftest. Install the package again.')
     perfFd = await native.perfEventOpenUprobe({
       type: pmu.type,
       path: file.kernelPath,

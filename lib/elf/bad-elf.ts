@@ -12,9 +12,13 @@ import { escapeForDisplay } from '../log.js'
 export function badElf(path: string, what: string, offset?: bigint | number): UprobeError {
   const shown = escapeForDisplay(path)
   const where = offset === undefined ? '' : ` (at file offset 0x${offset.toString(16)})`
-  return new UprobeError('ERR_UPROBE_BAD_ELF', `${shown}: ${what}${where}. The file is damaged, or not what it seems; check it with readelf.`, {
-    path: shown,
-  })
+  return new UprobeError(
+    'ERR_UPROBE_BAD_ELF',
+    `${shown}: ${what}${where}. The file is damaged, or not what it seems; check it with readelf.`,
+    {
+      path: shown,
+    },
+  )
 }
 
 /** Names are UTF-8 by custom. Where the bytes are not, each stands for itself (Latin-1), so that different names stay different. */

@@ -52,7 +52,10 @@ export async function dynamicSymbolTable(elf: ElfFile): Promise<SymbolTable | nu
     offset,
     count,
     names: { offset: names, bytes: Number(entries.get(DT_STRSZ) ?? 0n) },
-    versions: numbers === null || definitions === null ? null : { numbers: { offset: numbers, bytes: count * 2 }, definitions: upTo(elf, definitions) },
+    versions:
+      numbers === null || definitions === null
+        ? null
+        : { numbers: { offset: numbers, bytes: count * 2 }, definitions: upTo(elf, definitions) },
   }
 }
 
@@ -82,7 +85,8 @@ async function countByGnuHash(elf: ElfFile, hash: bigint): Promise<number> {
   const head = await elf.readView(hash, 16)
   const bucketCount = head.u32(0)
   const firstIndex = head.u32(4)
-  if (bucketCount > MAX_BUCKETS) throw badElf(elf.path, `${bucketCount} buckets of symbols, more than the ${MAX_BUCKETS} that are accepted`, hash)
+  if (bucketCount > MAX_BUCKETS)
+    throw badElf(elf.path, `${bucketCount} buckets of symbols, more than the ${MAX_BUCKETS} that are accepted`, hash)
   const bucketsAt = hash + 16n + BigInt(head.u32(8)) * BigInt(elf.bits / 8)
   const buckets = await elf.readView(bucketsAt, bucketCount * 4)
   const slice = new TimeSlice()

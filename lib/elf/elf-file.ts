@@ -15,12 +15,12 @@ import {
   ElfView,
   headerBytes,
   MACHINE_NAMES,
-  parseHeaderTables,
-  parseSection,
-  parseSegment,
   PF_X,
   PN_XNUM,
   PT_LOAD,
+  parseHeaderTables,
+  parseSection,
+  parseSegment,
   type Section,
   type Segment,
   SHF_ALLOC,
@@ -133,7 +133,8 @@ export class ElfFile {
     } else {
       shnum = 0
     }
-    if (phnum > MAX_SEGMENTS) throw badElf(this.path, `${phnum} program headers, more than the ${MAX_SEGMENTS} that are accepted`, tables.at + 4)
+    if (phnum > MAX_SEGMENTS)
+      throw badElf(this.path, `${phnum} program headers, more than the ${MAX_SEGMENTS} that are accepted`, tables.at + 4)
     if (shnum > MAX_SECTIONS) throw badElf(this.path, `${shnum} sections, more than the ${MAX_SECTIONS} that are accepted`, tables.at + 8)
     if (phnum > 0 && tables.phentsize !== bytes.segment) {
       throw badElf(this.path, `program headers of ${tables.phentsize} bytes, where ${bytes.segment} are expected`, tables.at + 2)
@@ -244,7 +245,8 @@ export class ElfFile {
    * @throws {UprobeError} `ERR_UPROBE_BAD_ELF` if the file is shorter; `ERR_UPROBE_FILE` if reading fails
    */
   async read(fileOffset: bigint, bytes: number): Promise<Buffer> {
-    if (bytes > MAX_READ_BYTES) throw badElf(this.path, `a piece of ${bytes} bytes, more than the ${MAX_READ_BYTES} that are accepted`, fileOffset)
+    if (bytes > MAX_READ_BYTES)
+      throw badElf(this.path, `a piece of ${bytes} bytes, more than the ${MAX_READ_BYTES} that are accepted`, fileOffset)
     const buffer = Buffer.allocUnsafeSlow(bytes)
     await this.readInto(fileOffset, buffer)
     return buffer
@@ -281,7 +283,11 @@ async function onFile<T>(path: string, verb: string, call: () => Promise<T>): Pr
     const shown = escapeForDisplay(path)
     const why = isSystemCallError(cause) ? cause.code : String(cause)
     const details = isSystemCallError(cause) ? { syscall: cause.syscall, errno: Math.abs(cause.errno) } : {}
-    throw new UprobeError('ERR_UPROBE_FILE', `${shown} cannot be ${verb} (${why}). Check the path and its permissions.`, { cause, path: shown, ...details })
+    throw new UprobeError('ERR_UPROBE_FILE', `${shown} cannot be ${verb} (${why}). Check the path and its permissions.`, {
+      cause,
+      path: shown,
+      ...details,
+    })
   }
 }
 

@@ -63,18 +63,20 @@ export async function readUsdtNotes(elf: ElfFile): Promise<UsdtNote[]> {
       throw badElf(elf.path, `${total} bytes of USDT notes, more than the ${MAX_TOTAL_BYTES} that are accepted`, section.offset)
     }
     const view = await elf.readView(section.offset, Number(section.size))
-    for (const { start, end } of stapsdtNotes(elf, view, section.offset)) {
-      if (notes.length >= MAX_NOTES) throw badElf(elf.path, `more than the ${MAX_NOTES} USDT notes that are accepted`, section.offset + BigInt(start))
+    let steps = 0
+    for (const { isUsdt, start, end } of notesIn(elf, view, section.offset)) {
+      if (++steps % 128 === 0 && slice.isOver) await slice.rest()
+      if (!isUsdt) continue
+      if (notes.length >= MAX_NOTES)
+        throw badElf(elf.path, `more than the ${MAX_NOTES} USDT notes that are accepted`, section.offset + BigInt(start))
       notes.push(parseNote(elf, view, start, end, base, section.offset))
-      if (notes.length % 128 === 0 && slice.isOver) await slice.rest()
     }
-    await slice.rest()
   }
   return notes
 }
 
-/** Descriptions of the USDT notes among the notes of a section. */
-function* stapsdtNotes(elf: ElfFile, view: ElfView, sectionOffset: bigint): Generator<{ start: number; end: number }> {
+/** The notes of a section: whether each is a USDT note, and where its description begins and ends. */
+function* notesIn(elf: ElfFile, view: ElfView, sectionOffset: bigint): Generator<{ isUsdt: boolean; start: number; end: number }> {
   const { buffer } = view
   let at = 0
   while (at + HEAD_BYTES <= buffer.length) {
@@ -84,11 +86,12 @@ function* stapsdtNotes(elf: ElfFile, view: ElfView, sectionOffset: bigint): Gene
     const start = nameAt + align4(nameBytes)
     const end = start + descBytes
     if (end > buffer.length) throw badElf(elf.path, `a note reaches beyond its section ${SECTION}`, sectionOffset + BigInt(at))
-    const isOurs = view.u32(at + 8) === TYPE && nameBytes === OWNER.length && OWNER.compare(buffer, nameAt, nameAt + OWNER.length) === 0
-    if (isOurs) yield { start, end }
+    const isUsdt = view.u32(at + 8) === TYPE && nameBytes === OWNER.length && OWNER.compare(buffer, nameAt, nameAt + OWNER.length) === 0
+    yield { isUsdt, start, end }
     at = start + align4(descBytes)
   }
-  if (buffer.subarray(at).some((byte) => byte !== 0)) throw badElf(elf.path, `the last note of ${SECTION} is cut off`, sectionOffset + BigInt(at))
+  if (buffer.subarray(at).some((byte) => byte !== 0))
+    throw badElf(elf.path, `the last note of ${SECTION} is cut off`, sectionOffset + BigInt(at))
 }
 
 function parseNote(elf: ElfFile, view: ElfView, start: number, end: number, base: Section | undefined, sectionOffset: bigint): UsdtNote {

@@ -88,7 +88,9 @@ function sectionTable(elf: ElfFile, kind: SymbolTable['kind'], type: number): Sy
   const numbers = elf.sections.find((section) => section.type === SHT_GNU_VERSYM)
   const definitions = elf.sections.find((section) => section.type === SHT_GNU_VERDEF)
   const versions =
-    kind === 'symtab' || numbers === undefined || definitions === undefined ? null : { numbers: pieceOf(numbers), definitions: pieceOf(definitions) }
+    kind === 'symtab' || numbers === undefined || definitions === undefined
+      ? null
+      : { numbers: pieceOf(numbers), definitions: pieceOf(definitions) }
   return { kind, offset: symbols.offset, count, names: pieceOf(names), versions }
 }
 
@@ -225,10 +227,12 @@ class NameSearch {
   #text(window: Buffer, from: number, nameOffset: number): string | null {
     const at = nameOffset - from
     const end = window.indexOf(0, at)
-    if (end < 0 && from + window.length === this.table.names.bytes) throw this.#bad('a symbol name does not end within the table of names', nameOffset)
+    if (end < 0 && from + window.length === this.table.names.bytes)
+      throw this.#bad('a symbol name does not end within the table of names', nameOffset)
     if (end < 0 || end - at > MAX_NAME_BYTES) return null
     this.#stringBytes += end - at
-    if (this.#stringBytes > MAX_STRING_BYTES) throw this.#bad(`more than ${MAX_STRING_BYTES} bytes of symbol names, which overlap`, nameOffset)
+    if (this.#stringBytes > MAX_STRING_BYTES)
+      throw this.#bad(`more than ${MAX_STRING_BYTES} bytes of symbol names, which overlap`, nameOffset)
     return decodeName(window, at, end)
   }
 

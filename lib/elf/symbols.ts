@@ -4,10 +4,11 @@
  * Symbol tables are large (a Node.js binary has 185,000 symbols and tens of megabytes of names), and mostly of no interest. They are read in pieces
  * (symbol-table.ts), names are compared as bytes where they lie (name-filter.ts), and a string is made only of what may match. The event loop gets its turn in between.
  */
+
+import { hasWildcard } from '../glob.js'
 import type { ElfFile } from './elf-file.js'
 import { filterByNames, filterByPattern, type NameFilter } from './name-filter.js'
-import { hasWildcard } from '../glob.js'
-import { nameAt, type NamedSymbol, namedSymbols, readSymbols, type Symbols, type SymbolTable, symbolTablesOf } from './symbol-table.js'
+import { type NamedSymbol, nameAt, namedSymbols, readSymbols, type Symbols, type SymbolTable, symbolTablesOf } from './symbol-table.js'
 import { TimeSlice } from './time-slice.js'
 import { NO_VERSION, readVersions, type SymbolVersion } from './versions.js'
 

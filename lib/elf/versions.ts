@@ -27,7 +27,8 @@ export const NO_VERSION: SymbolVersion = { version: null, isDefault: false }
 export async function readVersions(elf: ElfFile, table: SymbolTable): Promise<(index: number) => SymbolVersion> {
   if (table.versions === null) return () => NO_VERSION
   const { numbers, definitions } = table.versions
-  if (definitions.bytes > MAX_DEFINITIONS_BYTES) throw badElf(elf.path, `${definitions.bytes} bytes of version definitions`, definitions.offset)
+  if (definitions.bytes > MAX_DEFINITIONS_BYTES)
+    throw badElf(elf.path, `${definitions.bytes} bytes of version definitions`, definitions.offset)
   const versions = await readDefinitions(elf, table, definitions.offset, definitions.bytes)
   const bySymbol = await elf.readView(numbers.offset, Math.min(numbers.bytes, table.count * 2))
   return (index) => {

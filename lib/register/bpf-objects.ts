@@ -80,7 +80,11 @@ function explainBpf(error: unknown, what: string): unknown {
     )
   }
   if (errno === EMFILE || errno === ENOMEM) {
-    return new UprobeError('ERR_UPROBE_LIMIT', `The kernel has no memory or file descriptor left for ${what}. Raise the limit, or attach less.`, details)
+    return new UprobeError(
+      'ERR_UPROBE_LIMIT',
+      `The kernel has no memory or file descriptor left for ${what}. Raise the limit, or attach less.`,
+      details,
+    )
   }
   const reason = log === '' ? '' : ` The verifier says: ${log.trim().split('\n').slice(-3).join(' | ')}`
   return new UprobeError(

@@ -4,8 +4,9 @@
  * `perf_event_open` answers `EINVAL` for quite different troubles and explains them only in the kernel's log. They are told apart here by
  * asking again in ways that change nothing.
  */
-import { errnoOf, UprobeError, type UprobeErrorCode } from '../errors.js'
+
 import { readCounter } from '../counter/read.js'
+import { errnoOf, UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
@@ -47,12 +48,21 @@ const NEGATIVE = 0x8000
  * Checks what `perf_event_open` cannot express, before it is called.
  * @returns the error, or `null` if the counter offset can be registered.
  */
-export function checkCounterOffset(site: Pick<Site, 'probe' | 'fileOffset' | 'refCtrOffset'>, path: string, pmu: UprobePmu, bits: 32 | 64): UprobeError | null {
+export function checkCounterOffset(
+  site: Pick<Site, 'probe' | 'fileOffset' | 'refCtrOffset'>,
+  path: string,
+  pmu: UprobePmu,
+  bits: 32 | 64,
+): UprobeError | null {
   const offset = site.refCtrOffset
   if (offset === null) return null
   const where = describeSite(site, escapeForDisplay(path))
   if (!pmu.refCtrOffset) {
-    return new UprobeError('ERR_UPROBE_UNSUPPORTED', `${where} has a counter, and this kernel cannot raise it. It takes Linux 4.20 or later.`, { site: where })
+    return new UprobeError(
+      'ERR_UPROBE_UNSUPPORTED',
+      `${where} has a counter, and this kernel cannot raise it. It takes Linux 4.20 or later.`,
+      { site: where },
+    )
   }
   if (offset % 2n !== 0n) {
     return new UprobeError(
@@ -91,14 +101,23 @@ export async function diagnoseRefusal(error: unknown, refused: RefusedSite): Pro
     case EACCES:
       return explain('ERR_UPROBE_PERMISSION', `The kernel refused to probe ${where}. ${missingRight('perf')}`)
     case ESRCH:
-      return explain('ERR_UPROBE_TARGET_GONE', `Process ${refused.target?.pid ?? ''} exited before ${where} was armed. Attach to the process that took its place.`)
+      return explain(
+        'ERR_UPROBE_TARGET_GONE',
+        `Process ${refused.target?.pid ?? ''} exited before ${where} was armed. Attach to the process that took its place.`,
+      )
     case ENOENT:
       return explain('ERR_UPROBE_FILE', `${where}: the file could not be reached by the kernel. Mount /proc in this container.`)
     case ENOTSUPP:
     case ENOEXEC:
-      return explain('ERR_UPROBE_UNPROBEABLE', `${where}: the kernel cannot execute this instruction out of line, so it cannot be probed. Choose a neighbouring instruction or another probe.`)
+      return explain(
+        'ERR_UPROBE_UNPROBEABLE',
+        `${where}: the kernel cannot execute this instruction out of line, so it cannot be probed. Choose a neighbouring instruction or another probe.`,
+      )
     case EIO:
-      return explain('ERR_UPROBE_UNPROBEABLE', `${where}: the kernel could not read or replace the instruction. The file may have been truncated, or its file system does not allow it.`)
+      return explain(
+        'ERR_UPROBE_UNPROBEABLE',
+        `${where}: the kernel could not read or replace the instruction. The file may have been truncated, or its file system does not allow it.`,
+      )
     case EMFILE:
     case ENFILE:
       return explain('ERR_UPROBE_LIMIT', `${where}: no file descriptor is left. Raise the limit (ulimit -n), or attach fewer sites.`)
@@ -108,7 +127,10 @@ export async function diagnoseRefusal(error: unknown, refused: RefusedSite): Pro
     case EINVAL:
       return diagnoseEinval(refused, where, explain)
     default:
-      return explain('ERR_UPROBE_KERNEL', `The kernel refused to probe ${where} (errno ${errno ?? 'unknown'}). Its log (dmesg) may say more.`)
+      return explain(
+        'ERR_UPROBE_KERNEL',
+        `The kernel refused to probe ${where} (errno ${errno ?? 'unknown'}). Its log (dmesg) may say more.`,
+      )
   }
 }
 

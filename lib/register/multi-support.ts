@@ -5,12 +5,20 @@
  * threads but one (`uprobe_prog_run`, kernel/trace/bpf_trace.c). Distributions backport such fixes, so the version says little. Instead
  * a link is put on a probe of our own addon, for our own process; another thread fires the probe, and the program must have counted each time.
  */
-import { readUsdtNotes } from '../elf/stapsdt.js'
+
 import { compileCapture, cookieOf, STATS_VALUE_BYTES } from '../capture/compile.js'
+import { readUsdtNotes } from '../elf/stapsdt.js'
 import { UprobeError } from '../errors.js'
 import { addonPath, type Native } from '../native.js'
 import { TargetFile } from '../target/file.js'
-import { BPF_LICENSE, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, createMap, loadProgram } from './bpf-objects.js'
+import {
+  BPF_LICENSE,
+  BPF_MAP_TYPE_PERCPU_ARRAY,
+  BPF_PROG_TYPE_KPROBE,
+  BPF_TRACE_UPROBE_MULTI,
+  createMap,
+  loadProgram,
+} from './bpf-objects.js'
 import { sumCpus } from './stats.js'
 
 /** What the uprobe_multi link is good for. */
@@ -40,7 +48,13 @@ async function tryLink(native: Native): Promise<MultiSupport> {
   try {
     const note = (await readUsdtNotes(await file.elf())).find((n) => n.provider === 'uprobe' && n.name === 'selftest')
     if (note === undefined || note.fileOffset === null) return none('the addon carries no usdt:uprobe:selftest')
-    const statsFd = createMap(native, { type: BPF_MAP_TYPE_PERCPU_ARRAY, keyBytes: 4, valueBytes: STATS_VALUE_BYTES, maxEntries: 1, name: 'uprobe_selftest' })
+    const statsFd = createMap(native, {
+      type: BPF_MAP_TYPE_PERCPU_ARRAY,
+      keyBytes: 4,
+      valueBytes: STATS_VALUE_BYTES,
+      maxEntries: 1,
+      name: 'uprobe_selftest',
+    })
     fds.push(statsFd)
     const arch = process.arch === 'arm64' ? 'arm64' : 'x64'
     const insns = compileCapture({
@@ -56,7 +70,13 @@ async function tryLink(native: Native): Promise<MultiSupport> {
       filter: null,
       sleepable: false,
     })
-    const program = { type: BPF_PROG_TYPE_KPROBE, expectedAttachType: BPF_TRACE_UPROBE_MULTI, insns, license: BPF_LICENSE, name: 'uprobe_selftest' }
+    const program = {
+      type: BPF_PROG_TYPE_KPROBE,
+      expectedAttachType: BPF_TRACE_UPROBE_MULTI,
+      insns,
+      license: BPF_LICENSE,
+      name: 'uprobe_selftest',
+    }
     try {
       const progFd = await loadProgram(native, program)
       fds.push(progFd)

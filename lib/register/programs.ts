@@ -62,7 +62,10 @@ export class CapturePrograms {
     const kinds = [...byShape.values()]
     const programs: MultiProgram[] = []
     let first = 0
-    for (const shapes of splitShapes(kinds.map((kind) => kind.shape), { ...this.base, sleepable: true })) {
+    for (const shapes of splitShapes(
+      kinds.map((kind) => kind.shape),
+      { ...this.base, sleepable: true },
+    )) {
       const cookies = new Map<number, bigint>()
       shapes.forEach((_, index) => {
         for (const slot of kinds[first + index]?.slots ?? []) cookies.set(slot, cookieOf(slot, index))

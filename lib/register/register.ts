@@ -135,7 +135,9 @@ async function tryLink(request: RegisterRequest, program: MultiProgram, sites: r
       progFd: program.fd,
       path: request.file.kernelPath,
       fileOffsets: BigUint64Array.from(sites, (site) => site.fileOffset),
-      refCtrOffsets: sites.some((site) => site.refCtrOffset !== null) ? BigUint64Array.from(sites, (site) => site.refCtrOffset ?? 0n) : null,
+      refCtrOffsets: sites.some((site) => site.refCtrOffset !== null)
+        ? BigUint64Array.from(sites, (site) => site.refCtrOffset ?? 0n)
+        : null,
       cookies: BigUint64Array.from(sites, (site) => program.cookies.get(site.slot) ?? 0n),
       retprobe: request.retprobe,
       pid: request.target?.pid ?? 0,

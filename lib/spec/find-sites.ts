@@ -58,7 +58,9 @@ async function findNotes(elf: ElfFile, provider: string, name: string): Promise<
     if (!isProvider(note.provider) || !isName(note.name)) continue
     const probe = `usdt:${note.provider}:${note.name}`
     if (note.fileOffset === null) {
-      skipped.push(`${escapeForDisplay(probe)}: its address 0x${note.vaddr.toString(16)} has no place in the file (a file of debug symbols?)`)
+      skipped.push(
+        `${escapeForDisplay(probe)}: its address 0x${note.vaddr.toString(16)} has no place in the file (a file of debug symbols?)`,
+      )
       continue
     }
     sites.push({

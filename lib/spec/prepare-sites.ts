@@ -5,8 +5,8 @@
  * When no path was named, a file of the process that is broken or for another machine is passed over: it is not what was asked about.
  */
 import { release } from 'node:os'
-import { bindOperands, functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
 import type { Arch } from '../capture/operands.js'
+import { bindOperands, functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
 import type { CaptureShape } from '../capture/shape.js'
 import { BREAKPOINT_BYTES, type CounterSite } from '../counter/read.js'
 import { counterIsReachable, type FileFacts, UNREACHABLE } from '../counter/verify.js'
@@ -25,7 +25,7 @@ import type { TargetFile } from '../target/file.js'
 import { type Mapping, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import type { ResolvedFile } from '../target/resolve.js'
-import { findSites, type FoundSite } from './find-sites.js'
+import { type FoundSite, findSites } from './find-sites.js'
 import type { ProbeSpec } from './spec.js'
 
 /** The sites of one file. */
@@ -156,7 +156,10 @@ function checkMachine(elf: ElfFile, arch: Arch): void {
 
 function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: readonly string[]): UprobeError {
   const where = spec.path === null ? `in the ${files.length} files that the process maps` : `in ${escapeForDisplay(spec.path)}`
-  const help = spec.kind === 'usdt' ? '`uprobe list` shows which USDT probes there are.' : 'Check the name with `nm -D`; a stripped file has only its dynamic symbols.'
+  const help =
+    spec.kind === 'usdt'
+      ? '`uprobe list` shows which USDT probes there are.'
+      : 'Check the name with `nm -D`; a stripped file has only its dynamic symbols.'
   const why = skipped.length === 0 ? '' : ` (${skipped.slice(0, 3).join('; ')})`
   return new UprobeError('ERR_UPROBE_NOT_FOUND', `${escapeForDisplay(spec.text)}: nothing matches ${where}${why}. ${help}`)
 }
@@ -195,7 +198,12 @@ async function checkFitness(
 }
 
 /** Whether the kernel would accept the site and harm the target by it. */
-function checkHazards({ native, spec, settings }: PrepareRequest, elf: ElfFile, views: readonly ProcessView[], site: FoundSite): Promise<UprobeError | null> {
+function checkHazards(
+  { native, spec, settings }: PrepareRequest,
+  elf: ElfFile,
+  views: readonly ProcessView[],
+  site: FoundSite,
+): Promise<UprobeError | null> {
   return checkSite(site, {
     source: elfInstructions(elf, elf.machine === MACHINES.arm64.machine ? 'arm64' : 'x64'),
     goBinary: isGoBinary(elf),

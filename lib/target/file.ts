@@ -49,10 +49,14 @@ export class TargetFile {
       fd = open()
     } catch (cause) {
       const why = isSystemCallError(cause) ? cause.code : String(cause)
-      throw new UprobeError('ERR_UPROBE_FILE', `${escapeForDisplay(path)} cannot be opened (${why}). Check the path, and that it exists in the target's root.`, {
-        cause,
-        path: escapeForDisplay(path),
-      })
+      throw new UprobeError(
+        'ERR_UPROBE_FILE',
+        `${escapeForDisplay(path)} cannot be opened (${why}). Check the path, and that it exists in the target's root.`,
+        {
+          cause,
+          path: escapeForDisplay(path),
+        },
+      )
     }
     const stat = fstatSync(fd, { bigint: true })
     if (!stat.isFile()) {

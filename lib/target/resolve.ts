@@ -25,7 +25,10 @@ export interface ResolvedFile {
 export async function resolveFiles(native: Native, path: string | null, processes: readonly TargetProcess[]): Promise<ResolvedFile[]> {
   if (processes.length === 0) {
     if (path === null) {
-      throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'Neither a process nor a file is named. Give `pid`, or write a PATH in the probe specification.')
+      throw new UprobeError(
+        'ERR_UPROBE_BAD_OPTION',
+        'Neither a process nor a file is named. Give `pid`, or write a PATH in the probe specification.',
+      )
     }
     return [{ file: TargetFile.open(native, resolvePath(path)), processes: null }]
   }
@@ -67,7 +70,12 @@ function distinctFiles(mappings: readonly Mapping[]): Mapping[] {
 }
 
 /** Opens a mapped file, unless the mapping went away since it was listed, or is of a device. */
-function addIfPresent(native: Native, target: TargetProcess, mapping: Mapping, add: (file: TargetFile, target: TargetProcess) => void): void {
+function addIfPresent(
+  native: Native,
+  target: TargetProcess,
+  mapping: Mapping,
+  add: (file: TargetFile, target: TargetProcess) => void,
+): void {
   try {
     add(TargetFile.openMapped(native, target.procDirectory, mapping), target)
   } catch (error) {

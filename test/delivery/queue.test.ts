@@ -27,7 +27,10 @@ describe('a queue of hits', () => {
           }
           assert.equal(queue.length, expected.length)
         }
-        assert.deepEqual(queue.takeAll().flatMap((batch) => [...batch]), expected)
+        assert.deepEqual(
+          queue.takeAll().flatMap((batch) => [...batch]),
+          expected,
+        )
         assert.equal(queue.length, 0)
       }),
     )

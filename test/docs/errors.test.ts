@@ -26,7 +26,9 @@ describe('docs/errors.md', () => {
 })
 
 describe('the documentation', () => {
-  const pages = ['README.md', 'SECURITY.md', 'CHANGELOG.md', ...readdirSync(join(ROOT, 'docs')).map((name) => join('docs', name))].filter((name) => name.endsWith('.md'))
+  const pages = ['README.md', 'SECURITY.md', 'CHANGELOG.md', ...readdirSync(join(ROOT, 'docs')).map((name) => join('docs', name))].filter(
+    (name) => name.endsWith('.md'),
+  )
 
   for (const page of pages) {
     it(`${page} links only to files that exist`, () => {

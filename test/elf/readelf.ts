@@ -29,7 +29,11 @@ export function expectedSites(paths: readonly string[]): Map<string, ExpectedSit
   for (let first = 0; first < paths.length; first += perCall) {
     // It prints a title for each file only if there are several.
     const some = ['/dev/null', ...paths.slice(first, first + perCall)]
-    const { stdout } = spawnSync(READELF, ['-nlSW', ...some], { encoding: 'utf8', maxBuffer: 256 * 1024 * 1024, env: { ...process.env, LC_ALL: 'C' } })
+    const { stdout } = spawnSync(READELF, ['-nlSW', ...some], {
+      encoding: 'utf8',
+      maxBuffer: 256 * 1024 * 1024,
+      env: { ...process.env, LC_ALL: 'C' },
+    })
     for (const block of stdout.split(/^File: /m).slice(1)) {
       const path = block.slice(0, block.indexOf('\n'))
       sites.set(path, parseSites(block))
@@ -39,7 +43,11 @@ export function expectedSites(paths: readonly string[]): Map<string, ExpectedSit
 }
 
 function parseSites(block: string): ExpectedSite[] {
-  const loads = [...block.matchAll(LOAD)].map(([, offset = '', vaddr = '', bytes = '']) => ({ offset: BigInt(offset), vaddr: BigInt(vaddr), bytes: BigInt(bytes) }))
+  const loads = [...block.matchAll(LOAD)].map(([, offset = '', vaddr = '', bytes = '']) => ({
+    offset: BigInt(offset),
+    vaddr: BigInt(vaddr),
+    bytes: BigInt(bytes),
+  }))
   const actualBase = BASE.exec(block)?.[1]
   const place = (address: bigint): bigint | null => {
     const load = loads.find(({ vaddr, bytes }) => address >= vaddr && address < vaddr + bytes)

@@ -8,7 +8,7 @@ import { describe, test } from 'node:test'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { listFile } from '../../lib/elf/list.js'
 import { readUsdtNotes, type UsdtNote } from '../../lib/elf/stapsdt.js'
-import { ET_REL, FORMATS, LAYOUT, note, SHT, usdtFile, usdtNote, buildElf, type NotePlan } from '../support/elf-builder.js'
+import { buildElf, ET_REL, FORMATS, LAYOUT, type NotePlan, note, SHT, usdtFile, usdtNote } from '../support/elf-builder.js'
 import { tempDirectory } from '../support/temp.js'
 import { readingNeeds, refuses, writeElf } from './files.js'
 
@@ -58,7 +58,10 @@ for (const format of FORMATS) {
         ])
       })
 
-      for (const [direction, distance] of [['up', 0x30], ['down', -0x20]] as const) {
+      for (const [direction, distance] of [
+        ['up', 0x30],
+        ['down', -0x20],
+      ] as const) {
         test(`moves location and semaphore with .stapsdt.base when it was moved ${direction}`, async (t) => {
           // The note was written before the file was moved by `distance`.
           const stored = plan(imageBase + 0x100 - distance, {
@@ -114,19 +117,30 @@ test('gives each site of a probe, from every note section, in the order of the f
 })
 
 test('passes over notes of other owners and types', async (t) => {
-  const content = Buffer.concat([note(LE64, 'GNU', 3, Buffer.alloc(20)), note(LE64, 'stapsdt', 4, Buffer.alloc(5)), usdtNote(LE64, plan(0)), note(LE64, '', 1, Buffer.alloc(0))])
+  const content = Buffer.concat([
+    note(LE64, 'GNU', 3, Buffer.alloc(20)),
+    note(LE64, 'stapsdt', 4, Buffer.alloc(5)),
+    usdtNote(LE64, plan(0)),
+    note(LE64, '', 1, Buffer.alloc(0)),
+  ])
   const built = usdtFile(LE64, 0, [], { sections: [{ name: '.note.stapsdt', type: SHT.note, content }] })
-  assert.deepEqual((await notesIn(writeElf(t, built.bytes))).map(({ name }) => name), ['sale'])
+  assert.deepEqual(
+    (await notesIn(writeElf(t, built.bytes))).map(({ name }) => name),
+    ['sale'],
+  )
 })
 
 test('decodes names as UTF-8 where they are, and byte for byte where not', async (t) => {
   const utf8 = plan(0, { name: 'größe', provider: '\ufffd' })
   const bytes = plan(0, { name: Buffer.from([0x61, 0xff, 0xfe]) })
   const notes = await notesIn(writeElf(t, usdtFile(LE64, 0, [[utf8, bytes]]).bytes))
-  assert.deepEqual(notes.map(({ provider, name }) => [provider, name]), [
-    ['\ufffd', 'größe'],
-    ['shop', 'aÿþ'],
-  ])
+  assert.deepEqual(
+    notes.map(({ provider, name }) => [provider, name]),
+    [
+      ['\ufffd', 'größe'],
+      ['shop', 'aÿþ'],
+    ],
+  )
 })
 
 test('lists an object that was not linked, without offsets', async (t) => {
@@ -147,13 +161,17 @@ test('lists the notes of a file of debug symbols, without offsets', readingNeeds
   const debug = await notesIn(path)
   assert.equal(whole.length, 8)
   assert.ok(whole.every(({ fileOffset, refCtrOffset }) => fileOffset !== null && refCtrOffset !== null))
-  assert.deepEqual(debug, whole.map((n) => ({ ...n, fileOffset: null, refCtrOffset: null })))
+  assert.deepEqual(
+    debug,
+    whole.map((n) => ({ ...n, fileOffset: null, refCtrOffset: null })),
+  )
 })
 
 test('lists by a pattern over provider and name', async (t) => {
   const notes = [plan(0), plan(0, { name: 'refund' }), plan(0, { provider: 'bank' })]
   const path = writeElf(t, usdtFile(LE64, 0, [notes]).bytes)
-  const named = async (pattern?: string): Promise<string[]> => (await listFile(path, pattern)).map(({ provider, name }) => `${provider}:${name}`)
+  const named = async (pattern?: string): Promise<string[]> =>
+    (await listFile(path, pattern)).map(({ provider, name }) => `${provider}:${name}`)
   assert.deepEqual(await named(), ['shop:sale', 'shop:refund', 'bank:sale'])
   assert.deepEqual(await named('shop:*'), ['shop:sale', 'shop:refund'])
   assert.deepEqual(await named('*:s?le'), ['shop:sale', 'bank:sale'])
@@ -164,6 +182,16 @@ test('lists by a pattern over provider and name', async (t) => {
 test('a listing has the path it was asked for, and the fields of the note', async (t) => {
   const path = writeElf(t, usdtFile(LE64, 0x40_0000, [[plan(0x40_0000)]]).bytes)
   assert.deepEqual(await listFile(path), [
-    { provider: 'shop', name: 'sale', path, pc: 0x401010n, base: 0x4011f0n, semaphore: 0x405002n, args: '-4@%edi 8@%rsi', fileOffset: 0x1010n, refCtrOffset: 0x2002n },
+    {
+      provider: 'shop',
+      name: 'sale',
+      path,
+      pc: 0x401010n,
+      base: 0x4011f0n,
+      semaphore: 0x405002n,
+      args: '-4@%edi 8@%rsi',
+      fileOffset: 0x1010n,
+      refCtrOffset: 0x2002n,
+    },
   ])
 })

@@ -3,13 +3,13 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { copyFileSync, readFileSync, readdirSync } from 'node:fs'
+import { copyFileSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { type ElfSymbol, findFunctions, findSymbolAddresses, functionContaining, isGoBinary } from '../../lib/elf/symbols.js'
-import { buildElf, type ElfFormat, Fields, FORMATS, PF_RX, SHF, SHT } from '../support/elf-builder.js'
 import { buildTarget } from '../support/build.js'
+import { buildElf, type ElfFormat, Fields, FORMATS, PF_RX, SHF, SHT } from '../support/elf-builder.js'
 import { type Cleanup, tempDirectory } from '../support/temp.js'
 import { readingNeeds, writeElf } from './files.js'
 
@@ -33,7 +33,11 @@ interface NmSymbol {
 /** What `nm` prints; without versions. */
 function nm(path: string, ...options: readonly string[]): NmSymbol[] {
   const text = execFileSync(NM, [...options, path], { encoding: 'utf8', maxBuffer: 512 * 1024 * 1024, stdio: ['ignore', 'pipe', 'ignore'] })
-  return [...text.matchAll(/^([0-9a-f]+) (\w) ([^@\n]*)/gm)].map(([, vaddr = '', letter = '', name = '']) => ({ name, vaddr: BigInt(`0x${vaddr}`), letter }))
+  return [...text.matchAll(/^([0-9a-f]+) (\w) ([^@\n]*)/gm)].map(([, vaddr = '', letter = '', name = '']) => ({
+    name,
+    vaddr: BigInt(`0x${vaddr}`),
+    letter,
+  }))
 }
 
 const key = ({ name, vaddr }: { name: string; vaddr: bigint }): string => `${name} ${vaddr.toString(16)}`
@@ -43,9 +47,10 @@ test('finds malloc in libc, with its default version', readingNeeds(LIBC), async
   const elf = await opened(t, LIBC)
   const found = await findFunctions(elf, 'malloc')
   const [expected] = nm(LIBC, '-D').filter(({ name }) => name === 'malloc')
-  assert.deepEqual(found.map(({ name, version, defaultVersion, kind, vaddr }) => ({ name, version, defaultVersion, kind, vaddr })), [
-    { name: 'malloc', version: 'GLIBC_2.2.5', defaultVersion: true, kind: 'function', vaddr: expected?.vaddr },
-  ])
+  assert.deepEqual(
+    found.map(({ name, version, defaultVersion, kind, vaddr }) => ({ name, version, defaultVersion, kind, vaddr })),
+    [{ name: 'malloc', version: 'GLIBC_2.2.5', defaultVersion: true, kind: 'function', vaddr: expected?.vaddr }],
+  )
 })
 
 test('tells the versions of memcpy apart, of which the default is an indirect function', readingNeeds(LIBC), async (t) => {
@@ -81,9 +86,15 @@ test('finds a C++ function by its mangled name, and its family by a pattern', re
 
 test('finds every function of node, as many as nm, and no other', readingNeeds(NM), async (t) => {
   const elf = await opened(t, NODE)
-  const table = execFileSync('/usr/bin/readelf', ['-sW', NODE], { encoding: 'utf8', maxBuffer: 512 * 1024 * 1024, env: { ...process.env, LC_ALL: 'C' } })
+  const table = execFileSync('/usr/bin/readelf', ['-sW', NODE], {
+    encoding: 'utf8',
+    maxBuffer: 512 * 1024 * 1024,
+    env: { ...process.env, LC_ALL: 'C' },
+  })
   const expected = new Set<string>()
-  for (const [, value = '', section = '', name = ''] of table.matchAll(/^ +\d+: ([0-9a-f]+) +\w+ (?:FUNC|IFUNC) +\w+ +\w+ +(?:\[.*?\] +)?(\w+) ([^@\s]+)/gm)) {
+  for (const [, value = '', section = '', name = ''] of table.matchAll(
+    /^ +\d+: ([0-9a-f]+) +\w+ (?:FUNC|IFUNC) +\w+ +\w+ +(?:\[.*?\] +)?(\w+) ([^@\s]+)/gm,
+  )) {
     if (section !== 'UND') expected.add(`${name} ${BigInt(`0x${value}`).toString(16)}`)
   }
   assert.ok(expected.size > 10_000, `${expected.size} are expected`)
@@ -100,7 +111,12 @@ test('finds exact names of node at the addresses of nm', readingNeeds(NM), async
   const addresses = await findSymbolAddresses(elf, new Set(sample.map(({ name }) => name)))
   for (const { name, vaddr, letter } of sample) {
     assert.equal(addresses.get(name), vaddr, name)
-    if (letter === 'T') assert.deepEqual((await findFunctions(elf, name)).map((s) => s.vaddr), [vaddr], name)
+    if (letter === 'T')
+      assert.deepEqual(
+        (await findFunctions(elf, name)).map((s) => s.vaddr),
+        [vaddr],
+        name,
+      )
   }
 })
 
@@ -108,7 +124,14 @@ test('finds the symbols that the operands of PostgreSQL name', readingNeeds('/us
   const path = '/usr/lib/postgresql/15/bin/postgres'
   const names = ['NBuffers', 'CheckpointStats']
   const addresses = await findSymbolAddresses(await opened(t, path), new Set([...names, 'no_such_symbol']))
-  assert.deepEqual(addresses, new Map(nm(path, '-D').filter(({ name }) => names.includes(name)).map(({ name, vaddr }) => [name, vaddr])))
+  assert.deepEqual(
+    addresses,
+    new Map(
+      nm(path, '-D')
+        .filter(({ name }) => names.includes(name))
+        .map(({ name, vaddr }) => [name, vaddr]),
+    ),
+  )
   assert.equal(addresses.size, 2)
 })
 
@@ -129,7 +152,14 @@ test('finds the same after strip as nm -D does', readingNeeds(NM, '/usr/bin/stri
   const stripped = join(tempDirectory(t), 'stripped.so')
   execFileSync('/usr/bin/strip', ['-o', stripped, path])
   const found = await findFunctions(await opened(t, stripped), '*')
-  assert.deepEqual(isFunctionOf(found), new Set(nm(stripped, '-D').filter(({ letter }) => /[TW]/.test(letter)).map(key)))
+  assert.deepEqual(
+    isFunctionOf(found),
+    new Set(
+      nm(stripped, '-D')
+        .filter(({ letter }) => /[TW]/.test(letter))
+        .map(key),
+    ),
+  )
   assert.ok(found.length > 0 && found.length < whole.length)
 })
 
@@ -163,14 +193,31 @@ function symbolFile(format: ElfFormat, symbols: readonly SymbolPlan[]): Buffer {
   const table = new Fields(format)
   for (const { name, value, size = 16, type = 2, section = 1 } of [{ name: '', value: 0, type: 0, section: 0, size: 0 }, ...symbols]) {
     const nameOffset = name === '' ? 0 : names.indexOf(`\0${name}\0`) + 1
-    if (format.bits === 64) table.u32(nameOffset).u8(0x10 | type, 0).u16(section).word(value, size)
-    else table.u32(nameOffset).word(value, size).u8(0x10 | type, 0).u16(section)
+    if (format.bits === 64)
+      table
+        .u32(nameOffset)
+        .u8(0x10 | type, 0)
+        .u16(section)
+        .word(value, size)
+    else
+      table
+        .u32(nameOffset)
+        .word(value, size)
+        .u8(0x10 | type, 0)
+        .u16(section)
   }
   return buildElf({
     ...format,
     segments: [{ flags: PF_RX, offset: 0x1000, vaddr: 0x1000, fileSize: 0x1000 }],
     sections: [
-      { name: '.text', type: SHT.progbits, flags: SHF.alloc | SHF.exec, address: 0x1000, offset: 0x1000, content: Buffer.alloc(0x1000, 0x90) },
+      {
+        name: '.text',
+        type: SHT.progbits,
+        flags: SHF.alloc | SHF.exec,
+        address: 0x1000,
+        offset: 0x1000,
+        content: Buffer.alloc(0x1000, 0x90),
+      },
       { name: '.symtab', type: SHT.symtab, content: table.bytes, link: 3 },
       { name: '.strtab', type: SHT.strtab, content: names },
     ],
@@ -197,7 +244,8 @@ for (const format of FORMATS) {
       { name: 'versioned@V1', value: 0x1600 },
     ]
     const elf = await opened(t, writeElf(t, symbolFile(format, symbols)))
-    const found = async (pattern: string): Promise<string[]> => (await findFunctions(elf, pattern)).map((s) => `${s.name} ${s.vaddr.toString(16)} ${s.kind}`)
+    const found = async (pattern: string): Promise<string[]> =>
+      (await findFunctions(elf, pattern)).map((s) => `${s.name} ${s.vaddr.toString(16)} ${s.kind}`)
     assert.deepEqual(await found('begin'), ['begin 1000 function'])
     assert.deepEqual(await found('beg'), [])
     assert.deepEqual(await found('?nner'), ['inner 1030 function'])
@@ -215,7 +263,14 @@ for (const format of FORMATS) {
     assert.deepEqual(await found('vers*@V1'), ['versioned 1600 function'])
 
     const wanted = new Set(['begin', 'static', 'variable', 'per_thread', 'label', 'imported', 'versioned'])
-    assert.deepEqual(await findSymbolAddresses(elf, wanted), new Map([['begin', 0x1000n], ['label', 0x1180n], ['variable', 0x1200n]]))
+    assert.deepEqual(
+      await findSymbolAddresses(elf, wanted),
+      new Map([
+        ['begin', 0x1000n],
+        ['label', 0x1180n],
+        ['variable', 0x1200n],
+      ]),
+    )
 
     const holder = async (vaddr: bigint): Promise<string | null> => (await functionContaining(elf, vaddr))?.name ?? null
     assert.equal(await holder(0xfffn), null)

@@ -65,7 +65,9 @@ test('PostgreSQL has 71 sites of 57 probes, each with a counter', readingNeeds('
   const sites = await listFile('/usr/lib/postgresql/15/bin/postgres')
   assert.equal(sites.length, 71)
   assert.equal(new Set(sites.map(({ name }) => name)).size, 57)
-  assert.ok(sites.every(({ provider, fileOffset, refCtrOffset }) => provider === 'postgresql' && fileOffset !== null && refCtrOffset !== null))
+  assert.ok(
+    sites.every(({ provider, fileOffset, refCtrOffset }) => provider === 'postgresql' && fileOffset !== null && refCtrOffset !== null),
+  )
 })
 
 test('lists files of other machines as readelf does', readingNeeds(READELF), async (t) => {
@@ -73,7 +75,14 @@ test('lists files of other machines as readelf does', readingNeeds(READELF), asy
     for (const moved of [0, 0x20]) {
       const base = 0x10_0000 + LAYOUT.base.address - moved
       const semaphores = [0, 0x10_0000 + LAYOUT.probes.address + 4 - moved, 0x10_0000 + LAYOUT.bss.address + 4]
-      const notes = semaphores.map((semaphore, n) => ({ provider: 'p', name: `n${n}`, args: `${n}@r3`, pc: 0x10_1040 + n, base, semaphore }))
+      const notes = semaphores.map((semaphore, n) => ({
+        provider: 'p',
+        name: `n${n}`,
+        args: `${n}@r3`,
+        pc: 0x10_1040 + n,
+        base,
+        semaphore,
+      }))
       const path = writeElf(t, usdtFile(format, 0x10_0000, [notes]).bytes)
       const expected = expectedSites([path]).get(path)
       assert.equal(expected?.length, 3)

@@ -35,7 +35,10 @@ test('a site that another tracer registered with a counter cannot be probed with
   const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:gated')
   const other = await registerForOwnProcess(target.program, fileOffset, Number(refCtrOffset))
   t.after(() => other.close())
-  await refused(newTracer(t).attach(`uprobe:${target.program}:0x${fileOffset.toString(16)}`, { pid: target.pid }), 'ERR_UPROBE_COUNTER_MISMATCH')
+  await refused(
+    newTracer(t).attach(`uprobe:${target.program}:0x${fileOffset.toString(16)}`, { pid: target.pid }),
+    'ERR_UPROBE_COUNTER_MISMATCH',
+  )
 })
 
 for (const scope of ['the process', 'every process'] as const) {

@@ -45,7 +45,10 @@ test('closing a tracer detaches its probes; detach and close can be repeated, al
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   await assertLeavesNothing(async () => {
     const tracer = newTracer(t)
-    const probes = [await tracer.attach('usdt:t:gated', { pid: target.pid }), await tracer.attach('usdt:t:plain', { pid: target.pid })] as const
+    const probes = [
+      await tracer.attach('usdt:t:gated', { pid: target.pid }),
+      await tracer.attach('usdt:t:plain', { pid: target.pid }),
+    ] as const
     await target.ask('gated 3')
     await Promise.all([tracer.close(), probes[0].detach(), tracer.close(), probes[0].detach()])
     await probes[1].detach()

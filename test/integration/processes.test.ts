@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import type { ProbeStateChange } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
@@ -10,7 +11,6 @@ import { gatedNote } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { assertStats, collect, detachComplete, newTracer, refused } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
-import type { ProbeStateChange } from '../../lib/index.js'
 
 const GCC = needs({ programs: ['gcc'] })
 

@@ -2,9 +2,9 @@
  * USDT probes of a program of our own: arguments, semaphores, several sites, several files.
  */
 import assert from 'node:assert/strict'
-import test from 'node:test'
-import { dirname, join } from 'node:path'
 import { copyFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import test from 'node:test'
 import { buildTarget } from '../support/build.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
@@ -38,44 +38,51 @@ for (const registration of ['perf', 'multi'] as const) {
     }
   })
 
-  test(`raises a shared semaphore by the number of its sites and takes that back (${registration})`, needs({ programs: ['gcc'] }), async (t) => {
-    const target = await Target.start(t, buildTarget(t, 'usdt'))
-    const sites = notesOf(target.program, 't:shared')
-    const refCtrOffset = sites[0]?.refCtrOffset ?? 0n
-    assert.equal(sites.length, 3)
-    assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
+  test(
+    `raises a shared semaphore by the number of its sites and takes that back (${registration})`,
+    needs({ programs: ['gcc'] }),
+    async (t) => {
+      const target = await Target.start(t, buildTarget(t, 'usdt'))
+      const sites = notesOf(target.program, 't:shared')
+      const refCtrOffset = sites[0]?.refCtrOffset ?? 0n
+      assert.equal(sites.length, 3)
+      assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
 
-    const probe = await newTracer(t).attach('usdt:t:shared', { pid: target.pid, registration })
-    const hits = collect(probe)
-    assert.equal(counterValue(target.pid, target.program, refCtrOffset), 3)
-    assert.deepEqual(
-      probe.sites.map((site) => [site.fileOffset, site.refCtrOffset, site.targets[0]?.state, site.targets[0]?.counter]),
-      sites.map((site) => [site.fileOffset, refCtrOffset, 'armed', 3]),
-    )
-    assert.equal(await target.askNumber('shared 2'), 6)
-    await detachComplete(probe, 6)
+      const probe = await newTracer(t).attach('usdt:t:shared', { pid: target.pid, registration })
+      const hits = collect(probe)
+      assert.equal(counterValue(target.pid, target.program, refCtrOffset), 3)
+      assert.deepEqual(
+        probe.sites.map((site) => [site.fileOffset, site.refCtrOffset, site.targets[0]?.state, site.targets[0]?.counter]),
+        sites.map((site) => [site.fileOffset, refCtrOffset, 'armed', 3]),
+      )
+      assert.equal(await target.askNumber('shared 2'), 6)
+      await detachComplete(probe, 6)
 
-    assert.deepEqual(
-      hits.map((hit) => hit.args),
-      [
-        [0, 0],
-        [1, 0],
-        [2, 0],
-        [0, 1],
-        [1, 1],
-        [2, 1],
-      ],
-    )
-    assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
-    for (const site of sites) assert.equal(isArmed(target.pid, target.program, site.fileOffset), false)
-    assert.equal(await target.askNumber('shared 2'), 0)
-  })
+      assert.deepEqual(
+        hits.map((hit) => hit.args),
+        [
+          [0, 0],
+          [1, 0],
+          [2, 0],
+          [0, 1],
+          [1, 1],
+          [2, 1],
+        ],
+      )
+      assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
+      for (const site of sites) assert.equal(isArmed(target.pid, target.program, site.fileOffset), false)
+      assert.equal(await target.askNumber('shared 2'), 0)
+    },
+  )
 }
 
 test('a gated probe is executed only while it is attached, and its counter goes 0, 1, 0', needs({ programs: ['gcc'] }), async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:gated')
-  const state = (): [number, boolean] => [counterValue(target.pid, target.program, refCtrOffset), isArmed(target.pid, target.program, fileOffset)]
+  const state = (): [number, boolean] => [
+    counterValue(target.pid, target.program, refCtrOffset),
+    isArmed(target.pid, target.program, fileOffset),
+  ]
   assert.deepEqual(state(), [0, false])
   assert.equal(await target.askNumber('gated 3'), 0)
 
@@ -88,28 +95,32 @@ test('a gated probe is executed only while it is attached, and its counter goes 
   assert.equal(await target.askNumber('gated 3'), 0)
 })
 
-test('two probes of one tracer, and one of another, share a site: the counter is 1 until the last goes', needs({ programs: ['gcc'] }), async (t) => {
-  const target = await Target.start(t, buildTarget(t, 'usdt'))
-  const { refCtrOffset } = gatedNote(target.program, 't:gated')
-  const value = (): number => counterValue(target.pid, target.program, refCtrOffset)
-  const tracer = newTracer(t)
-  const first = await tracer.attach('usdt:t:gated', { pid: target.pid })
-  const second = await tracer.attach('usdt:t:gated', { pid: target.pid, strings: [2] })
-  const third = await newTracer(t).attach('usdt:t:gated', { pid: target.pid })
-  const hits = [first, second, third].map(collect)
-  assert.equal(value(), 1)
-  await target.ask('gated 4')
-  await detachComplete(first, 4)
-  assert.equal(value(), 1)
-  await target.ask('gated 5')
-  await detachComplete(second, 9)
-  await detachComplete(third, 9)
-  assert.equal(value(), 0)
-  assert.deepEqual(
-    hits.map((list) => list.length),
-    [4, 9, 9],
-  )
-})
+test(
+  'two probes of one tracer, and one of another, share a site: the counter is 1 until the last goes',
+  needs({ programs: ['gcc'] }),
+  async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const { refCtrOffset } = gatedNote(target.program, 't:gated')
+    const value = (): number => counterValue(target.pid, target.program, refCtrOffset)
+    const tracer = newTracer(t)
+    const first = await tracer.attach('usdt:t:gated', { pid: target.pid })
+    const second = await tracer.attach('usdt:t:gated', { pid: target.pid, strings: [2] })
+    const third = await newTracer(t).attach('usdt:t:gated', { pid: target.pid })
+    const hits = [first, second, third].map(collect)
+    assert.equal(value(), 1)
+    await target.ask('gated 4')
+    await detachComplete(first, 4)
+    assert.equal(value(), 1)
+    await target.ask('gated 5')
+    await detachComplete(second, 9)
+    await detachComplete(third, 9)
+    assert.equal(value(), 0)
+    assert.deepEqual(
+      hits.map((list) => list.length),
+      [4, 9, 9],
+    )
+  },
+)
 
 test('a pause takes breakpoint and counter out of the target, and a resume puts them back', needs({ programs: ['gcc'] }), async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
@@ -132,7 +143,10 @@ test('a pattern attaches every probe of the provider behind one Probe', needs({ 
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const probe = await newTracer(t).attach('usdt:t:*', { pid: target.pid })
   assert.deepEqual(probe.warnings, [])
-  assert.deepEqual(probe.sites.map((site) => site.probe).sort(), ['gated', 'plain', 'shared', 'shared', 'shared', 'twin', 'ungated'].map((name) => `usdt:t:${name}`))
+  assert.deepEqual(
+    probe.sites.map((site) => site.probe).sort(),
+    ['gated', 'plain', 'shared', 'shared', 'shared', 'twin', 'ungated'].map((name) => `usdt:t:${name}`),
+  )
   assert.equal(await target.ask('counters'), '1 1 3 1')
   await target.ask('gated 2')
   await target.ask('plain 3')
@@ -140,45 +154,46 @@ test('a pattern attaches every probe of the provider behind one Probe', needs({ 
   await target.ask('shared 5')
   await target.ask('twin')
   await detachComplete(probe, 2 + 3 + 4 + 15 + 1)
-  assert.deepEqual(
-    Object.fromEntries(probe.statsByName().map((stats) => [stats.probe, [stats.path, stats.hits, stats.delivered]])),
-    {
-      'usdt:t:gated': [target.program, 2, 2],
-      'usdt:t:plain': [target.program, 3, 3],
-      'usdt:t:ungated': [target.program, 4, 4],
-      'usdt:t:shared': [target.program, 15, 15],
-      'usdt:t:twin': [target.program, 1, 1],
-    },
-  )
+  assert.deepEqual(Object.fromEntries(probe.statsByName().map((stats) => [stats.probe, [stats.path, stats.hits, stats.delivered]])), {
+    'usdt:t:gated': [target.program, 2, 2],
+    'usdt:t:plain': [target.program, 3, 3],
+    'usdt:t:ungated': [target.program, 4, 4],
+    'usdt:t:shared': [target.program, 15, 15],
+    'usdt:t:twin': [target.program, 1, 1],
+  })
   assert.equal(await target.ask('counters'), '0 0 0 0')
 })
 
-test('one name in a program and in a library that it has loaded: one Probe, each file with its own semaphore', needs({ programs: ['gcc'] }), async (t) => {
-  const target = await Target.start(t, buildTarget(t, 'usdt'))
-  const library = buildTarget(t, 'lib', 'shared')
-  await target.ask(`dlopen ${library}`)
-  const inProgram = gatedNote(target.program, 't:twin')
-  const inLibrary = gatedNote(library, 't:twin')
+test(
+  'one name in a program and in a library that it has loaded: one Probe, each file with its own semaphore',
+  needs({ programs: ['gcc'] }),
+  async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const library = buildTarget(t, 'lib', 'shared')
+    await target.ask(`dlopen ${library}`)
+    const inProgram = gatedNote(target.program, 't:twin')
+    const inLibrary = gatedNote(library, 't:twin')
 
-  const probe = await newTracer(t).attach('usdt:t:twin', { pid: target.pid, strings: [0] })
-  const hits = collect(probe)
-  assert.equal(probe.sites.length, 2)
-  assert.equal(counterValue(target.pid, target.program, inProgram.refCtrOffset), 1)
-  assert.equal(counterValue(target.pid, library, inLibrary.refCtrOffset), 1)
-  assert.equal(await target.askNumber('twin'), 1)
-  assert.equal(await target.askNumber('lib 2'), 2)
-  await detachComplete(probe, 3)
-  assert.deepEqual(
-    hits.map((hit) => [hit.site.path, hit.args[0]]),
-    [
-      [target.program, 'program'],
-      [library, 'library'],
-      [library, 'library'],
-    ],
-  )
-  assert.equal(counterValue(target.pid, target.program, inProgram.refCtrOffset), 0)
-  assert.equal(counterValue(target.pid, library, inLibrary.refCtrOffset), 0)
-})
+    const probe = await newTracer(t).attach('usdt:t:twin', { pid: target.pid, strings: [0] })
+    const hits = collect(probe)
+    assert.equal(probe.sites.length, 2)
+    assert.equal(counterValue(target.pid, target.program, inProgram.refCtrOffset), 1)
+    assert.equal(counterValue(target.pid, library, inLibrary.refCtrOffset), 1)
+    assert.equal(await target.askNumber('twin'), 1)
+    assert.equal(await target.askNumber('lib 2'), 2)
+    await detachComplete(probe, 3)
+    assert.deepEqual(
+      hits.map((hit) => [hit.site.path, hit.args[0]]),
+      [
+        [target.program, 'program'],
+        [library, 'library'],
+        [library, 'library'],
+      ],
+    )
+    assert.equal(counterValue(target.pid, target.program, inProgram.refCtrOffset), 0)
+    assert.equal(counterValue(target.pid, library, inLibrary.refCtrOffset), 0)
+  },
+)
 
 test('a library that the target loads after the attach is armed when it is mapped', needs({ programs: ['gcc'] }), async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))

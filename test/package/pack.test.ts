@@ -32,16 +32,28 @@ describe('the package, installed into an empty project', needs({ programs: ['aar
       .split('\n')
       .map((name) => name.replace(/^package\//, ''))
       .filter(Boolean)
-    for (const needed of ['dist/index.js', 'dist/index.mjs', 'dist/index.d.ts', 'dist/index.d.mts', 'dist/cli/main.js', 'LICENSE', 'README.md', 'docs/errors.md']) {
+    for (const needed of [
+      'dist/index.js',
+      'dist/index.mjs',
+      'dist/index.d.ts',
+      'dist/index.d.mts',
+      'dist/cli/main.js',
+      'LICENSE',
+      'README.md',
+      'docs/errors.md',
+    ]) {
       assert.ok(files.includes(needed), `${needed} is missing`)
     }
-    for (const prebuild of ['linux-x64', 'linux-arm64']) assert.equal(files.filter((name) => name.startsWith(`prebuilds/${prebuild}/`)).length, 1)
+    for (const prebuild of ['linux-x64', 'linux-arm64'])
+      assert.equal(files.filter((name) => name.startsWith(`prebuilds/${prebuild}/`)).length, 1)
     // npm runs node-gyp for every package that has a binding.gyp, whatever its package.json says.
     for (const name of files) assert.doesNotMatch(name, /binding\.gyp|^native\/|^test\/|^build\/|^scripts\/|\.cc$/)
   })
 
   it('has no script that runs when it is installed', () => {
-    const { scripts = {} } = JSON.parse(readFileSync(join(project, 'node_modules/uprobe/package.json'), 'utf8')) as { scripts?: Record<string, string> }
+    const { scripts = {} } = JSON.parse(readFileSync(join(project, 'node_modules/uprobe/package.json'), 'utf8')) as {
+      scripts?: Record<string, string>
+    }
     for (const name of ['install', 'preinstall', 'postinstall', 'prepare']) assert.equal(scripts[name], undefined)
   })
 
@@ -52,10 +64,17 @@ describe('the package, installed into an empty project', needs({ programs: ['aar
   })
 
   it('lists probes without make and g++', () => {
-    const addon = execFileSync(process.execPath, ['-p', "require('node-gyp-build').path('node_modules/uprobe')"], { cwd: project, env: bare, encoding: 'utf8' }).trim()
+    const addon = execFileSync(process.execPath, ['-p', "require('node-gyp-build').path('node_modules/uprobe')"], {
+      cwd: project,
+      env: bare,
+      encoding: 'utf8',
+    }).trim()
     const { status, stdout, stderr } = uprobe('list', addon, '--json')
     assert.equal(status, 0, stderr)
-    const names = stdout.trim().split('\n').map((line) => (JSON.parse(line) as { name: string }).name)
+    const names = stdout
+      .trim()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { name: string }).name)
     assert.deepEqual(names, ['demo', 'selftest'])
   })
 
@@ -67,7 +86,8 @@ describe('the package, installed into an empty project', needs({ programs: ['aar
   })
 
   it('gives import and require the same classes', () => {
-    const program = "import * as esm from 'uprobe'; import { createRequire } from 'node:module'; const cjs = createRequire(import.meta.url)('uprobe'); console.log(esm.Tracer === cjs.Tracer, Object.keys(cjs).every((name) => name in esm), typeof esm.list)"
+    const program =
+      "import * as esm from 'uprobe'; import { createRequire } from 'node:module'; const cjs = createRequire(import.meta.url)('uprobe'); console.log(esm.Tracer === cjs.Tracer, Object.keys(cjs).every((name) => name in esm), typeof esm.list)"
     const stdout = execFileSync(process.execPath, ['--input-type=module', '-e', program], { cwd: project, env: bare, encoding: 'utf8' })
     assert.equal(stdout, 'true true function\n')
   })

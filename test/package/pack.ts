@@ -26,7 +26,10 @@ export function pack(t: Cleanup): string {
   }
   const directory = tempDirectory(t)
   npm(ROOT, 'pack', '--ignore-scripts', '--pack-destination', directory)
-  const { name, version } = JSON.parse(execFileSync('cat', [join(ROOT, 'package.json')], { encoding: 'utf8' })) as { name: string; version: string }
+  const { name, version } = JSON.parse(execFileSync('cat', [join(ROOT, 'package.json')], { encoding: 'utf8' })) as {
+    name: string
+    version: string
+  }
   return join(directory, `${name}-${version}.tgz`)
 }
 

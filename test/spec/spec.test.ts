@@ -19,27 +19,60 @@ describe('a probe specification', () => {
   const accepted: Array<[string, ReturnType<typeof parseSpec>]> = [
     [
       'usdt:postgresql:query__start',
-      { kind: 'usdt', path: null, place: { by: 'note', provider: 'postgresql', name: 'query__start' }, wildcard: false, text: 'usdt:postgresql:query__start' },
+      {
+        kind: 'usdt',
+        path: null,
+        place: { by: 'note', provider: 'postgresql', name: 'query__start' },
+        wildcard: false,
+        text: 'usdt:postgresql:query__start',
+      },
     ],
     [
       'usdt:/a:b/c:p:n*',
       { kind: 'usdt', path: '/a:b/c', place: { by: 'note', provider: 'p', name: 'n*' }, wildcard: true, text: 'usdt:/a:b/c:p:n*' },
     ],
-    ['uprobe:malloc', { kind: 'uprobe', path: null, place: { by: 'symbol', symbol: 'malloc', offset: 0n }, wildcard: false, text: 'uprobe:malloc' }],
+    [
+      'uprobe:malloc',
+      { kind: 'uprobe', path: null, place: { by: 'symbol', symbol: 'malloc', offset: 0n }, wildcard: false, text: 'uprobe:malloc' },
+    ],
     [
       'uprobe:/lib/libc.so.6:malloc+0x1f',
-      { kind: 'uprobe', path: '/lib/libc.so.6', place: { by: 'symbol', symbol: 'malloc', offset: 0x1fn }, wildcard: false, text: 'uprobe:/lib/libc.so.6:malloc+0x1f' },
+      {
+        kind: 'uprobe',
+        path: '/lib/libc.so.6',
+        place: { by: 'symbol', symbol: 'malloc', offset: 0x1fn },
+        wildcard: false,
+        text: 'uprobe:/lib/libc.so.6:malloc+0x1f',
+      },
     ],
     [
       'uprobe:/bin/x:malloc+16',
-      { kind: 'uprobe', path: '/bin/x', place: { by: 'symbol', symbol: 'malloc', offset: 16n }, wildcard: false, text: 'uprobe:/bin/x:malloc+16' },
+      {
+        kind: 'uprobe',
+        path: '/bin/x',
+        place: { by: 'symbol', symbol: 'malloc', offset: 16n },
+        wildcard: false,
+        text: 'uprobe:/bin/x:malloc+16',
+      },
     ],
-    ['uprobe:/bin/x:0xABC', { kind: 'uprobe', path: '/bin/x', place: { by: 'offset', fileOffset: 0xabcn }, wildcard: false, text: 'uprobe:/bin/x:0xABC' }],
+    [
+      'uprobe:/bin/x:0xABC',
+      { kind: 'uprobe', path: '/bin/x', place: { by: 'offset', fileOffset: 0xabcn }, wildcard: false, text: 'uprobe:/bin/x:0xABC' },
+    ],
     [
       'uretprobe:/bin/x:memcpy@@GLIBC_2.14',
-      { kind: 'uretprobe', path: '/bin/x', place: { by: 'symbol', symbol: 'memcpy@@GLIBC_2.14', offset: 0n }, wildcard: false, text: 'uretprobe:/bin/x:memcpy@@GLIBC_2.14' },
+      {
+        kind: 'uretprobe',
+        path: '/bin/x',
+        place: { by: 'symbol', symbol: 'memcpy@@GLIBC_2.14', offset: 0n },
+        wildcard: false,
+        text: 'uretprobe:/bin/x:memcpy@@GLIBC_2.14',
+      },
     ],
-    ['uprobe:/bin/x:uv_?*', { kind: 'uprobe', path: '/bin/x', place: { by: 'symbol', symbol: 'uv_?*', offset: 0n }, wildcard: true, text: 'uprobe:/bin/x:uv_?*' }],
+    [
+      'uprobe:/bin/x:uv_?*',
+      { kind: 'uprobe', path: '/bin/x', place: { by: 'symbol', symbol: 'uv_?*', offset: 0n }, wildcard: true, text: 'uprobe:/bin/x:uv_?*' },
+    ],
   ]
   for (const [text, expected] of accepted) it(`is read from its right end: ${text}`, () => assert.deepEqual(parseSpec(text), expected))
 

@@ -140,11 +140,20 @@ export function buildElf(plan: ElfPlan): BuiltElf {
   const headers = new Fields(plan)
   for (const [index, { name, type, flags = 0, address = 0, content, size, link = 0 }] of sections.entries()) {
     headers.u32(name === '' ? 0 : names.indexOf(`\0${name}\0`) + 1, type).word(flags, address, type === 0 ? 0 : (places[index] ?? 0))
-    headers.word(size ?? content?.length ?? 0).u32(link, 0).word(1, 0)
+    headers
+      .word(size ?? content?.length ?? 0)
+      .u32(link, 0)
+      .word(1, 0)
   }
   const head = new Fields(plan).raw('\x7fELF').u8(wide ? 2 : 1, plan.littleEndian ? 1 : 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-  head.u16(plan.type ?? ET_DYN, plan.machine ?? 62).u32(1).word(0, segments.length === 0 ? 0 : headBytes)
-  head.word(plan.withoutSectionHeaders ? 0 : sectionHeadersAt).u32(0).u16(headBytes, segmentBytes, segments.length, sectionBytes)
+  head
+    .u16(plan.type ?? ET_DYN, plan.machine ?? 62)
+    .u32(1)
+    .word(0, segments.length === 0 ? 0 : headBytes)
+  head
+    .word(plan.withoutSectionHeaders ? 0 : sectionHeadersAt)
+    .u32(0)
+    .u16(headBytes, segmentBytes, segments.length, sectionBytes)
   head.u16(...(plan.withoutSectionHeaders ? [0, 0] : [sections.length, sections.length - 1]))
   for (const { type = PT_LOAD, flags, offset, vaddr, fileSize, memorySize = fileSize } of segments) {
     if (wide) head.u32(type, flags).word(offset, vaddr, vaddr, fileSize, memorySize, 0x1000)
@@ -190,21 +199,64 @@ export const LAYOUT = {
 } as const
 
 /** A program with USDT notes; the notes of each element of `noteSections` are in a section of their own. */
-export function usdtFile(format: ElfFormat, imageBase: number, noteSections: ReadonlyArray<readonly NotePlan[]>, more: Partial<ElfPlan> = {}): BuiltElf {
+export function usdtFile(
+  format: ElfFormat,
+  imageBase: number,
+  noteSections: ReadonlyArray<readonly NotePlan[]>,
+  more: Partial<ElfPlan> = {},
+): BuiltElf {
   const { text, base, probes, bss } = LAYOUT
   return buildElf({
     ...format,
     type: imageBase === 0 ? ET_DYN : ET_EXEC,
     segments: [
       { flags: PF_RX, offset: text.offset, vaddr: imageBase + text.address, fileSize: text.bytes },
-      { flags: PF_RW, offset: probes.offset, vaddr: imageBase + probes.address, fileSize: probes.bytes, memorySize: probes.bytes + bss.bytes },
+      {
+        flags: PF_RW,
+        offset: probes.offset,
+        vaddr: imageBase + probes.address,
+        fileSize: probes.bytes,
+        memorySize: probes.bytes + bss.bytes,
+      },
     ],
     sections: [
-      { name: '.text', type: SHT.progbits, flags: SHF.alloc | SHF.exec, address: imageBase + text.address, offset: text.offset, content: Buffer.alloc(0x1f0, 0x90) },
-      { name: '.stapsdt.base', type: SHT.progbits, flags: SHF.alloc, address: imageBase + base.address, offset: base.offset, content: Buffer.alloc(1) },
-      { name: '.probes', type: SHT.progbits, flags: SHF.alloc | SHF.write, address: imageBase + probes.address, offset: probes.offset, content: Buffer.alloc(probes.bytes) },
-      { name: '.bss', type: SHT.nobits, flags: SHF.alloc | SHF.write, address: imageBase + bss.address, offset: probes.offset + probes.bytes, size: bss.bytes },
-      ...noteSections.map((notes) => ({ name: '.note.stapsdt', type: SHT.note, content: Buffer.concat(notes.map((n) => usdtNote(format, n))) })),
+      {
+        name: '.text',
+        type: SHT.progbits,
+        flags: SHF.alloc | SHF.exec,
+        address: imageBase + text.address,
+        offset: text.offset,
+        content: Buffer.alloc(0x1f0, 0x90),
+      },
+      {
+        name: '.stapsdt.base',
+        type: SHT.progbits,
+        flags: SHF.alloc,
+        address: imageBase + base.address,
+        offset: base.offset,
+        content: Buffer.alloc(1),
+      },
+      {
+        name: '.probes',
+        type: SHT.progbits,
+        flags: SHF.alloc | SHF.write,
+        address: imageBase + probes.address,
+        offset: probes.offset,
+        content: Buffer.alloc(probes.bytes),
+      },
+      {
+        name: '.bss',
+        type: SHT.nobits,
+        flags: SHF.alloc | SHF.write,
+        address: imageBase + bss.address,
+        offset: probes.offset + probes.bytes,
+        size: bss.bytes,
+      },
+      ...noteSections.map((notes) => ({
+        name: '.note.stapsdt',
+        type: SHT.note,
+        content: Buffer.concat(notes.map((n) => usdtNote(format, n))),
+      })),
     ],
     ...more,
   })

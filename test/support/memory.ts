@@ -26,7 +26,8 @@ function regionsOf(pid: number, path: string): Region[] {
 
 function addressOf(pid: number, path: string, fileOffset: bigint, permission: string): bigint {
   const found = regionsOf(pid, path).find(
-    ({ start, end, permissions, offset }) => permissions.includes(permission) && fileOffset >= offset && fileOffset < offset + (end - start),
+    ({ start, end, permissions, offset }) =>
+      permissions.includes(permission) && fileOffset >= offset && fileOffset < offset + (end - start),
   )
   if (found === undefined) throw new Error(`process ${pid} has no ${permission} mapping of ${path} at 0x${fileOffset.toString(16)}`)
   return found.start + fileOffset - found.offset

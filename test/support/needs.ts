@@ -21,7 +21,9 @@ function reasons({ programs = [], files = [] }: Needs): string[] {
   return [
     ...(process.platform === 'linux' ? [] : ['it traces on Linux only']),
     ...(process.getuid?.() === 0 ? [] : ['it traces, which takes root']),
-    ...programs.filter((program) => !folders.some((folder) => existsSync(join(folder, program)))).map((program) => `${program} is not installed`),
+    ...programs
+      .filter((program) => !folders.some((folder) => existsSync(join(folder, program))))
+      .map((program) => `${program} is not installed`),
     ...files.filter((file) => !existsSync(file)).map((file) => `there is no ${file}`),
   ]
 }

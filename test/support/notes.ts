@@ -69,7 +69,11 @@ export function gatedNote(path: string, probe: string): { fileOffset: bigint; re
 /** Offset in the file of a function, by `nm` or, where the file is stripped, `nm -D`. */
 export function functionOffset(path: string, symbol: string): bigint {
   for (const options of [[], ['-D']]) {
-    const symbols = execFileSync('nm', [...options, path], { encoding: 'utf8', maxBuffer: 256 * 1024 * 1024, stdio: ['ignore', 'pipe', 'ignore'] })
+    const symbols = execFileSync('nm', [...options, path], {
+      encoding: 'utf8',
+      maxBuffer: 256 * 1024 * 1024,
+      stdio: ['ignore', 'pipe', 'ignore'],
+    })
     const line = symbols.split('\n').find((l) => l.endsWith(` ${symbol}`) || l.includes(` ${symbol}@`))
     if (line !== undefined) return toFileOffset(loadsOf(path), BigInt(`0x${line.slice(0, 16)}`))
   }

@@ -93,11 +93,15 @@ export class Postgres {
 
   /** Runs statements, one after another, over one connection of its own. Returns what they print, unaligned. */
   async psql(statements: readonly string[]): Promise<string> {
-    const client = spawn(`${PACKAGED}/bin/psql`, ['-X', '-q', '-At', '-v', 'ON_ERROR_STOP=1', '-h', this.socketDirectory, '-U', 'postgres', '-f', '-'], {
-      ...this.account,
-      cwd: '/',
-      stdio: 'pipe',
-    })
+    const client = spawn(
+      `${PACKAGED}/bin/psql`,
+      ['-X', '-q', '-At', '-v', 'ON_ERROR_STOP=1', '-h', this.socketDirectory, '-U', 'postgres', '-f', '-'],
+      {
+        ...this.account,
+        cwd: '/',
+        stdio: 'pipe',
+      },
+    )
     let output = ''
     let errors = ''
     client.stdout.setEncoding('utf8').on('data', (text: string) => {

@@ -3,9 +3,10 @@
  *
  * Commands: `gc N [GENERATION]` collects N times, `audit N` raises N audit events `uprobe.test.0` …; both answer `done N`.
  */
+
+import { Target } from './target.js'
 import type { Cleanup } from './temp.js'
 import { freshCopy } from './temp.js'
-import { Target } from './target.js'
 
 /** Debian's interpreter; another `python3.11` may come first in PATH. */
 export const PYTHON = '/usr/bin/python3.11'

@@ -4,7 +4,7 @@
  * A uprobe belongs to an inode. What one test leaves behind by mistake, or what another tool does to a shared binary, would reach every other test
  * that traces the same file; so each test traces a copy of its own.
  */
-import { copyFileSync, chmodSync, mkdtempSync, realpathSync, rmSync } from 'node:fs'
+import { chmodSync, copyFileSync, mkdtempSync, realpathSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 

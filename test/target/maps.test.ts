@@ -56,7 +56,9 @@ describe('parseMaps', () => {
 })
 
 describe('the identity of a mapping', () => {
-  it('is that of the mapped file as stat gives it', { skip: process.getuid?.() === 0 ? false : 'reading map_files needs root' }, async () => {
+  it('is that of the mapped file as stat gives it', {
+    skip: process.getuid?.() === 0 ? false : 'reading map_files needs root',
+  }, async () => {
     const own = `/proc/${process.pid}`
     const mappings = await readMaps(own)
     const node = statSync(process.execPath, { bigint: true })
