@@ -24,6 +24,8 @@ export const HELPER = {
   /** 5.8 */
   ringbuf_submit: 132,
   /** 5.8 */
+  ringbuf_discard: 133,
+  /** 5.8 */
   ringbuf_query: 134,
   /** 5.10, only for programs that may sleep */
   copy_from_user: 148,

@@ -9,6 +9,7 @@
  *     read the operands that the filter needs; if it rejects: counts.filtered += 1, leave
  *     record = reserve(ring, size);  if there is no room: counts.lostRing += 1, leave
  *     fill in the head, each operand, each string
+ *     if memory was absent and we may sleep: discard(record), fetch the memory, reserve and fill in another
  *     submit, and wake the reader if the ring runs full
  *
  * Programs on uprobes run preemptible and pinned to their CPU since Linux 6.12, so two hits can interleave on one CPU: the counts are added to atomically, and nothing is
@@ -22,8 +23,9 @@ import { Assembler, HELPER, Label } from './bpf.js'
 import type { FilterExpression } from './filter.js'
 import { emitFilter } from './filter-code.js'
 import { COOKIE, COUNTS, CTX, FRAME, RECORD, type ReadingProgram, STACK } from './frame.js'
+import { emitPageIn, isInMemory } from './operand-code.js'
 import { layoutOf, type RecordClass } from './record.js'
-import { emitFill, emitMeasure, emitSubmit } from './record-code.js'
+import { emitDiscard, emitFill, emitMeasure, emitSubmit } from './record-code.js'
 import { type CaptureShape, readableStrings } from './shape.js'
 
 /** What a capture program is made from. */
@@ -91,9 +93,7 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
 
 /** Whether a program for these shapes reads memory of the target, so that it has something to sleep for. */
 export function readsMemory(shapes: readonly CaptureShape[]): boolean {
-  return shapes.some(
-    (shape) => readableStrings(shape).length > 0 || shape.operands.some(({ kind }) => kind === 'memory' || kind === 'pc-relative'),
-  )
+  return shapes.some((shape) => readableStrings(shape).length > 0 || shape.operands.some(isInMemory))
 }
 
 /** Divides shapes into groups, each of which makes a program of a size that the kernel takes. The order is kept. */
@@ -184,8 +184,28 @@ function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape,
   }
 }
 
-/** Reserves, fills and submits a record, or counts the loss. */
+/**
+ * Writes a record, or counts the loss. If memory was absent and the program may sleep, the record is given up, the memory fetched, and another one filled;
+ * what is unreadable then is.
+ */
 function emitRecord(asm: Assembler, program: CaptureProgram, ringFd: number, shape: CaptureShape, record: RecordClass, leave: Label): void {
+  const submit = new Label()
+  emitReserve(asm, ringFd, record, leave)
+  emitFill(asm, program, shape, record)
+  if (program.sleepable && readsMemory([shape])) {
+    asm.loadMemory(1, FRAME, STACK.absent, 8)
+    asm.jumpIf(1, 'jeq', 0, submit)
+    emitDiscard(asm)
+    emitPageIn(asm, program, shape, Math.max(0, ...record.strings.map(({ bytes }) => bytes)))
+    emitReserve(asm, ringFd, record, leave)
+    emitFill(asm, program, shape, record)
+  }
+  asm.place(submit)
+  emitSubmit(asm, ringFd, program.ringBytes, record)
+  asm.jump(leave)
+}
+
+function emitReserve(asm: Assembler, ringFd: number, record: RecordClass, leave: Label): void {
   const reserved = new Label()
   asm.loadMap(1, ringFd)
   asm.load(2, record.bytes)
@@ -196,7 +216,4 @@ function emitRecord(asm: Assembler, program: CaptureProgram, ringFd: number, sha
   asm.jump(leave)
   asm.place(reserved)
   asm.mov(RECORD, 0)
-  emitFill(asm, program, shape, record)
-  emitSubmit(asm, ringFd, program.ringBytes, record)
-  asm.jump(leave)
 }

@@ -29,8 +29,10 @@ export const STACK = {
   address: -16,
   /** u64 value read for the filter or a measured string. */
   value: -24,
+  /** u64, not 0 if memory was not present while a record was filled. */
+  absent: -32,
   /** Strings are measured here before a class of record is chosen. */
-  string: -24 - 256,
+  string: -32 - 256,
 } as const
 
 /** A string that is measured is read up to here, its NUL included. */

@@ -7,6 +7,7 @@
 import { type Assembler, HELPER, Label, type Register } from './bpf.js'
 import { CTX, FRAME, type ReadingProgram, STACK } from './frame.js'
 import type { Arch, BoundOperand } from './operands.js'
+import { type CaptureShape, readableStrings } from './shape.js'
 
 /** Offsets in the context of a uprobe program: `struct pt_regs` on x86-64, `struct user_pt_regs` on arm64. */
 const REGISTERS: Record<Arch, ReadonlyMap<string, number>> = {
@@ -122,6 +123,13 @@ export function emitString(asm: Assembler, program: ReadingProgram, base: Regist
   read()
   if (!program.sleepable) return
   asm.jumpIf(0, 'jsge', 0, done)
+  emitPageInString(asm, bytes)
+  read()
+  asm.place(done)
+}
+
+/** Fetches the pages of a string of at most `bytes` at the address on the stack, by copying a byte of each. */
+function emitPageInString(asm: Assembler, bytes: number): void {
   for (let page = 0; page <= Math.ceil(bytes / PAGE_BYTES); page++) {
     asm.storeImm(FRAME, STACK.value, 0, 8)
     asm.mov(1, FRAME)
@@ -134,8 +142,29 @@ export function emitString(asm: Assembler, program: ReadingProgram, base: Regist
     }
     asm.call(HELPER.copy_from_user)
   }
-  read()
-  asm.place(done)
+}
+
+/**
+ * Fetches all memory that the operands of a shape lie in, as far as it is mapped.
+ * @param areaBytes - how much of each string is read
+ */
+export function emitPageIn(asm: Assembler, program: ReadingProgram, shape: CaptureShape, areaBytes: number): void {
+  const strings = new Set(readableStrings(shape))
+  for (const [index, operand] of shape.operands.entries()) {
+    if (operand.kind === 'unsupported' || !(strings.has(index) || isInMemory(operand))) continue
+    const unreadable = new Label()
+    emitValue(asm, program, operand, unreadable)
+    if (strings.has(index)) {
+      asm.storeMemory(FRAME, STACK.address, 1, 8)
+      emitPageInString(asm, areaBytes)
+    }
+    asm.place(unreadable)
+  }
+}
+
+/** Whether an operand lies in the target's memory. */
+export function isInMemory(operand: BoundOperand): boolean {
+  return operand.kind === 'memory' || operand.kind === 'pc-relative'
 }
 
 /** Reads memory at the address on the stack to base + offset; r0 = 0 if it could be read. */

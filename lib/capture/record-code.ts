@@ -50,10 +50,15 @@ export function emitMeasure(asm: Assembler, program: ReadingProgram, shape: Capt
   }
 }
 
-/** Fills the record. */
+/**
+ * Fills the record, without waiting for memory that is not present: as long as a record is not submitted, the reader sees none of those behind it, and how
+ * long a page takes to come may be up to the target (a file system in user space).
+ */
 export function emitFill(asm: Assembler, program: RecordProgram, shape: CaptureShape, record: RecordClass): void {
+  const present = { ...program, sleepable: false }
   emitHead(asm, program, record.small)
-  for (const [index, operand] of shape.operands.entries()) emitOperand(asm, program, operand, index)
+  if (program.sleepable) asm.storeImm(FRAME, STACK.absent, 0, 8)
+  for (const [index, operand] of shape.operands.entries()) emitOperand(asm, present, operand, index)
   for (const area of record.strings) {
     const done = new Label()
     const operand = shape.operands[area.operand]
@@ -64,10 +69,24 @@ export function emitFill(asm: Assembler, program: RecordProgram, shape: CaptureS
     asm.loadMemory(1, RECORD, FIELD.operands + 8 * area.operand, 8)
     if (operand !== undefined && operand.kind !== 'unsupported') emitNarrow(asm, 1, operand.size)
     asm.storeMemory(FRAME, STACK.address, 1, 8)
-    emitString(asm, program, RECORD, area.dataAt, area.bytes)
+    emitString(asm, present, RECORD, area.dataAt, area.bytes)
     asm.storeMemory(RECORD, area.lengthAt, 0, 8)
+    asm.jumpIf(0, 'jsge', 0, done)
+    emitAbsent(asm)
     asm.place(done)
   }
+}
+
+/** Nothing is mapped below, so null pointers and the fields behind them are not waited for (vm.mmap_min_addr is 65536 on most systems). */
+const LOWEST_MAPPED = 4096
+
+/** Notes that memory at the address on the stack may be absent. */
+function emitAbsent(asm: Assembler): void {
+  const unmapped = new Label()
+  asm.loadMemory(1, FRAME, STACK.address, 8)
+  asm.jumpIf(1, 'jlt', LOWEST_MAPPED, unmapped)
+  asm.storeImm(FRAME, STACK.absent, 1, 8)
+  asm.place(unmapped)
 }
 
 function emitHead(asm: Assembler, program: RecordProgram, small: boolean): void {
@@ -115,6 +134,7 @@ function emitOperand(asm: Assembler, program: RecordProgram, operand: BoundOpera
       asm.loadMemory(1, RECORD, FIELD.flags, 4)
       asm.orImm(1, flagOf(index))
       asm.storeMemory(RECORD, FIELD.flags, 1, 4)
+      emitAbsent(asm)
       asm.place(done)
     }
   }
@@ -139,4 +159,14 @@ export function emitSubmit(asm: Assembler, ringFd: number, ringBytes: number, re
   asm.place(submit)
   asm.mov(1, RECORD)
   asm.call(HELPER.ringbuf_submit)
+}
+
+/**
+ * Gives the record up. The reader is woken as by a submit: it may have been waiting for this very record, and if it did not skip it, the next one would not
+ * find it waiting and not wake it.
+ */
+export function emitDiscard(asm: Assembler): void {
+  asm.mov(1, RECORD)
+  asm.load(2, 0)
+  asm.call(HELPER.ringbuf_discard)
 }

@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
+import { release } from 'node:os'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
 import { type CaptureProgram, compileCapture, STATS_VALUE_BYTES, splitShapes } from '../../lib/capture/compile.js'
@@ -24,6 +25,10 @@ import { needs } from '../support/needs.js'
 
 const arch: Arch = process.arch === 'arm64' ? 'arm64' : 'x64'
 const RING_BYTES = 1 << 20
+const INSN_BYTES = 8
+
+// Uprobes take programs that may sleep since 6.0.
+const sleepableWorks = Number(release().split('.')[0]) >= 6
 
 /** Every form of operand that was seen, and rarer ones. */
 function everyForm(): BoundOperand[] {
@@ -53,7 +58,7 @@ function everyForm(): BoundOperand[] {
   return bindOperands(operands, 0x4000n, new Map([...symbolsOf(operands)].map((name, index) => [name, BigInt(index) * 0x1000n])))
 }
 
-/** Loads programs into the kernel, against maps that go when the test is over. */
+/** Loads programs into the kernel, as ones that may sleep and as ones that may not, against maps that go when the test is over. Returns the size of the larger. */
 function loader(t: TestContext): (options: Partial<CaptureProgram> & Pick<CaptureProgram, 'shapes'>) => Promise<number> {
   const native = loadNative()
   const fds: number[] = []
@@ -69,27 +74,18 @@ function loader(t: TestContext): (options: Partial<CaptureProgram> & Pick<Captur
   t.after(() => native.closeFds(fds))
   return async (options) => {
     const attach = options.attach ?? 'perf'
-    const insns = compileCapture({
-      arch,
-      attach,
-      probeId: 1,
-      slot: 0,
-      statsFd,
-      ringFd,
-      ringBytes: RING_BYTES,
-      excludeTid: null,
-      ...options,
-    })
     const expectedAttachType = attach === 'multi' ? BPF_TRACE_UPROBE_MULTI : 0
-    const fd = await loadProgram(native, {
-      type: BPF_PROG_TYPE_KPROBE,
-      expectedAttachType,
-      insns,
-      license: BPF_LICENSE,
-      name: 'test_capture',
-    })
-    fds.push(fd)
-    return insns.length / 8
+    let size = 0
+    for (const sleepable of sleepableWorks ? [false, true] : [false]) {
+      const insns = compileCapture({
+        ...{ arch, attach, probeId: 1, slot: 0, statsFd, ringFd, ringBytes: RING_BYTES, excludeTid: null, sleepable },
+        ...options,
+      })
+      const program = { type: BPF_PROG_TYPE_KPROBE, expectedAttachType, insns, license: BPF_LICENSE, name: 'test_capture', sleepable }
+      fds.push(await loadProgram(native, program))
+      size = insns.length / INSN_BYTES
+    }
+    return size
   }
 }
 
@@ -157,7 +153,7 @@ test('takes programs for links, of 1 to 200 shapes', needs(), async (t) => {
   if (without !== false) return t.skip(without)
   const load = loader(t)
   for (const count of [1, 2, 3, 7, 64, 200]) {
-    const shapes = Array.from({ length: count }, (_, index) => variedShape(index, index % 5))
+    const shapes = Array.from({ length: count }, (_, index) => variedShape(index, index % 4))
     await load({ attach: 'multi', shapes })
     await load({ attach: 'multi', shapes, ringFd: null, ringBytes: 0 })
   }
@@ -168,7 +164,7 @@ test('divides shapes among programs that the kernel takes, each as full as possi
   if (without !== false) return t.skip(without)
   const load = loader(t)
   const shapes = Array.from({ length: 600 }, (_, index) => variedShape(index, 12))
-  const base = { arch, probeId: 1, statsFd: 0, ringFd: 0, ringBytes: RING_BYTES, excludeTid: null }
+  const base = { arch, probeId: 1, statsFd: 0, ringFd: 0, ringBytes: RING_BYTES, excludeTid: null, sleepable: sleepableWorks }
   const groups = splitShapes(shapes, base)
   assert.deepEqual(groups.flat(), shapes)
   assert.ok(groups.length > 1)

@@ -1,0 +1,61 @@
+/**
+ * Memory that is mapped but not present (test/targets/absent.c): a program that may sleep fetches it, and holds nobody up meanwhile.
+ */
+import assert from 'node:assert/strict'
+import { release } from 'node:os'
+import test from 'node:test'
+import { buildTarget } from '../support/build.js'
+import { needs } from '../support/needs.js'
+import { Target } from '../support/target.js'
+import { collect, detachComplete, newTracer } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
+
+// Uprobes take programs that may sleep since 6.0.
+const possible =
+  Number(release().split('.')[0]) >= 6 ? needs({ programs: ['gcc'] }) : { skip: 'this kernel has no uprobe programs that may sleep' }
+
+for (const registration of ['perf', 'multi'] as const) {
+  for (const stringLimit of [256, 4096]) {
+    test(`reads a string that is not present (${registration}, limit ${stringLimit})`, possible, async (t) => {
+      const target = await Target.start(t, buildTarget(t, 'absent'))
+      const probe = await newTracer(t).attach('usdt:t:text', { pid: target.pid, strings: [1], stringLimit, registration })
+      const hits = collect(probe)
+      for (let i = 0; i < 3; i++) assert.equal(await target.ask('mapped'), 'fired')
+      await detachComplete(probe, 3)
+      assert.deepEqual(
+        hits.map((hit) => hit.args),
+        Array.from({ length: 3 }, () => [0, 'ELF\u0002\u0001\u0001']),
+      )
+    })
+  }
+
+  test(`reads a number that is not present, also for a filter (${registration})`, possible, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'absent'))
+    const tracer = newTracer(t)
+    const probe = await tracer.attach('usdt:t:number', { pid: target.pid, registration })
+    const filtered = await tracer.attach('usdt:t:number', { pid: target.pid, registration, filter: 'arg0 == 0x464c457f' })
+    const [hits, passed] = [collect(probe), collect(filtered)]
+    assert.equal(await target.ask('mapped'), 'fired')
+    await detachComplete(probe, 1)
+    await detachComplete(filtered, 1)
+    assert.deepEqual([hits[0]?.args, passed[0]?.args], [[0x464c457f], [0x464c457f]])
+  })
+}
+
+for (const stringLimit of [256, 4096]) {
+  test(`a hit that waits for memory does not hold up the hits of others (limit ${stringLimit})`, possible, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'absent'))
+    const probe = await newTracer(t).attach('usdt:t:text', { pid: target.pid, strings: [1], stringLimit })
+    const hits = collect(probe)
+    if ((await target.ask('wait')) !== 'waiting') return t.skip('this kernel has no userfaultfd for root')
+    assert.equal(await target.ask('other 5'), 'fired')
+    await waitFor('the hits behind the one that waits', () => hits.length === 5)
+    assert.deepEqual(
+      hits.map((hit) => hit.args),
+      Array.from({ length: 5 }, (_, i) => [i, 'other']),
+    )
+    assert.equal(await target.ask('fill'), 'filled')
+    await detachComplete(probe, 6)
+    assert.deepEqual(hits[5]?.args, [-1, 'late'])
+  })
+}
