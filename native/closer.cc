@@ -1,11 +1,19 @@
 // One closing thread serves the whole process. It is started when there is something to close, ends when there is not, and belongs to no
 // environment: an environment that ends with closings outstanding leaves them to the thread, which then has nobody to tell. The thread
 // may thus outlive the last environment that loaded this addon, and so the addon is linked with `-z nodelete`.
+//
+// The process must not exit while a close is under way. exit_group(2) sends SIGKILL to the other threads, and a thread in close(2) that has a fatal signal
+// pending cannot take a breakpoint out any more: to write the target's page it gets the page first (`uprobe_write`, kernel/events/uprobes.c), which fails with
+// EINTR (`__get_user_pages`, mm/gup.c). The kernel then logs "leaking uprobe", and breakpoint and count stay in the target. So an exit waits for the close
+// that is under way; those that were not begun are left to the kernel, which does them where no signal is pending any more. Against SIGKILL from
+// outside at such a moment there is no help.
 
 #include "closer.h"
 
 #include <unistd.h>
 
+#include <atomic>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -61,7 +69,10 @@ class Closer {
  public:
   // Never destroyed, since the thread may run while the process exits.
   static Closer& Instance() {
-    static Closer* const instance = std::make_unique<Closer>().release();
+    static Closer* const instance = [] {
+      std::atexit([] { Instance().FinishForExit(); });
+      return std::make_unique<Closer>().release();
+    }();
     return *instance;
   }
 
@@ -95,6 +106,8 @@ class Closer {
       for (const Job& job : jobs) {
         Outbox::Done done{job.ticket, std::nullopt};
         for (const int fd : job.fds) {
+          const std::lock_guard<std::mutex> lock(closing_);
+          if (exiting_) return;
           // The first failure is told, and does not keep the others open. EINTR and EIO free the descriptor all the same.
           if (close(fd) != 0 && !done.failure) done.failure = LastFailure("close");
         }
@@ -103,9 +116,17 @@ class Closer {
     }
   }
 
+  // Called by exit(3): waits for the close that is under way, and keeps the lock, so that none begins.
+  void FinishForExit() {
+    exiting_ = true;
+    closing_.lock();
+  }
+
   std::mutex mutex_;
   std::vector<Job> jobs_;
   bool running_ = false;
+  std::mutex closing_;  // held during each close
+  std::atomic<bool> exiting_ = false;
 };
 
 // One environment's promises.

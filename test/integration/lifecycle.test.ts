@@ -114,6 +114,20 @@ test('a tracer that is killed while threads fire leaves nothing but the probe of
   assertUntouched(target.pid, target.program)
 })
 
+for (const registration of ['perf', 'multi'] as const) {
+  test(`a tracer that exits while it detaches leaves nothing in the target (${registration})`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    for (let round = 0; round < 3; round++) {
+      const agent = await startAgent(t)
+      assert.equal(await attachIn(agent, 'usdt:t:*', { pid: target.pid, registration }), 'attached')
+      agent.tell('exit')
+      assert.deepEqual(await agent.exited, { code: 0, signal: null })
+      await waitFor('the counters to go down', async () => (await target.ask('counters')) === '0 0 0 0')
+      assertUntouched(target.pid, target.program)
+    }
+  })
+}
+
 test('a target that is killed while its threads fire: the counts balance', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const probe = await newTracer(t).attach('usdt:t:plain', { pid: target.pid })
