@@ -45,7 +45,7 @@ const MAX_SECTION_NAMES_BYTES = 16 * 1024 * 1024
 /** What is kept of a section's name. */
 const SECTION_NAME_BYTES = 64
 /** Longest piece that is read at once. */
-const MAX_READ_BYTES = 16 * 1024 * 1024
+export const MAX_READ_BYTES = 16 * 1024 * 1024
 
 /** An open ELF file. */
 export class ElfFile {
@@ -127,6 +127,7 @@ export class ElfFile {
     if (tables.shoff !== 0n && tables.shentsize === bytes.section) {
       // Numbers too large for the ELF header are in the first section header (gABI, chapter 4, "Section Header").
       const first = parseSection(await this.#table(tables.shoff, 1, bytes.section, 'section headers'), 0, () => '')
+      if (first.size > BigInt(MAX_SECTIONS) && shnum === 0) throw badElf(this.path, tooMany(first.size, 'sections', MAX_SECTIONS), tables.shoff)
       if (shnum === 0) shnum = Number(first.size)
       if (shstrndx === SHN_XINDEX) shstrndx = first.link
       if (phnum === PN_XNUM) phnum = first.info
@@ -134,8 +135,7 @@ export class ElfFile {
       shnum = 0
     }
     if (phnum > MAX_SEGMENTS)
-      throw badElf(this.path, `${phnum} program headers, more than the ${MAX_SEGMENTS} that are accepted`, tables.at + 4)
-    if (shnum > MAX_SECTIONS) throw badElf(this.path, `${shnum} sections, more than the ${MAX_SECTIONS} that are accepted`, tables.at + 8)
+      throw badElf(this.path, tooMany(phnum, 'program headers', MAX_SEGMENTS), tables.at + 4)
     if (phnum > 0 && tables.phentsize !== bytes.segment) {
       throw badElf(this.path, `program headers of ${tables.phentsize} bytes, where ${bytes.segment} are expected`, tables.at + 2)
     }
@@ -273,6 +273,10 @@ export class ElfFile {
     this.#closed = true
     if (this.ownsFd) await closeFd(this.fd)
   }
+}
+
+function tooMany(count: number | bigint, what: string, most: number): string {
+  return `${count} ${what}, more than the ${most} that are accepted`
 }
 
 /** Runs a system call on a file, and says what failed and where. */

@@ -11,7 +11,7 @@ import { UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import { badElf, decodeName } from './bad-elf.js'
 import { dynamicSymbolTable } from './dynamic.js'
-import type { ElfFile } from './elf-file.js'
+import { type ElfFile, MAX_READ_BYTES } from './elf-file.js'
 import { type Section, SHN_XINDEX, SHT_DYNSYM, SHT_GNU_VERDEF, SHT_GNU_VERSYM, SHT_NOBITS, SHT_SYMTAB } from './headers.js'
 import type { NameFilter } from './name-filter.js'
 import { TimeSlice } from './time-slice.js'
@@ -52,7 +52,8 @@ const MAX_NAME_BYTES = 64 * 1024
 /** Most bytes of names that become strings. Names may overlap, so that there can be far more of them than bytes in the file. */
 const MAX_STRING_BYTES = 256 * 1024 * 1024
 const MAX_FOUND = 2 ** 18
-const WINDOW_BYTES = 16 * 1024 * 1024
+/** As much as is read at once, less the rest of the last name. */
+const WINDOW_BYTES = MAX_READ_BYTES - MAX_NAME_BYTES
 const PIECE_BYTES = 1024 * 1024
 /** Symbols that are looked at before the clock is. */
 const STEP = 256

@@ -28,6 +28,6 @@ export async function refuses(attempt: Promise<unknown>, code: UprobeErrorCode, 
 export function readingNeeds(...files: readonly string[]): { skip: string | false } {
   const missing = files.filter((file) => !existsSync(file))
   if (missing.length === 0) return { skip: false }
-  if (process.env['CI'] === 'true') throw new Error(`this test cannot run here: there is no ${missing.join(', ')}`)
+  if (process.env.CI === 'true') throw new Error(`this test cannot run here: there is no ${missing.join(', ')}`)
   return { skip: `there is no ${missing.join(', ')}` }
 }

@@ -51,7 +51,7 @@ test('query__start, query__execute__start and query__done of N statements are N 
   await server.psql(QUERIES)
   await probe.detach()
   const counts = Object.fromEntries(probe.statsByName().map(({ probe: name, hits }) => [name.replace('usdt:postgresql:query__', ''), hits]))
-  assert.deepEqual([counts['start'], counts['execute__start'], counts['execute__done'], counts['done']], [50, 50, 50, 50])
+  assert.deepEqual([counts.start, counts.execute__start, counts.execute__done, counts.done], [50, 50, 50, 50])
 })
 
 test('lwlock__acquire fires only while its semaphore is up', POSTGRES_15, async (t) => {

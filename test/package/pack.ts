@@ -9,7 +9,7 @@ import { type Cleanup, tempDirectory } from '../support/temp.js'
 export const ROOT = join(__dirname, '../..')
 
 /** Environment of an npm that was not started by npm: what the outer one exports (its project, its options) must not steer the inner one. */
-export function cleanEnvironment(path = process.env['PATH'] ?? ''): NodeJS.ProcessEnv {
+export function cleanEnvironment(path = process.env.PATH ?? ''): NodeJS.ProcessEnv {
   const entries = Object.entries(process.env).filter(([name]) => !name.startsWith('npm_') || name === 'npm_config_registry')
   return { ...Object.fromEntries(entries), PATH: path }
 }

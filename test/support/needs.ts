@@ -17,7 +17,7 @@ export interface Needs {
 }
 
 function reasons({ programs = [], files = [] }: Needs): string[] {
-  const folders = (process.env['PATH'] ?? '').split(delimiter)
+  const folders = (process.env.PATH ?? '').split(delimiter)
   return [
     ...(process.platform === 'linux' ? [] : ['it traces on Linux only']),
     ...(process.getuid?.() === 0 ? [] : ['it traces, which takes root']),
@@ -32,6 +32,6 @@ function reasons({ programs = [], files = [] }: Needs): string[] {
 export function needs(wanted: Needs = {}): { skip: string | false } {
   const missing = reasons(wanted)
   if (missing.length === 0) return { skip: false }
-  if (process.env['CI'] === 'true') throw new Error(`this test cannot run here: ${missing.join('; ')}`)
+  if (process.env.CI === 'true') throw new Error(`this test cannot run here: ${missing.join('; ')}`)
   return { skip: missing.join('; ') }
 }
