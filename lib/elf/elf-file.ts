@@ -127,15 +127,15 @@ export class ElfFile {
     if (tables.shoff !== 0n && tables.shentsize === bytes.section) {
       // Numbers too large for the ELF header are in the first section header (gABI, chapter 4, "Section Header").
       const first = parseSection(await this.#table(tables.shoff, 1, bytes.section, 'section headers'), 0, () => '')
-      if (first.size > BigInt(MAX_SECTIONS) && shnum === 0) throw badElf(this.path, tooMany(first.size, 'sections', MAX_SECTIONS), tables.shoff)
+      if (first.size > BigInt(MAX_SECTIONS) && shnum === 0)
+        throw badElf(this.path, tooMany(first.size, 'sections', MAX_SECTIONS), tables.shoff)
       if (shnum === 0) shnum = Number(first.size)
       if (shstrndx === SHN_XINDEX) shstrndx = first.link
       if (phnum === PN_XNUM) phnum = first.info
     } else {
       shnum = 0
     }
-    if (phnum > MAX_SEGMENTS)
-      throw badElf(this.path, tooMany(phnum, 'program headers', MAX_SEGMENTS), tables.at + 4)
+    if (phnum > MAX_SEGMENTS) throw badElf(this.path, tooMany(phnum, 'program headers', MAX_SEGMENTS), tables.at + 4)
     if (phnum > 0 && tables.phentsize !== bytes.segment) {
       throw badElf(this.path, `program headers of ${tables.phentsize} bytes, where ${bytes.segment} are expected`, tables.at + 2)
     }
