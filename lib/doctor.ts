@@ -11,6 +11,7 @@
  */
 import { type Host, readHost } from './doctor/host.js'
 import { runTrials, type Trial, type Trials } from './doctor/trials.js'
+import { EACCES, ENXIO, EPERM, EPROTO } from './errno.js'
 import { errnoOf, isSystemCallError } from './errors.js'
 import { missingRight } from './register/rights.js'
 
@@ -43,11 +44,6 @@ export interface DoctorCheck {
   /** What helps: always there when `ok` is false; when `ok` is true, how to lift a limit, or `null`. */
   readonly remedy: string | null
 }
-
-const EPERM = 1
-const ENXIO = 6
-const EACCES = 13
-const EPROTO = 71
 
 /** Oldest Node.js that package.json's `engines` allows. */
 const NODE_MAJOR = 20

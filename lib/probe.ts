@@ -11,6 +11,7 @@ import type { SiteTarget } from './counter/verify.js'
 import { HitBatch } from './delivery/batch.js'
 import { Consumer, callGuarded } from './delivery/consumer.js'
 import type { Ring } from './delivery/ring.js'
+import { ESRCH } from './errno.js'
 import { errnoOf, UprobeError } from './errors.js'
 import type { Logger } from './log.js'
 import type { Native, WatchEvent } from './native.js'
@@ -118,8 +119,6 @@ export interface ProbeParts {
   readonly log: Logger
   readonly onEnded: () => void
 }
-
-const ESRCH = 3
 
 /** Bytes of batches that may wait for an iterator, whatever their number of hits. */
 const QUEUE_BYTES = 64 * 1024 * 1024

@@ -2,9 +2,10 @@
  * What `doctor()` knows of the machine before it tries anything: read from /proc and /sys, nothing assumed. A file that is not there is `null`,
  * since each of them is missing somewhere: on old kernels, in containers that mask /sys, on other systems.
  */
-import { readFileSync, readlinkSync } from 'node:fs'
+import { readlinkSync } from 'node:fs'
 import { release } from 'node:os'
 import { isSystemCallError } from '../errors.js'
+import { readTextOrNull } from '../read-text.js'
 import { CAPABILITIES, type Capability } from '../register/rights.js'
 
 /** The machine and this process, as far as they can be read. */
@@ -26,15 +27,6 @@ export interface Host {
   readonly memlockLimitBytes: number | null
   /** `Seccomp:` of this process: 0 none, 1 strict, 2 filter. */
   readonly seccompMode: number | null
-}
-
-function readText(path: string): string | null {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch (error) {
-    if (isSystemCallError(error)) return null
-    throw error
-  }
 }
 
 function readLink(path: string): string | null {
@@ -75,13 +67,13 @@ function isInitialNamespace(type: 'user' | 'pid'): boolean | null {
 }
 
 function mapText<T>(path: string, parse: (text: string) => T): T | null {
-  const text = readText(path)
+  const text = readTextOrNull(path)
   return text === null ? null : parse(text)
 }
 
 /** Reads what can be read. Throws on no system. */
 export function readHost(): Host {
-  const status = readText('/proc/self/status')
+  const status = readTextOrNull('/proc/self/status')
   const seccomp = /^Seccomp:\s*(\d+)/m.exec(status ?? '')?.[1]
   return {
     platform: process.platform,

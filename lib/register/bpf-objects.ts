@@ -1,6 +1,7 @@
 /**
  * Creating BPF maps and programs, and explaining why the kernel refuses.
  */
+import { EACCES, EMFILE, ENOMEM, ENOSYS, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { BpfMap, BpfProgram, Native } from '../native.js'
 import { missingRight } from './rights.js'
@@ -16,12 +17,6 @@ export const BPF_MAP_TYPE_RINGBUF = 27
 
 /** The helpers that read memory and time are for GPL-compatible programs only (`gpl_only` in kernel/trace/bpf_trace.c). */
 export const BPF_LICENSE = 'Dual MIT/GPL'
-
-const EPERM = 1
-const ENOMEM = 12
-const EACCES = 13
-const EMFILE = 24
-const ENOSYS = 38
 
 let memlockRaised = false
 

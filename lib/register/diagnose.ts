@@ -6,6 +6,7 @@
  */
 
 import { readCounter } from '../counter/read.js'
+import { EACCES, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOTSUPP, EPERM, ESRCH } from '../errno.js'
 import { errnoOf, UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
@@ -26,20 +27,6 @@ export interface RefusedSite {
   /** The process it was meant for; `null` for every process. */
   readonly target: TargetProcess | null
 }
-
-const EPERM = 1
-const ENOENT = 2
-const ESRCH = 3
-const EIO = 5
-const ENOEXEC = 8
-const ENOMEM = 12
-const EACCES = 13
-const EINVAL = 22
-const ENFILE = 23
-const EMFILE = 24
-const ENOSPC = 28
-/** Kernel-internal ENOTSUPP, which reaches user space from `arch_uprobe_analyze_insn` (arch/x86/kernel/uprobes.c). */
-const ENOTSUPP = 524
 
 /** Bit 15 makes the counter negative as the kernel reads it. */
 const NEGATIVE = 0x8000

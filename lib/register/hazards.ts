@@ -13,6 +13,7 @@
  *
  * A refusal can be overridden by `unsafe: true`, since the knowledge may be incomplete: all but that of the nop, where the harm does not end with the target.
  */
+import { ENXIO, EPROTO } from '../errno.js'
 import { UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import { type CodeSite, checkInstructionStart, type InstructionSource } from './instruction-start.js'
@@ -53,8 +54,6 @@ export async function checkSite(site: CodeSite, context: HazardContext): Promise
 }
 
 const NOP5_BYTES = 5
-const ENXIO = 6
-const EPROTO = 71
 
 /**
  * Whether this kernel optimizes nops of five bytes in the way that does harm.

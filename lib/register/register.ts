@@ -10,6 +10,7 @@
  *
  * A link is refused as a whole if one site is. Which one it was is found by halving.
  */
+import { EINVAL, EIO, ENOEXEC, ENOTSUPP } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
@@ -48,7 +49,7 @@ export interface Registration {
 }
 
 /** Errnos that speak of one site, not of the whole call. */
-const SITE_ERRNOS: ReadonlySet<number | undefined> = new Set([5 /* EIO */, 8 /* ENOEXEC */, 22 /* EINVAL */, 524 /* ENOTSUPP */])
+const SITE_ERRNOS: ReadonlySet<number | undefined> = new Set([EIO, ENOEXEC, EINVAL, ENOTSUPP])
 
 /**
  * Registers the sites. Those that the kernel refuses one by one are in `failures`, the others are armed.

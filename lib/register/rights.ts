@@ -1,8 +1,7 @@
 /**
  * Which rights this process has, for messages that name the missing one.
  */
-import { readFileSync } from 'node:fs'
-import { isSystemCallError } from '../errors.js'
+import { readTextOrNull } from '../read-text.js'
 
 /** Capabilities that tracing needs, with their numbers (include/uapi/linux/capability.h). */
 export const CAPABILITIES = { CAP_SYS_PTRACE: 19, CAP_SYS_ADMIN: 21, CAP_PERFMON: 38, CAP_BPF: 39 } as const
@@ -12,19 +11,19 @@ export type Capability = keyof typeof CAPABILITIES
 
 /** Whether a capability is in the effective set of this process. */
 export function hasCapability(capability: Capability): boolean {
-  const effective = /^CapEff:\s*([0-9a-f]+)/m.exec(readText('/proc/self/status') ?? '')?.[1]
+  const effective = /^CapEff:\s*([0-9a-f]+)/m.exec(readTextOrNull('/proc/self/status') ?? '')?.[1]
   return effective !== undefined && ((BigInt(`0x${effective}`) >> BigInt(CAPABILITIES[capability])) & 1n) === 1n
 }
 
 /** Whether this process runs in the initial user namespace: only capabilities held there count for perf and BPF. */
 export function inInitialUserNamespace(): boolean {
   // The initial namespace maps all of the 32-bit range onto itself (kernel/user.c, init_user_ns).
-  return /^\s*0\s+0\s+4294967295\s*$/.test(readText('/proc/self/uid_map') ?? '')
+  return /^\s*0\s+0\s+4294967295\s*$/.test(readTextOrNull('/proc/self/uid_map') ?? '')
 }
 
 /** The kernel's lockdown mode, as `none`, `integrity` or `confidentiality`; the last forbids BPF to read user memory. */
 export function lockdownMode(): string {
-  return /\[(\w+)\]/.exec(readText('/sys/kernel/security/lockdown') ?? '')?.[1] ?? 'none'
+  return /\[(\w+)\]/.exec(readTextOrNull('/sys/kernel/security/lockdown') ?? '')?.[1] ?? 'none'
 }
 
 /** A sentence that says what is missing for `perf_event_open` on the uprobe PMU, or for BPF. */
@@ -45,13 +44,4 @@ export function missingRight(what: 'perf' | 'bpf'): string {
     'The capabilities are there, so a security module or a seccomp filter refuses the call: with a container runtime, allow ' +
     `${what === 'perf' ? 'perf_event_open' : 'bpf'} in its seccomp profile.`
   )
-}
-
-function readText(path: string): string | null {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch (error) {
-    if (isSystemCallError(error)) return null
-    throw error
-  }
 }

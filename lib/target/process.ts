@@ -12,6 +12,7 @@
 import { closeSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
+import { readTextOrNull } from '../read-text.js'
 import { type Mapping, readMaps } from './maps.js'
 
 /** What /proc/PID/stat says that identifies a process. */
@@ -160,7 +161,7 @@ export class TargetProcess {
 
   /** The `Seccomp:` mode of /proc/PID/status: 0 none, 1 strict, 2 filter. */
   seccompMode(): number {
-    return Number(/^Seccomp:\s*(\d+)/m.exec(safeRead(`${this.procDirectory}/status`) ?? '')?.[1] ?? 0)
+    return Number(/^Seccomp:\s*(\d+)/m.exec(readTextOrNull(`${this.procDirectory}/status`) ?? '')?.[1] ?? 0)
   }
 
   /**
@@ -205,15 +206,6 @@ function livingThread(pid: number): number | null {
 function openMemory(tid: number): number | null {
   try {
     return openSync(`/proc/${tid}/mem`, 'r')
-  } catch (error) {
-    if (isSystemCallError(error)) return null
-    throw error
-  }
-}
-
-function safeRead(path: string): string | null {
-  try {
-    return readFileSync(path, 'utf8')
   } catch (error) {
     if (isSystemCallError(error)) return null
     throw error
