@@ -1,5 +1,5 @@
 /**
- * bpftrace at the same time on the same probe sees the same hits, and neither disturbs the other.
+ * bpftrace and perf at the same time on the same probe see the same hits, and none disturbs another.
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
@@ -8,6 +8,7 @@ import { buildTarget } from '../support/build.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { functionOffset, gatedNote } from '../support/notes.js'
+import { PerfCount } from '../support/perf.js'
 import { PYTHON, startPython } from '../support/python.js'
 import { Target } from '../support/target.js'
 import { detachComplete, newTracer } from '../support/tracing.js'
@@ -56,6 +57,25 @@ test('a function and its return', BPFTRACE, async (t) => {
   assert.equal(await witness.stop(), 10_000)
   assert.equal(isArmed(target.pid, target.program, offset), false)
 })
+
+test(
+  'perf and bpftrace beside the package on one function: three equal counts',
+  needs({ programs: ['gcc', 'bpftrace', 'perf', 'unshare'] }),
+  async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'func'))
+    const offset = functionOffset(target.program, 'f_add')
+    const perf = await PerfCount.start(t, target.program, 'f_add', target.pid)
+    const bpftrace = await BpftraceCount.start(t, `uprobe:${target.program}:f_add`, target.pid, () =>
+      isArmed(target.pid, target.program, offset),
+    )
+    const probe = await newTracer(t).attach('uprobe:f_add', { pid: target.pid })
+    await target.ask('add 10000')
+    await detachComplete(probe, 10_000)
+    assert.equal(await perf.stop(), 10_000)
+    assert.equal(await bpftrace.stop(), 10_000)
+    assert.equal(isArmed(target.pid, target.program, offset), false)
+  },
+)
 
 test('gc__start of CPython', needs({ programs: ['bpftrace'], files: [PYTHON] }), async (t) => {
   const python = await startPython(t)
