@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { ElfFile } from '../../lib/elf/elf-file.js'
 import { UprobeError, type UprobeErrorCode } from '../../lib/errors.js'
 import { type Cleanup, tempDirectory } from '../support/temp.js'
 
@@ -12,6 +13,16 @@ export function writeElf(t: Cleanup, bytes: Uint8Array, name = 'file'): string {
   const path = join(tempDirectory(t), name)
   writeFileSync(path, bytes)
   return path
+}
+
+/** Opens a file as long as `use` takes. */
+export async function withElf<T>(path: string, use: (elf: ElfFile) => Promise<T>): Promise<T> {
+  const elf = await ElfFile.open(path)
+  try {
+    return await use(elf)
+  } finally {
+    await elf.close()
+  }
 }
 
 /** Asserts that something is refused with a code, and what the message says. */

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { test } from 'node:test'
+import { after, test } from 'node:test'
 import fc from 'fast-check'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { readUsdtNotes } from '../../lib/elf/stapsdt.js'
@@ -64,13 +64,18 @@ async function readEverything(path: string): Promise<void> {
   }
 }
 
+/** How often reading gave a result, and how often a refusal. */
+const outcomes = { results: 0, refusals: 0 }
+
 async function orRefusal(reading: () => Promise<unknown>): Promise<void> {
   const start = performance.now()
   try {
     await reading()
+    outcomes.results++
   } catch (error) {
     if (!(error instanceof UprobeError) || error.code !== 'ERR_UPROBE_BAD_ELF') throw error
     assert.match(error.message, /The file is damaged/)
+    outcomes.refusals++
   }
   const ms = performance.now() - start
   assert.ok(ms < LONGEST_MS, `it took ${ms} ms`)
@@ -123,3 +128,8 @@ for (const format of FORMATS) {
     await damageAndRead(tempDirectory(t), bytes, [[sectionHeadersAt, bytes.length - sectionHeadersAt]], 300)
   })
 }
+
+after(() => {
+  // Damage that is always refused at once, or never, would test nothing.
+  assert.ok(outcomes.results > 100 && outcomes.refusals > 100, JSON.stringify(outcomes))
+})

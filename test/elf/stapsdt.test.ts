@@ -86,6 +86,18 @@ test('does not make a semaphore of 0 one by moving it', async (t) => {
   assert.equal(moved.refCtrOffset, null)
 })
 
+for (const format of FORMATS) {
+  test(`moves through the end of a ${format.bits}-bit address space, ${format.littleEndian ? 'little' : 'big'}-endian`, async (t) => {
+    // Moved up by 0x1100 the base stays where addresses are small, while the probe, as it was stored, is at the far end.
+    const below = (address: number): bigint => BigInt.asUintN(format.bits, BigInt(address) - 0x1100n)
+    const stored = plan(0, { pc: below(0x1010), base: below(LAYOUT.base.address), semaphore: below(LAYOUT.probes.address) })
+    const [moved] = await notesIn(writeElf(t, usdtFile(format, 0, [[stored]]).bytes))
+    assert.deepEqual([moved?.pc, moved?.base, moved?.semaphore], [2n ** BigInt(format.bits) - 0xf0n, 0xf0n, 0x3f00n])
+    assert.deepEqual([moved?.vaddr, moved?.semaphoreVaddr], [0x1010n, 0x5000n])
+    assert.deepEqual([moved?.fileOffset, moved?.refCtrOffset], [0x1010n, 0x2000n])
+  })
+}
+
 test('has no offset for a semaphore in .bss, nor one that is in no segment', async (t) => {
   const inBss = plan(0, { name: 'bss', semaphore: LAYOUT.bss.address })
   const last = plan(0, { name: 'last', semaphore: LAYOUT.bss.address - 2 })
@@ -165,6 +177,13 @@ test('lists the notes of a file of debug symbols, without offsets', readingNeeds
     debug,
     whole.map((n) => ({ ...n, fileOffset: null, refCtrOffset: null })),
   )
+})
+
+test('has no offsets in a file of debug symbols that kept the program headers of the whole file', async (t) => {
+  const { bytes, sectionHeadersAt, sectionHeaderBytes } = usdtFile(LE64, 0, [[plan(0)]])
+  bytes.writeUInt32LE(SHT.nobits, sectionHeadersAt + sectionHeaderBytes + 4)
+  const [only] = await notesIn(writeElf(t, bytes))
+  assert.deepEqual([only?.vaddr, only?.fileOffset, only?.refCtrOffset], [0x1010n, null, null])
 })
 
 test('lists by a pattern over provider and name', async (t) => {

@@ -3,8 +3,8 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { copyFileSync, readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { readdirSync, readFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
 import { test } from 'node:test'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { type ElfSymbol, findFunctions, findSymbolAddresses, functionContaining, isGoBinary } from '../../lib/elf/symbols.js'
@@ -16,6 +16,7 @@ import { readingNeeds, writeElf } from './files.js'
 const NM = '/usr/bin/nm'
 const NODE = process.execPath
 const LIBC = '/lib/x86_64-linux-gnu/libc.so.6'
+const LIBCRYPTO = '/usr/lib/x86_64-linux-gnu/libcrypto.so.3'
 const LIBSTDCXX = '/usr/lib/x86_64-linux-gnu/libstdc++.so.6'
 
 async function opened(t: Cleanup, path: string): Promise<ElfFile> {
@@ -163,21 +164,25 @@ test('finds the same after strip as nm -D does', readingNeeds(NM, '/usr/bin/stri
   assert.ok(found.length > 0 && found.length < whole.length)
 })
 
-test('finds the dynamic symbols of a library whose section headers are gone', readingNeeds(LIBC), async (t) => {
-  const path = join(tempDirectory(t), 'libc.so')
-  const bytes = readFileSync(LIBC)
-  bytes.writeBigUInt64LE(0n, 40)
-  bytes.writeUInt32LE(0, 60)
-  copyFileSync(writeElf(t, bytes), path)
-  const bare = await opened(t, path)
-  assert.equal(bare.sections.length, 0)
-  const whole = await opened(t, LIBC)
-  for (const pattern of ['malloc', 'memcpy', 'pthread_*']) {
-    const found = await findFunctions(bare, pattern)
-    assert.ok(found.length > 0)
-    assert.deepEqual(found, await findFunctions(whole, pattern))
-  }
-})
+/** A copy of a 64-bit file with e_shoff, e_shnum and e_shstrndx gone. */
+function withoutSectionHeaders(t: Cleanup, path: string): string {
+  const bytes = readFileSync(path)
+  bytes.fill(0, 40, 48).fill(0, 60, 64)
+  return writeElf(t, bytes)
+}
+
+// Debian's libc has DT_HASH, which says how many symbols there are; in the other libraries they are counted by DT_GNU_HASH.
+for (const path of [LIBC, LIBSTDCXX, LIBCRYPTO]) {
+  test(`finds the dynamic symbols of ${basename(path)} when its section headers are gone`, readingNeeds(path), async (t) => {
+    const bare = await opened(t, withoutSectionHeaders(t, path))
+    assert.equal(bare.sections.length, 0)
+    const found = await findFunctions(bare, '*')
+    assert.ok(found.length > 1000, `${found.length} found`)
+    assert.deepEqual(found, await findFunctions(await opened(t, path), '*'))
+    const [{ name, version } = { name: '', version: '' }] = found.filter((symbol) => symbol.defaultVersion)
+    assert.ok((await findFunctions(bare, `${name}@@${version}`)).length > 0)
+  })
+}
 
 /** A symbol as it is stored. */
 interface SymbolPlan {
