@@ -394,10 +394,16 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     })
   }
 
-  #emitBatch(batch: HitBatch): void {
-    callGuarded(() => this.emit('batch', batch))
-    if (this.listenerCount('hit') === 0) return
-    for (const hit of batch) callGuarded(() => this.emit('hit', hit))
+  /** Returns how many hits found a listener: all of them if it takes batches, else those up to where the last one left. */
+  #emitBatch(batch: HitBatch): number {
+    const whole = this.listenerCount('batch') > 0
+    if (whole) callGuarded(() => this.emit('batch', batch))
+    let taken = 0
+    while (taken < batch.length && this.listenerCount('hit') > 0) {
+      const hit = batch.at(taken++)
+      callGuarded(() => this.emit('hit', hit))
+    }
+    return whole ? batch.length : taken
   }
 
   #onNewListener(event: string | symbol): void {

@@ -2,7 +2,8 @@
  * From records to whoever wants the hits of one probe: listeners, or an async iterator.
  *
  * A probe has one kind of consumer at a time. While there are `'hit'` or `'batch'` listeners they are called at once; otherwise hits wait in a bounded queue for
- * an iterator, also before there is one. So each hit is delivered once or counted as lost, never both.
+ * an iterator, also before there is one. A listener may leave in the middle of a batch, as `once` does; the hits behind it then wait like any others. So each hit
+ * is delivered once or counted as lost, never both.
  */
 import { AsyncResource } from 'node:async_hooks'
 import type { Hit } from '../capture/hit.js'
@@ -12,9 +13,13 @@ import { HitQueue, type QueueLimits } from './queue.js'
 
 /** What the consumer needs of its probe. */
 export interface ConsumerHost {
-  /** Calls the listeners for a batch, and whether there are any. */
-  emitBatch(batch: HitBatch): void
+  /** Whether there are listeners. */
   hasListeners(): boolean
+  /**
+   * Calls the listeners for the hits of a batch, as long as there are any.
+   * @returns how many of its first hits they took
+   */
+  emitBatch(batch: HitBatch): number
   /** Keeps the event loop alive while somebody waits. */
   ref(): void
   unref(): void
@@ -32,7 +37,8 @@ export class Consumer {
   readonly #waiting: Waiter[] = []
   // Listeners run in the async context in which the probe was attached, whatever the native callback's is.
   readonly #context = new AsyncResource('uprobe.Probe')
-  #iterating = false
+  /** Stands for the open iterator. */
+  #open: symbol | null = null
   #ended = false
 
   constructor(
@@ -44,7 +50,7 @@ export class Consumer {
 
   /** Whether an iterator is open. */
   get iterating(): boolean {
-    return this.#iterating
+    return this.#open !== null
   }
 
   /**
@@ -52,29 +58,25 @@ export class Consumer {
    * @returns how many of its first hits were delivered; there was no room for the rest
    */
   accept(batch: HitBatch): number {
-    if (this.host.hasListeners()) {
-      this.#emit(batch)
-      return batch.length
-    }
-    let direct = 0
-    for (let waiter = this.#waiting[0]; waiter !== undefined && direct < batch.length; waiter = this.#waiting[0]) {
-      this.#waiting.shift()
-      this.host.unref()
-      waiter.resolve({ done: false, value: batch.at(direct++) })
-    }
-    if (direct === batch.length) return direct
-    return direct + this.#queue.push(direct === 0 ? batch : batch.slice(direct, batch.length))
+    // A listener that was added a moment ago gets what waited before what has just come.
+    this.flushToListeners()
+    const taken = this.host.hasListeners() ? this.#emit(batch) : 0
+    return taken + this.#keep(batch, taken)
   }
 
   /** Hands what waits in the queue to listeners that were added since. */
   flushToListeners(): void {
-    if (!this.host.hasListeners()) return
-    for (const batch of this.#queue.takeAll()) this.#emit(batch)
+    if (this.#queue.length === 0 || !this.host.hasListeners()) return
+    for (const batch of this.#queue.takeAll()) {
+      // What they leave fits in again, since it came from there.
+      this.#keep(batch, this.host.hasListeners() ? this.#emit(batch) : 0)
+    }
   }
 
   /** No more hits will come: iterators end when they have taken what waits. */
   end(): void {
     this.#ended = true
+    if (this.#waiting.length > 0) this.#open = null
     for (const waiter of this.#waiting.splice(0)) {
       this.host.unref()
       waiter.resolve({ done: true, value: undefined })
@@ -89,27 +91,31 @@ export class Consumer {
         "The probe has 'hit' or 'batch' listeners, which take its hits. Remove them, or do not iterate.",
       )
     }
-    if (this.#iterating) {
+    if (this.#open !== null) {
       throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'The probe is being iterated already. Use one iterator, and share its hits.')
     }
-    this.#iterating = true
-    let closed = false
+    const self = Symbol('iterator')
+    this.#open = self
+    let leaving: Promise<void> | null = null
     const done: IteratorResult<Hit, undefined> = { done: true, value: undefined }
     const iterator: AsyncIterableIterator<Hit> = {
       next: () => {
-        if (closed) return Promise.resolve(done)
+        if (this.#open !== self) return Promise.resolve(done)
         const hit = this.#queue.shift()
         if (hit !== undefined) return Promise.resolve({ done: false, value: hit })
-        if (this.#ended) return Promise.resolve(done)
+        if (this.#ended) {
+          this.#open = null
+          return Promise.resolve(done)
+        }
         this.host.ref()
         return new Promise((resolve) => this.#waiting.push({ resolve }))
       },
       return: async () => {
-        if (!closed) {
-          closed = true
-          this.#iterating = false
-          await this.host.abandon()
+        if (this.#open === self) {
+          this.#open = null
+          leaving = this.host.abandon()
         }
+        await leaving
         return done
       },
       [Symbol.asyncIterator]: () => iterator,
@@ -117,8 +123,22 @@ export class Consumer {
     return iterator
   }
 
-  #emit(batch: HitBatch): void {
-    this.#context.runInAsyncScope(() => this.host.emitBatch(batch))
+  /** Calls the listeners; returns how many hits they took. */
+  #emit(batch: HitBatch): number {
+    return this.#context.runInAsyncScope(() => this.host.emitBatch(batch))
+  }
+
+  /** Gives the hits from `start` on to whoever waits in an iterator, and the others to the queue; returns how many were taken. */
+  #keep(batch: HitBatch, start: number): number {
+    let next = start
+    while (next < batch.length) {
+      const waiter = this.#waiting.shift()
+      if (waiter === undefined) break
+      this.host.unref()
+      waiter.resolve({ done: false, value: batch.at(next++) })
+    }
+    if (next < batch.length) next += this.#queue.push(next === 0 ? batch : batch.slice(next, batch.length))
+    return next - start
   }
 }
 

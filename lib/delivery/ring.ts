@@ -4,6 +4,7 @@
  * All capture programs of a tracer write into one BPF ring buffer. A native thread empties it and rings; here the batches are taken, and the records are handed
  * to the probes they belong to. Between two batches the event loop gets its turn, so that a flood of hits does not starve the host.
  */
+import { AsyncResource } from 'node:async_hooks'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { forEachRecord } from '../capture/record.js'
 import type { Logger } from '../log.js'
@@ -76,10 +77,14 @@ export class Ring {
     this.#sinks.delete(probeId)
   }
 
-  /** Calls back on events of a pidfd or task watch, whose fd the reader owns from here on. Returns what {@link unwatch} takes. */
+  /**
+   * Calls back on events of a pidfd or task watch, whose fd the reader owns from here on, in the async context of the caller: that of the doorbell belongs to
+   * whoever made the ring, or to nobody, depending on the version of Node.
+   * @returns what {@link unwatch} takes
+   */
   watch(fd: number, kind: 'pidfd' | 'task', callback: (event: WatchEvent['event']) => void): number {
     const watch = this.reader.watch(fd, kind)
-    this.#watches.set(watch, callback)
+    this.#watches.set(watch, AsyncResource.bind(callback))
     return watch
   }
 
