@@ -5,10 +5,16 @@
  */
 import { spawnSync } from 'node:child_process'
 import { attachTime } from './attach.js'
+import { readingCost } from './elf.js'
 import { hitCost } from './hit-cost.js'
 import { idleCost } from './idle.js'
 
-const BENCHMARKS: Readonly<Record<string, () => Promise<string>>> = { 'hit-cost': hitCost, attach: attachTime, idle: idleCost }
+const BENCHMARKS: Readonly<Record<string, () => Promise<string>>> = {
+  'hit-cost': hitCost,
+  attach: attachTime,
+  elf: readingCost,
+  idle: idleCost,
+}
 
 async function main(names: readonly string[]): Promise<number> {
   const unknown = names.find((name) => BENCHMARKS[name] === undefined)

@@ -23,6 +23,8 @@ function matches(pattern: string, name: string): boolean {
   let resume = 0
   while (n < name.length) {
     if (pattern[p] === '*') {
+      // A star at the end takes the rest.
+      if (p === pattern.length - 1) return true
       star = p++
       resume = n
     } else if (p < pattern.length && (pattern[p] === '?' || pattern[p] === name[n])) {
