@@ -31,7 +31,8 @@ export const SMALL_RECORD_BIT = 31
 const SMALL_AREA = 256
 /** String space from which on the small class is worth the trouble. */
 const SMALL_CLASS_FROM = 1024
-const MAX_RECORD_BYTES = 65_536
+/** Largest record. */
+export const MAX_RECORD_BYTES = 65_536
 
 /** Where a string of a record is. */
 export interface StringArea {
@@ -100,7 +101,7 @@ function align8(bytes: number): number {
 }
 
 /** Bytes before each record in a batch: u32 length of the record, u32 zero. */
-const BATCH_HEAD = 8
+export const BATCH_HEAD = 8
 
 /**
  * Calls back for each record of a batch as the reader hands it out.

@@ -6,7 +6,7 @@
  */
 import { AsyncResource } from 'node:async_hooks'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { forEachRecord } from '../capture/record.js'
+import { BATCH_HEAD, forEachRecord, MAX_RECORD_BYTES } from '../capture/record.js'
 import type { Logger } from '../log.js'
 import type { Native, RingReader, WatchEvent } from '../native.js'
 import { BPF_MAP_TYPE_RINGBUF, createMap } from '../register/bpf-objects.js'
@@ -34,6 +34,7 @@ export class Ring {
   readonly #sinks = new Map<number, RecordSink>()
   readonly #watches = new Map<number, (event: WatchEvent['event']) => void>()
   #pumping = false
+  #closed = false
   #nextProbeId = 1
   #references = 0
 
@@ -110,7 +111,14 @@ export class Ring {
     try {
       // Doorbells go on meanwhile, and what they take is delivered: a full reader needs that to go on.
       await this.reader.drain()
-      while (this.#takeOne()) await nextTurn()
+      // No more than this can wait by now. Behind it may come, without end, the hits of a probe that is faster than its listeners.
+      let left = this.options.pendingLimitBytes + MAX_RECORD_BYTES + BATCH_HEAD
+      while (left > 0) {
+        const taken = this.#takeOne()
+        if (taken === 0) break
+        left -= taken
+        await nextTurn()
+      }
     } finally {
       this.unref()
     }
@@ -118,6 +126,8 @@ export class Ring {
 
   /** Stops the reader. Records that were not drained are dropped. Idempotent. */
   close(): void {
+    if (this.#closed) return
+    this.#closed = true
     this.reader.close()
     this.native.closeFd(this.mapFd)
   }
@@ -130,16 +140,16 @@ export class Ring {
   async #pump(): Promise<void> {
     this.#pumping = true
     try {
-      while (this.#takeOne()) await nextTurn()
+      while (this.#takeOne() > 0) await nextTurn()
     } finally {
       this.#pumping = false
     }
   }
 
-  /** Takes one batch and hands it out; returns whether there was one. */
-  #takeOne(): boolean {
+  /** Takes one batch and hands it out; returns its bytes, 0 if there was none. */
+  #takeOne(): number {
     const buffer = this.reader.take()
-    if (buffer === undefined) return false
+    if (buffer === undefined) return 0
     const byProbe = new Map<number, number[]>()
     let lastId = -1
     let lastOffsets: number[] = []
@@ -152,6 +162,6 @@ export class Ring {
       lastOffsets.push(offset)
     })
     for (const [probeId, offsets] of byProbe) this.#sinks.get(probeId)?.receive(buffer, offsets)
-    return true
+    return buffer.byteLength
   }
 }
