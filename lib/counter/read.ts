@@ -8,6 +8,9 @@
 import { codeAddress, counterAddress, type Mapping } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 
+/** The memory of a process, as far as it is needed here. */
+type Memory = Pick<TargetProcess, 'readMemory'>
+
 /** What was found in one process for one counter. */
 export interface CounterReading {
   /** Address of the counter; `null` where the kernel finds none. */
@@ -22,7 +25,7 @@ export interface CounterReading {
 export const BREAKPOINT_BYTES = process.arch === 'arm64' ? 4 : 1
 
 /** Whether the instruction at a file offset differs from the file. */
-export function isArmed(target: TargetProcess, mappings: readonly Mapping[], fileOffset: bigint, original: Uint8Array): boolean | null {
+export function isArmed(target: Memory, mappings: readonly Mapping[], fileOffset: bigint, original: Uint8Array): boolean | null {
   const address = codeAddress(mappings, fileOffset)
   if (address === null) return null
   const bytes = target.readMemory(address, BREAKPOINT_BYTES)
@@ -30,7 +33,7 @@ export function isArmed(target: TargetProcess, mappings: readonly Mapping[], fil
 }
 
 /** The 16-bit counter at an address; `null` if it cannot be read. Both supported architectures are little-endian. */
-export function readCounter(target: TargetProcess, address: bigint): number | null {
+export function readCounter(target: Memory, address: bigint): number | null {
   return target.readMemory(address, 2)?.readUInt16LE(0) ?? null
 }
 
@@ -47,7 +50,7 @@ const READINGS = 8
  * repeated until value and armed sites stand still.
  */
 export function inspectCounter(
-  target: TargetProcess,
+  target: Memory,
   mappings: readonly Mapping[],
   refCtrOffset: bigint,
   sites: readonly CounterSite[],

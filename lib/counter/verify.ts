@@ -49,8 +49,11 @@ export interface Verification {
   readonly warnings: readonly string[]
 }
 
+/** A process that is looked at. */
+type Looked = Pick<TargetProcess, 'pid' | 'procDirectory' | 'maps' | 'readMemory'>
+
 /** Reads back the sites of one file in one process. */
-export async function verifySites(target: TargetProcess, facts: FileFacts, sites: readonly Site[]): Promise<Verification> {
+export async function verifySites(target: Looked, facts: FileFacts, sites: readonly Site[]): Promise<Verification> {
   const found = new Map<number, SiteTarget>()
   const failures: Array<{ site: Site; error: UprobeError }> = []
   const warnings: string[] = []
