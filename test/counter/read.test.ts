@@ -179,6 +179,17 @@ describe('a reading while tracers come and go', () => {
     assert.equal(memory.looks(), 6)
   })
 
+  it('is repeated when the value changes while the sites are looked at', () => {
+    const memory = changing([
+      [2, true],
+      [2, true],
+      [1, true],
+      [2, true],
+    ])
+    assert.deepEqual(inspect(memory), [2, 1])
+    assert.equal(memory.looks(), 6)
+  })
+
   it('ends when they never do', () => {
     const memory = changing(Array.from({ length: 1000 }, (_, look) => [look % 2, true] as const))
     inspect(memory)
