@@ -52,7 +52,7 @@ export interface BpfProgram {
   license: string
   /** At most 15 bytes. */
   name: string
-  /** BPF_F_SLEEPABLE: the program may wait for memory to be paged in; uprobes take such programs since Linux 6.0. Default: false. */
+  /** BPF_F_SLEEPABLE: the program may wait for memory to be paged in; uprobes take such programs since Linux 6.0, with the helper to fetch memory somewhat later. Default: false. */
   sleepable?: boolean
 }
 

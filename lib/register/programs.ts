@@ -21,7 +21,7 @@ export interface MultiProgram {
 /** What all programs of a probe have in common. */
 export type ProgramBase = Omit<CaptureProgram, 'attach' | 'slot' | 'shapes' | 'sleepable'>
 
-/** Whether this kernel takes sleepable programs for uprobes (6.0 and later), as far as known. */
+/** Whether this kernel takes sleepable programs for uprobes that fetch memory (seen on 6.12, refused by 6.1), as far as known. */
 let sleepableWorks = true
 
 /** The programs of one probe. `close` when the probe is detached; attached events and links keep theirs alive. */
@@ -71,8 +71,12 @@ export class CapturePrograms {
         for (const slot of kinds[first + index]?.slots ?? []) cookies.set(slot, cookieOf(slot, index))
       })
       first += shapes.length
-      const fd = await this.#load('multi', 0, shapes)
-      programs.push({ fd, cookies })
+      try {
+        programs.push({ fd: await this.#load('multi', 0, shapes), cookies })
+      } catch (error) {
+        for (const { fd } of programs) this.native.closeFd(fd)
+        throw error
+      }
     }
     return programs
   }

@@ -2,19 +2,18 @@
  * Memory that is mapped but not present (test/targets/absent.c): a program that may sleep fetches it, and holds nobody up meanwhile.
  */
 import assert from 'node:assert/strict'
-import { release } from 'node:os'
 import test from 'node:test'
 import { buildTarget } from '../support/build.js'
+import { HAS_SLEEPABLE, REGISTRATIONS } from '../support/features.js'
 import { needs } from '../support/needs.js'
 import { Target } from '../support/target.js'
 import { collect, detachComplete, newTracer } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
 
 // Uprobes take programs that may sleep since 6.0.
-const possible =
-  Number(release().split('.')[0]) >= 6 ? needs({ programs: ['gcc'] }) : { skip: 'this kernel has no uprobe programs that may sleep' }
+const possible = HAS_SLEEPABLE ? needs({ programs: ['gcc'] }) : { skip: 'this kernel has no uprobe programs that may sleep' }
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   for (const stringLimit of [256, 4096]) {
     test(`reads a string that is not present (${registration}, limit ${stringLimit})`, possible, async (t) => {
       const target = await Target.start(t, buildTarget(t, 'absent'))

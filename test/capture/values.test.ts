@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import type { AttachOptions } from '../../lib/index.js'
 import { buildTarget, type Linkage } from '../support/build.js'
+import { REGISTRATIONS } from '../support/features.js'
 import { needs } from '../support/needs.js'
 import { Target } from '../support/target.js'
 import { collect, detachComplete, newTracer } from '../support/tracing.js'
@@ -49,7 +50,7 @@ const expected = {
   unreadable: [{ unreadable: '0x10' }, { unreadable: '0x8' }, { unreadable: '0x7ffffffff000' }, { unreadable: '0xffff800000000020' }, 16],
 }
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   for (const [name, values] of Object.entries(expected)) {
     test(`reads operands exactly: ${name} (${registration})`, here, async (t) => {
       const hits = await argumentsOf(t, name, [name, name], { registration })

@@ -3,7 +3,6 @@
  */
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
-import { release } from 'node:os'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
 import { type CaptureProgram, compileCapture, STATS_VALUE_BYTES, splitShapes } from '../../lib/capture/compile.js'
@@ -21,6 +20,7 @@ import {
   loadProgram,
 } from '../../lib/register/bpf-objects.js'
 import { multiSupport } from '../../lib/register/multi-support.js'
+import { HAS_SLEEPABLE } from '../support/features.js'
 import { needs } from '../support/needs.js'
 
 const arch: Arch = process.arch === 'arm64' ? 'arm64' : 'x64'
@@ -28,7 +28,7 @@ const RING_BYTES = 1 << 20
 const INSN_BYTES = 8
 
 // Uprobes take programs that may sleep since 6.0.
-const sleepableWorks = Number(release().split('.')[0]) >= 6
+const sleepableWorks = HAS_SLEEPABLE
 
 /** Every form of operand that was seen, and rarer ones. */
 function everyForm(): BoundOperand[] {

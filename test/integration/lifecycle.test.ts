@@ -6,6 +6,7 @@ import test from 'node:test'
 import { type Probe, UprobeError } from '../../lib/index.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
+import { REGISTRATIONS } from '../support/features.js'
 import { assertLeavesNothing } from '../support/leftovers.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
@@ -25,7 +26,7 @@ function assertUntouched(pid: number, program: string): void {
   }
 }
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   test(`attach, hits, detach and close leave no descriptor, no thread, no breakpoint and no count (${registration})`, GCC, async (t) => {
     const target = await Target.start(t, buildTarget(t, 'usdt'))
     await assertLeavesNothing(async () => {
@@ -114,7 +115,7 @@ test('a tracer that is killed while threads fire leaves nothing but the probe of
   assertUntouched(target.pid, target.program)
 })
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   test(`a tracer that exits while it detaches leaves nothing in the target (${registration})`, GCC, async (t) => {
     const target = await Target.start(t, buildTarget(t, 'usdt'))
     for (let round = 0; round < 3; round++) {
@@ -197,7 +198,7 @@ test('a target that exits at the moment of the detach', GCC, async (t) => {
   })
 })
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   test(`an attach that fails at its second site takes the first back (${registration})`, GCC, async (t) => {
     const target = await Target.start(t, buildTarget(t, 'usdt'))
     const second = notesOf(target.program, 't:shared')[1]

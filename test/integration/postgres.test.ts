@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import test from 'node:test'
+import { REGISTRATIONS } from '../support/features.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote, notesOf } from '../support/notes.js'
@@ -78,7 +79,7 @@ test('lwlock__acquire fires only while its semaphore is up', POSTGRES_15, async 
   assert.ok(hits.some((hit) => hit.args[0] === 'ProcArray'))
 })
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   test(`postgresql:* attaches every probe of the server at once (${registration})`, POSTGRES_15, async (t) => {
     const server = await Postgres.start(t)
     const notes = notesOf(server.path)

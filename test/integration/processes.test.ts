@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import type { ProbeStateChange } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
+import { REGISTRATIONS } from '../support/features.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote } from '../support/notes.js'
@@ -42,7 +43,7 @@ test('a probe for several processes is in those and in no other', GCC, async (t)
   )
 })
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   test(`a probe for a file is in every process that maps it, now or later (${registration})`, GCC, async (t) => {
     const program = buildTarget(t, 'usdt')
     const { refCtrOffset } = gatedNote(program, 't:gated')
@@ -83,7 +84,7 @@ test('a probe for a file that no process runs yet sees the first one', GCC, asyn
   )
 })
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   test(`a child that the target forks delivers no hits, and nothing stays in it after detach (${registration})`, GCC, async (t) => {
     const target = await Target.start(t, buildTarget(t, 'usdt'))
     const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:gated')
@@ -128,7 +129,7 @@ test("exec ends the process's part of the probe, and the new program is not arme
   await detachComplete(probe, 5)
 })
 
-for (const registration of ['perf', 'multi'] as const) {
+for (const registration of REGISTRATIONS) {
   for (const command of ['exec', 'exec-thread'] as const) {
     test(`${command} in the only process ends the probe as target-exited (${registration})`, GCC, async (t) => {
       const target = await Target.start(t, buildTarget(t, 'usdt'))

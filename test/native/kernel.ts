@@ -93,6 +93,9 @@ export function recordingProgram(ringFd: number, lossMapFd: number, forceWakeup:
   ])
 }
 
+// Before Linux 5.11 maps count against RLIMIT_MEMLOCK, which is small by default.
+if (process.getuid?.() === 0) native.raiseMemlockLimit()
+
 /** Loads a program for a uprobe. */
 export function load(insns: Uint8Array, expectedAttachType = 0): Promise<number> {
   return native.bpfProgLoad({ type: PROG_KPROBE, expectedAttachType, insns, license: 'Dual MIT/GPL', name: 'uprobe_test' })

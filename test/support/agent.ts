@@ -17,7 +17,7 @@ import { waitFor } from './wait.js'
  * @param prefix - a command that starts it, such as `['setpriv', '--bounding-set', '-all']`; it must keep the process id
  */
 export function startAgent(t: Cleanup, prefix: readonly string[] = []): Promise<Target> {
-  const [program = '', ...args] = [...prefix, process.execPath, '--import', 'tsx', __filename]
+  const [program = '', ...args] = [...prefix, process.execPath, ...(__filename.endsWith('.ts') ? ['--import', 'tsx'] : []), __filename]
   return Target.start(t, program, { args, cwd: join(__dirname, '..', '..') })
 }
 

@@ -1,0 +1,16 @@
+/**
+ * What the kernel under test can do, where tests differ by it.
+ *
+ * It is said by whoever starts the tests, not asked of the code under test: a test of the choice between two ways must know which one is right. On a machine
+ * for development and in continuous integration everything is there; test/guest/run.mjs names what an old kernel lacks.
+ */
+const lacking = new Set((process.env.UPROBE_TEST_LACKS ?? '').split(',').filter(Boolean))
+
+/** Whether the kernel has a uprobe_multi link with a right process filter (6.10). */
+export const HAS_MULTI = !lacking.has('multi')
+
+/** Whether programs on uprobes may sleep and fetch memory with bpf_copy_from_user: seen on 6.12, refused by 6.1. */
+export const HAS_SLEEPABLE = !lacking.has('sleepable')
+
+/** The ways to register that can be forced here. */
+export const REGISTRATIONS: ReadonlyArray<'perf' | 'multi'> = HAS_MULTI ? ['perf', 'multi'] : ['perf']
