@@ -2,7 +2,7 @@
  * Looks at every prebuilt addon: is it for the machine its folder names, stripped, with its USDT notes, and loadable on systems as old as we promise?
  *
  * The symbol versions decide the last: a file that needs a newer glibc or libstdc++ than a system has does not load there. Debian 10 and RHEL 8 have GLIBC 2.28 and
- * GLIBCXX 3.4.25. Node-API 8 is what Node 20 and all later versions offer.
+ * GLIBCXX 3.4.25. Node-API 8 is what Node 20 and all later versions offer; every function that came after it is called node_api_*, none before is.
  */
 import { spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
@@ -12,17 +12,6 @@ import { fileURLToPath } from 'node:url'
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const MACHINES = { 'linux-x64': /X86-64/, 'linux-arm64': /AArch64/ }
 const MOST = { GLIBC: [2, 28], GLIBCXX: [3, 4, 25], CXXABI: [1, 3, 11] }
-/** Functions that came after Node-API 8. */
-const TOO_NEW = [
-  'node_api_symbol_for',
-  'node_api_create_syntax_error',
-  'node_api_throw_syntax_error',
-  'node_api_get_module_file_name',
-  'node_api_create_property_key_utf16',
-  'node_api_create_buffer_from_arraybuffer',
-  'node_api_create_external_string_latin1',
-]
-
 const problems = []
 
 function readelf(...args) {
@@ -63,8 +52,8 @@ for (const [folder, machine] of Object.entries(MACHINES)) {
       if (isNewer(version, MOST[family])) fail(`needs ${family}_${version}, newer than ${MOST[family].join('.')}`)
       if (highest[family] === undefined || isNewer(version, highest[family].split('.').map(Number))) highest[family] = version
     }
-    const symbols = readelf('--dyn-syms', path)
-    for (const symbol of TOO_NEW) if (new RegExp(`UND ${symbol}\\b`).test(symbols)) fail(`uses ${symbol}, which is newer than Node-API 8`)
+    for (const [, symbol] of readelf('--dyn-syms', path).matchAll(/ UND (node_api_\w+)/g))
+      fail(`uses ${symbol}, which is newer than Node-API 8`)
     console.log(
       `${folder}/${name}: ${Object.entries(highest)
         .map(([family, version]) => `${family} ${version}`)

@@ -6,7 +6,8 @@
  *     npm test -- --test-name-pattern=counter
  */
 import { spawnSync } from 'node:child_process'
-import { readdirSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -27,10 +28,27 @@ if (process.getuid?.() !== 0) {
   console.error('Not root: the tests that register probes are skipped, each with its reason. Run as root to run them all.')
 }
 
+const directory = mkdtempSync(join(tmpdir(), 'uprobe-tally-'))
+const tally = join(directory, 'tally.json')
 // One file at a time: registrations take kernel-wide locks, and a test that waits for another's is slow, not parallel.
 const { status } = spawnSync(
   process.execPath,
-  ['--import', 'tsx', '--test', '--test-reporter=spec', '--test-concurrency=1', ...options, ...files],
+  [
+    ...['--import', 'tsx', '--test', '--test-concurrency=1'],
+    ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
+    ...['--test-reporter=./scripts/test-tally.mjs', `--test-reporter-destination=${tally}`],
+    ...options,
+    ...files,
+  ],
   { stdio: 'inherit' },
 )
+// Node that stops early, for an option it does not know, has written nothing.
+const written = existsSync(tally) ? readFileSync(tally, 'utf8') : ''
+const { ran, skipped } = written === '' ? { ran: 0, skipped: {} } : JSON.parse(written)
+rmSync(directory, { recursive: true })
+for (const [reason, count] of Object.entries(skipped)) console.log(`not run: ${count} ${count === 1 ? 'test' : 'tests'} (${reason})`)
+if (ran === 0) {
+  console.error('no test ran')
+  process.exit(1)
+}
 process.exit(status ?? 1)
