@@ -159,6 +159,18 @@ test('takes programs for links, of 1 to 200 shapes', needs(), async (t) => {
   }
 })
 
+test('takes strings of every limit and a filter, behind 71 shapes in programs for links', needs(), async (t) => {
+  const without = await noLinks()
+  if (without !== false) return t.skip(without)
+  const load = loader(t)
+  const filter = parseFilter('arg0 > 3 || arg1 != 5')
+  const base = { arch, probeId: 1, statsFd: 0, ringFd: 0, ringBytes: RING_BYTES, excludeTid: 77, filter, sleepable: sleepableWorks }
+  for (const stringLimit of [1, 256, 4096]) {
+    const shapes = Array.from({ length: 71 }, (_, index) => ({ ...variedShape(index, 4), strings: [0, 2, 3], stringLimit }))
+    for (const group of splitShapes(shapes, base)) await load({ attach: 'multi', shapes: group, filter, excludeTid: 77 })
+  }
+})
+
 test('divides shapes among programs that the kernel takes, each as full as possible', needs(), async (t) => {
   const without = await noLinks()
   if (without !== false) return t.skip(without)
