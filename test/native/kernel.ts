@@ -93,8 +93,13 @@ export function recordingProgram(ringFd: number, lossMapFd: number, forceWakeup:
   ])
 }
 
-// Before Linux 5.11 maps count against RLIMIT_MEMLOCK, which is small by default.
-if (process.getuid?.() === 0) native.raiseMemlockLimit()
+try {
+  // Before Linux 5.11 maps count against RLIMIT_MEMLOCK, which is small by default.
+  native.raiseMemlockLimit()
+} catch (error) {
+  // Without CAP_SYS_RESOURCE, as in many containers. Where the limit counts, making the first map fails and says so.
+  if (!(error instanceof Error && 'code' in error && error.code === 'EPERM')) throw error
+}
 
 /** Loads a program for a uprobe. */
 export function load(insns: Uint8Array, expectedAttachType = 0): Promise<number> {
