@@ -24,19 +24,3 @@ describe('docs/errors.md', () => {
     for (const code of new Set(thrown)) assert.ok(code in ERROR_CODES, `${code} is used and not listed`)
   })
 })
-
-describe('the documentation', () => {
-  const pages = ['README.md', 'SECURITY.md', 'CHANGELOG.md', ...readdirSync(join(ROOT, 'docs')).map((name) => join('docs', name))].filter(
-    (name) => name.endsWith('.md'),
-  )
-
-  for (const page of pages) {
-    it(`${page} links only to files that exist`, () => {
-      const text = readFileSync(join(ROOT, page), 'utf8')
-      for (const [, target = ''] of text.matchAll(/\]\(([^)#]+)(?:#[^)]*)?\)/g)) {
-        if (/^https?:/.test(target)) continue
-        assert.doesNotThrow(() => readFileSync(join(ROOT, page, '..', target)), `${page} links to ${target}`)
-      }
-    })
-  }
-})
