@@ -2,7 +2,7 @@
  * The package as it is published: packed with its prebuilds, and installed into an empty project.
  */
 import { execFileSync } from 'node:child_process'
-import { existsSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Cleanup, tempDirectory } from '../support/temp.js'
 
@@ -19,14 +19,24 @@ export function npm(cwd: string, ...args: string[]): string {
   return execFileSync('npm', args, { cwd, encoding: 'utf8', env: cleanEnvironment(), stdio: ['ignore', 'pipe', 'pipe'] })
 }
 
-/** Builds the prebuilds that are missing, and packs; returns the path of the tarball. */
+/** Time of the newest file in a folder. */
+function newest(folder: string): number {
+  return Math.max(...readdirSync(folder, { recursive: true, encoding: 'utf8' }).map((name) => statSync(join(folder, name)).mtimeMs))
+}
+
+/** Whether a prebuild is there and made of the sources as they are. */
+function isFresh(folder: string): boolean {
+  return existsSync(folder) && newest(folder) > Math.max(newest(join(ROOT, 'native')), statSync(join(ROOT, 'binding.gyp')).mtimeMs)
+}
+
+/** Builds the prebuilds unless they are fresh, and packs; returns the path of the tarball. */
 export function pack(t: Cleanup): string {
-  if (!existsSync(join(ROOT, 'prebuilds/linux-x64')) || !existsSync(join(ROOT, 'prebuilds/linux-arm64'))) {
+  if (!['linux-x64', 'linux-arm64'].every((name) => isFresh(join(ROOT, 'prebuilds', name)))) {
     execFileSync(process.execPath, ['scripts/prebuilds.mjs'], { cwd: ROOT, stdio: 'pipe' })
   }
   const directory = tempDirectory(t)
   npm(ROOT, 'pack', '--ignore-scripts', '--pack-destination', directory)
-  const { name, version } = JSON.parse(execFileSync('cat', [join(ROOT, 'package.json')], { encoding: 'utf8' })) as {
+  const { name, version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as {
     name: string
     version: string
   }
