@@ -12,7 +12,7 @@ import { STATS_VALUE_BYTES } from './capture/compile.js'
 import { type FilterExpression, parseFilter } from './capture/filter.js'
 import { HitDecoder } from './capture/hit.js'
 import type { Ring } from './delivery/ring.js'
-import { UprobeError } from './errors.js'
+import { errnoOf, isSystemCallError, UprobeError } from './errors.js'
 import { escapeForDisplay, type Logger } from './log.js'
 import type { Native } from './native.js'
 import type { AttachSettings } from './options.js'
@@ -23,6 +23,7 @@ import { multiSupport } from './register/multi-support.js'
 import { readUprobePmu } from './register/pmu.js'
 import { CapturePrograms } from './register/programs.js'
 import type { SiteFailure } from './register/register.js'
+import { limitError } from './shortage.js'
 import { type FileSites, prepareSites } from './spec/prepare-sites.js'
 import { type ProbeSpec, parseSpec } from './spec/spec.js'
 import { TargetProcess } from './target/process.js'
@@ -51,8 +52,15 @@ class Undo {
     this.#steps.splice(0, Infinity, step)
   }
 
-  async run(): Promise<void> {
-    for (const step of this.#steps.reverse()) await step()
+  /** A step that fails does not keep the others from being done, nor hides why they are. */
+  async run(log: Logger): Promise<void> {
+    for (const step of this.#steps.reverse()) {
+      try {
+        await step()
+      } catch (error) {
+        log.error({ err: error }, 'what a failed attach had opened could not be closed')
+      }
+    }
   }
 }
 
@@ -63,12 +71,37 @@ export async function attach(context: AttachContext, text: string, settings: Att
   const spec = applyPath(parseSpec(text), settings.path)
   const filter = settings.filter === null ? null : parseFilter(settings.filter)
   const undo = new Undo()
+  const processes: TargetProcess[] = []
   try {
-    return await attachSteps(context, spec, settings, filter, signal, undo)
+    return await attachSteps(context, spec, settings, filter, signal, processes, undo)
   } catch (error) {
-    await undo.run()
-    throw error
+    const explained = signal.aborted && error === signal.reason ? error : explainFailure(error, text, processes)
+    await undo.run(context.log)
+    throw explained
   }
+}
+
+/**
+ * What is to be thrown for a failure. A process that ends or calls exec in the course of an attach shows in whatever is asked of it next: as a file that it does
+ * not map, a site that is not armed. A failed system call that nobody has explained becomes an error of this package.
+ */
+function explainFailure(error: unknown, spec: string, processes: readonly TargetProcess[]): unknown {
+  const gone = processes.find((target) => target.addressSpaceGone())
+  if (gone !== undefined) return gone.goneError(error)
+  if (error instanceof UprobeError || !isSystemCallError(error)) return error
+  const doing = `${escapeForDisplay(spec)} cannot be attached`
+  return (
+    limitError(error, doing) ??
+    new UprobeError(
+      'ERR_UPROBE_KERNEL',
+      `${doing}: ${error.syscall} failed with ${error.code}. Please report this, with the kernel's version.`,
+      {
+        cause: error,
+        errno: errnoOf(error),
+        syscall: error.syscall,
+      },
+    )
+  )
 }
 
 async function attachSteps(
@@ -77,17 +110,22 @@ async function attachSteps(
   settings: AttachSettings,
   filter: FilterExpression | null,
   signal: AbortSignal,
+  processes: TargetProcess[],
   undo: Undo,
 ): Promise<Probe> {
   const { native, log } = context
   const pmu = readUprobePmu()
-  const processes = openProcesses(native, settings.pids, undo)
+  undo.add(() => closeAll(processes))
+  for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
   const files = await resolveFiles(native, spec.path, processes)
   undo.add(() => closeAll(files.map(({ file }) => file)))
   signal.throwIfAborted()
 
   const prepared = await prepareSites({ native, spec, files, settings, log, signal })
   const warnings = [...prepared.warnings]
+  // A process may map hundreds of files. Those without sites need not be kept open, and with them the file systems they are on.
+  const probed = new Set(prepared.files.map(({ file }) => file))
+  closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
   const ring = context.ring()
   const probeId = ring.newProbeId()
   const statsFd = createMap(native, {
@@ -133,7 +171,7 @@ async function attachSteps(
     attachment,
     programs,
     statsFd,
-    files: files.map(({ file }) => file),
+    files: [...probed],
     processes,
     sites: prepared.publicSites,
     warnings,
@@ -148,13 +186,18 @@ async function attachSteps(
 
   const refused = await attachment.register(signal)
   settle(spec, refused, prepared.sites.length, warnings)
+  const left = attachment.leaveOut(refused)
   const verified = await attachment.verify(signal)
-  settleVerification(spec, processes.length === 0, verified, prepared.sites.length, warnings)
-  signal.throwIfAborted()
+  settleVerification(spec, processes.length === 0, verified, left.size, warnings)
   probe.watchTargets()
-  // Checked last: from here on the watches notice the end of a process.
-  for (const target of processes) if (!target.isAlive()) throw target.goneError()
-  probe.start(new Set(refused.map(({ site }) => site.slot)), verified.targets)
+  for (const target of processes) {
+    // Checked last: from here on the watches notice the end of a process, of its program, and of the thread that stands for it.
+    if (target.addressSpaceGone()) throw target.goneError()
+    await attachment.moveToLivingThread(target, signal)
+  }
+  signal.throwIfAborted()
+  const leftOut = prepared.sites.filter((site) => !left.has(site)).map(({ slot }) => slot)
+  probe.start(new Set(leftOut), verified.targets)
   if (settings.signal !== null) probe.detachOnAbort(settings.signal)
   for (const warning of warnings) log.warn({ spec: spec.text }, warning)
   log.info({ spec: spec.text, sites: probe.sites.length, pids: settings.pids }, 'attached')
@@ -170,13 +213,6 @@ function applyPath(spec: ProbeSpec, path: string | null): ProbeSpec {
     )
   }
   return { ...spec, path }
-}
-
-function openProcesses(native: Native, pids: readonly number[], undo: Undo): TargetProcess[] {
-  const processes: TargetProcess[] = []
-  undo.add(() => closeAll(processes))
-  for (const pid of pids) processes.push(TargetProcess.open(native, pid))
-  return processes
 }
 
 function closeAll(closables: readonly { close(): void }[]): void {
@@ -206,7 +242,15 @@ async function planParts(native: Native, files: readonly FileSites[], settings: 
   const parts: Part[] = []
   for (const { file, facts, processes, sites } of files) {
     for (const target of processes ?? [null]) {
-      parts.push({ file, facts, target, sites, fds: [], via: await chooseWay(native, target, sites.length, settings.registration) })
+      parts.push({
+        file,
+        facts,
+        target,
+        sites,
+        fds: [],
+        tid: null,
+        via: await chooseWay(native, target, sites.length, settings.registration),
+      })
     }
   }
   return parts
@@ -232,20 +276,23 @@ async function chooseWay(
 
 /** Sites that were refused make a single probe fail, and leave a pattern with what is left. */
 function settle(spec: ProbeSpec, failures: readonly SiteFailure[], total: number, warnings: string[]): void {
-  const [first] = failures
-  if (first === undefined) return
-  const failed = new Set(failures.map(({ site }) => site))
-  if (!spec.wildcard || failed.size === total) throw first.error
+  throwUnlessSomeAreLeft(spec, failures, total)
   for (const { error } of failures) warnings.push(`left out: ${error.message}`)
 }
 
 /**
- * The same for what was read back. In a probe for every process, one process in which it is not armed does not speak against the others,
- * as long as there are others.
+ * The same for what was read back, only that these sites stay registered. In a probe for every process, one process in which it is not armed does not speak
+ * against the others, as long as there are others.
  */
 function settleVerification(spec: ProbeSpec, everyProcess: boolean, verified: ArmResult, total: number, warnings: string[]): void {
   warnings.push(...verified.warnings)
   const armedSomewhere = [...verified.targets.values()].flat().some((target) => target.state === 'armed')
-  if (everyProcess && armedSomewhere) for (const { error } of verified.failures) warnings.push(error.message)
-  else settle(spec, verified.failures, total, warnings)
+  if (!everyProcess || !armedSomewhere) throwUnlessSomeAreLeft(spec, verified.failures, total)
+  for (const { error } of verified.failures) warnings.push(error.message)
+}
+
+function throwUnlessSomeAreLeft(spec: ProbeSpec, failures: readonly SiteFailure[], total: number): void {
+  const [first] = failures
+  if (first === undefined) return
+  if (!spec.wildcard || new Set(failures.map(({ site }) => site)).size === total) throw first.error
 }

@@ -276,9 +276,19 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   #watch(target: TargetProcess): void {
-    const pidfd = this.#parts.ring.watch(target.openPidfd(), 'pidfd', () => this.#background(() => this.#endTarget(target, 'exit')))
+    const pidfd = this.#give(target.openPidfd(), 'pidfd', () => this.#background(() => this.#endTarget(target, 'exit')))
     this.#watches.set(target, { pidfd, task: null })
     this.#watchTask(target)
+  }
+
+  /** Hands an fd to the reader, to be watched. */
+  #give(fd: number, kind: 'pidfd' | 'task', callback: (event: WatchEvent['event']) => void): number {
+    try {
+      return this.#parts.ring.watch(fd, kind, callback)
+    } catch (error) {
+      this.#parts.native.closeFd(fd)
+      throw error
+    }
   }
 
   /** Watches a living thread of the process, if it has one; otherwise the pidfd will tell. */
@@ -289,14 +299,16 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     if (watches.task !== null) ring.unwatch(watches.task)
     watches.task = null
     do {
+      let fd: number
       try {
-        const fd = native.taskWatchOpen(target.tid)
-        watches.task = ring.watch(fd, 'task', (event) => this.#background(() => this.#onTask(target, event)))
-        return
+        fd = native.taskWatchOpen(target.tid)
       } catch (error) {
         // The thread ended after it was chosen.
-        if (errnoOf(error) !== ESRCH) throw error
+        if (errnoOf(error) === ESRCH) continue
+        throw error
       }
+      watches.task = this.#give(fd, 'task', (event) => this.#background(() => this.#onTask(target, event)))
+      return
     } while (target.refreshThread())
   }
 
@@ -318,12 +330,18 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     if (replaced) return target.isAlive() ? this.#endTarget(target, 'exec') : undefined
     if (target.tid === before) return
     const { attachment, log } = this.#parts
-    const perf = attachment.parts.some((part) => part.target === target && part.via === 'perf')
     await this.#inTurn(async () => {
       if (this.#ending !== null) return
-      if (this.#state === 'attached') await attachment.moveToLivingThread(target, this.#abort.signal)
-      if (perf) log.warn({ pid: target.pid }, 'the leader thread exited; hits until the probe was moved to another thread may be missing')
-      this.#change(this.#state, { reason: 'leader-exit', pid: target.pid, mayHaveMissed: perf })
+      let moved = false
+      try {
+        moved = this.#state === 'attached' && (await attachment.moveToLivingThread(target, this.#abort.signal))
+      } catch (error) {
+        // The end of the probe or of the process, which was quicker, is told by itself.
+        if (this.#abort.signal.aborted || !target.isAlive()) return
+        throw error
+      }
+      if (moved) log.warn({ pid: target.pid }, 'the leader thread exited; hits until the probe was moved to another thread may be missing')
+      this.#change(this.#state, { reason: 'leader-exit', pid: target.pid, mayHaveMissed: moved })
     })
   }
 
@@ -367,9 +385,13 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   async #tearDown(): Promise<void> {
     const { native, ring, probeId, attachment, programs, statsFd, files, onEnded } = this.#parts
     try {
-      await attachment.unregister()
-      await ring.drain()
-      this.#finalCounts = readCounts(native, statsFd, 0, this.#parts.sites.length)
+      try {
+        await attachment.unregister()
+        await ring.drain()
+      } finally {
+        // Also after a failure: the map is about to be closed, and its number to be given to somebody else.
+        this.#finalCounts = readCounts(native, statsFd, 0, this.#parts.sites.length)
+      }
     } finally {
       ring.removeSink(probeId)
       for (const target of this.#targets) {

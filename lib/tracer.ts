@@ -7,6 +7,7 @@
 import { attach } from './attach.js'
 import { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
+import { follow } from './follow.js'
 import { childLogger, type Logger } from './log.js'
 import { loadNative } from './native.js'
 import { type AttachOptions, checkAttachOptions, checkTracerOptions, type TracerOptions, type TracerSettings } from './options.js'
@@ -48,22 +49,34 @@ export class Tracer {
   async attach(spec: string, options: AttachOptions = {}): Promise<Probe> {
     this.#throwIfClosed()
     const settings = checkAttachOptions(options)
-    const signal = settings.signal === null ? this.#closing.signal : AbortSignal.any([settings.signal, this.#closing.signal])
+    const native = loadNative()
+    const stop = new AbortController()
+    const signals = settings.signal === null ? [this.#closing.signal] : [settings.signal, this.#closing.signal]
+    const ends = signals.map((signal) => follow(signal, stop))
+    const unfollow = (): void => {
+      for (const end of ends) end()
+    }
     const work = attach(
       {
-        native: loadNative(),
+        native,
         log: this.#log,
         ring: () => this.#openRing(),
-        onEnded: (probe) => this.#probes.delete(probe),
+        onEnded: (probe) => {
+          unfollow()
+          this.#probes.delete(probe)
+        },
       },
       spec,
-      { ...settings, signal },
+      { ...settings, signal: stop.signal },
     )
     this.#attaching.add(work)
     try {
       const probe = await work
       if (probe.state === 'attached') this.#probes.add(probe)
       return probe
+    } catch (error) {
+      unfollow()
+      throw error
     } finally {
       this.#attaching.delete(work)
     }

@@ -32,7 +32,6 @@ function nodedir() {
   return undefined
 }
 
-rmSync(join(root, 'prebuilds'), { recursive: true, force: true })
 for (const arch of wanted) {
   const toolchain = TOOLCHAINS[arch]
   if (toolchain === undefined) {
@@ -66,7 +65,9 @@ for (const arch of wanted) {
       if (arch === 'arm64') console.error('           On Debian: apt-get install --no-install-recommends g++-aarch64-linux-gnu')
       process.exit(1)
     }
-    cpSync(join(copy, 'prebuilds'), join(root, 'prebuilds'), { recursive: true })
+    const folder = join('prebuilds', `linux-${arch}`)
+    rmSync(join(root, folder), { recursive: true, force: true })
+    cpSync(join(copy, folder), join(root, folder), { recursive: true })
     console.error(`prebuilds: built for linux-${arch}`)
   } finally {
     rmSync(copy, { recursive: true, force: true })

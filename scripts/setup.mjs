@@ -15,13 +15,13 @@ const force = process.argv.includes('--force')
 const onlyNative = process.argv.includes('--native')
 process.chdir(root)
 
-/** Time of the newest of some files; folders count with what is in them. */
+/** When something last changed in some files and folders; removing a file changes its folder. */
 function newest(...paths) {
   return Math.max(
     0,
     ...paths.filter(existsSync).map((path) => {
       const stat = statSync(path)
-      return stat.isDirectory() ? newest(...readdirSync(path).map((name) => join(path, name))) : stat.mtimeMs
+      return stat.isDirectory() ? Math.max(stat.mtimeMs, newest(...readdirSync(path).map((name) => join(path, name)))) : stat.mtimeMs
     }),
   )
 }
@@ -82,6 +82,7 @@ if (process.platform === 'linux') {
 }
 
 if (!onlyNative && (force || newest('lib', 'tsconfig.json') > newest('dist'))) {
+  // With errors tsc writes nothing (noEmitOnError), so that the next run compiles again.
   rmSync('dist', { recursive: true, force: true })
   run('compiling TypeScript (tsc)', process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.json'])
   chmodSync('dist/cli/main.js', 0o755)

@@ -4,15 +4,15 @@
  * The attachment arms them, verifies them, ends one when its process is gone, and takes everything back. It knows nothing of hits.
  */
 import { type FileFacts, type SiteTarget, verifySites } from '../counter/verify.js'
-import type { UprobeError } from '../errors.js'
 import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
 import type { TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
+import { closeRegistrations } from './close.js'
 import type { UprobePmu } from './pmu.js'
 import type { CapturePrograms } from './programs.js'
-import { registerSites, type SiteFailure } from './register.js'
+import { type Registration, registerSites, type SiteFailure } from './register.js'
 import type { Site } from './site.js'
 
 /** The sites of one file in one process, or in all. */
@@ -21,11 +21,14 @@ export interface Part {
   readonly facts: FileFacts
   /** `null` for every process that maps the file. */
   readonly target: TargetProcess | null
-  readonly via: 'perf' | 'multi'
-  /** Sites to register; those that fail are taken out. */
+  /** How the sites are registered; once the leader thread has exited, only `perf` is possible. */
+  via: 'perf' | 'multi'
+  /** Sites to register. */
   sites: readonly Site[]
   /** Open perf events and links. */
   fds: readonly number[]
+  /** The thread that perf events are open on; `null` if nothing was registered yet, or for every process. */
+  tid: number | null
 }
 
 /** What an attachment is made of. */
@@ -36,6 +39,11 @@ export interface AttachmentParts {
   readonly retprobe: boolean
   readonly parts: Part[]
   readonly log: Logger
+}
+
+/** A site that could not be registered in one part of the probe. */
+export interface PartFailure extends SiteFailure {
+  readonly part: Part
 }
 
 /** What arming found. */
@@ -55,11 +63,15 @@ export class Attachment {
     return this.with_.parts
   }
 
-  /** Registers every part. Sites that the kernel refuses are reported and left out; any other failure throws, with everything taken back. */
-  async register(signal: AbortSignal): Promise<SiteFailure[]> {
-    const failures: SiteFailure[] = []
+  /** Registers every part. Sites that the kernel refuses are reported; any other failure throws, with everything taken back. */
+  async register(signal: AbortSignal): Promise<PartFailure[]> {
+    const failures: PartFailure[] = []
     try {
-      for (const part of this.with_.parts) failures.push(...(await this.#registerPart(part, signal)))
+      for (const part of this.with_.parts) {
+        const registration = await this.#registerPart(part, signal)
+        part.fds = registration.fds
+        failures.push(...registration.failures.map((failure) => ({ ...failure, part })))
+      }
       return failures
     } catch (error) {
       await this.unregister()
@@ -67,23 +79,36 @@ export class Attachment {
     }
   }
 
-  async #registerPart(part: Part, signal: AbortSignal): Promise<readonly SiteFailure[]> {
+  /**
+   * Leaves out what was refused, so that it is not asked for again.
+   * @returns the sites that are left in some part
+   */
+  leaveOut(failures: readonly PartFailure[]): ReadonlySet<Site> {
+    for (const part of this.with_.parts) {
+      const refused = new Set(failures.filter((failure) => failure.part === part).map(({ site }) => site))
+      if (refused.size > 0) part.sites = part.sites.filter((site) => !refused.has(site))
+    }
+    return new Set(this.with_.parts.flatMap(({ sites }) => sites))
+  }
+
+  /** Opens the registrations of a part, beside those that it has. */
+  async #registerPart(part: Part, signal: AbortSignal): Promise<Registration> {
     signal.throwIfAborted()
     const { native, pmu, programs, retprobe } = this.with_
-    const { file, target, sites, via } = part
-    // Asked before and after, since the kernel takes a number and no pidfd.
-    if (target !== null && !target.isAlive()) throw target.goneError()
-    const { fds, failures } = await registerSites({ native, pmu, programs, retprobe, file, target, sites, via, signal })
-    part.fds = fds
-    if (target !== null && !target.isAlive()) {
-      // The number may belong to another process by now, which must not keep our probe.
-      part.fds = []
-      await native.closeFds(fds)
-      throw target.goneError()
+    const { file, target, sites } = part
+    if (target !== null) {
+      // Asked before and after, since the kernel takes a number and no pidfd.
+      if (!target.isAlive()) throw target.goneError()
+      target.refreshThread()
+      part.tid = target.tid
+      // A link is made for the leader's address space, which is gone when the leader has exited; nothing would be armed, without an error.
+      if (target.leaderExited) part.via = 'perf'
     }
-    const failed = new Set(failures.map((failure) => failure.site))
-    part.sites = sites.filter((site) => !failed.has(site))
-    return failures
+    const registration = await registerSites({ native, pmu, programs, retprobe, file, target, sites, via: part.via, signal })
+    if (target === null || target.isAlive()) return registration
+    // The number may belong to another process by now, which must not keep our probe.
+    await closeRegistrations(native, registration.fds)
+    throw target.goneError()
   }
 
   /** Reads back every site in every process that can be looked at. */
@@ -92,23 +117,20 @@ export class Attachment {
     const warnings: string[] = []
     const targets = new Map<number, SiteTarget[]>()
     for (const part of this.with_.parts) {
-      const looked = part.target === null ? await processesMapping(this.with_.native, part.facts.identity, signal) : [part.target]
-      try {
-        for (const target of looked) {
-          signal.throwIfAborted()
-          const result = await verifySites(target, part.facts, part.sites)
-          // A process that ended while we looked proves nothing.
-          if (!target.isAlive()) continue
-          failures.push(...result.failures)
-          warnings.push(...result.warnings)
-          for (const [slot, found] of result.sites) {
-            const known = targets.get(slot)
-            if (known === undefined) targets.set(slot, [found])
-            else known.push(found)
-          }
+      const looked = part.target === null ? processesMapping(this.with_.native, part.facts.identity, signal) : [part.target]
+      for await (const target of looked) {
+        signal.throwIfAborted()
+        target.refreshThread()
+        const result = await verifySites(target, part.facts, part.sites)
+        // A process that ended while we looked proves nothing, nor does one that became another program.
+        if (!target.isAlive() || target.addressSpaceGone()) continue
+        failures.push(...result.failures)
+        warnings.push(...result.warnings)
+        for (const [slot, found] of result.sites) {
+          const known = targets.get(slot)
+          if (known === undefined) targets.set(slot, [found])
+          else known.push(found)
         }
-      } finally {
-        if (part.target === null) for (const target of looked) target.close()
       }
     }
     return { failures, warnings, targets }
@@ -122,16 +144,23 @@ export class Attachment {
   }
 
   /**
-   * Registers the parts of one process anew on a thread that lives, after the leader thread exited: the filter of a perf event looks for the leader's address
-   * space, which is gone then (`__uprobe_perf_filter`, kernel/trace/trace_uprobe.c). The new registration is in before the old one goes.
+   * Registers the parts of one process anew on a thread that lives, if the one they are registered on has exited: the filter of a perf event looks for that
+   * thread's address space, which is gone then (`__uprobe_perf_filter`, kernel/trace/trace_uprobe.c). The new registration is in before the old one goes.
+   * @returns whether anything was moved
    */
-  async moveToLivingThread(target: TargetProcess, signal: AbortSignal): Promise<void> {
+  async moveToLivingThread(target: TargetProcess, signal: AbortSignal): Promise<boolean> {
+    let moved = false
     for (const part of this.with_.parts) {
-      if (part.target !== target || part.via !== 'perf') continue
+      if (part.target !== target || part.via !== 'perf' || part.tid === target.tid) continue
       const old = part.fds
-      await this.#registerPart(part, signal)
-      await this.with_.native.closeFds(old)
+      const { fds, failures } = await this.#registerPart(part, signal)
+      part.fds = fds
+      moved = true
+      await closeRegistrations(this.with_.native, old)
+      const [first] = failures
+      if (first !== undefined) throw first.error
     }
+    return moved
   }
 
   /** Takes every registration out of the kernel; resolves when they are gone. They can be registered again. Idempotent. */
@@ -142,11 +171,6 @@ export class Attachment {
   async #release(parts: readonly Part[]): Promise<void> {
     const fds = parts.flatMap((part) => part.fds)
     for (const part of parts) part.fds = []
-    if (fds.length > 0) await this.with_.native.closeFds(fds)
-  }
-
-  /** The error of the first failure, if any. */
-  static firstError(failures: readonly SiteFailure[]): UprobeError | undefined {
-    return failures[0]?.error
+    await closeRegistrations(this.with_.native, fds)
   }
 }

@@ -7,13 +7,14 @@
 
 import { readCounter } from '../counter/read.js'
 import { EACCES, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOTSUPP, EPERM, ESRCH } from '../errno.js'
-import { errnoOf, UprobeError, type UprobeErrorCode } from '../errors.js'
+import { errnoOf, isSystemCallError, UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
 import { counterAddress, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
+import { closeRegistrations } from './close.js'
 import type { UprobePmu } from './pmu.js'
 import { missingRight } from './rights.js'
 import { describeSite, type Site } from './site.js'
@@ -78,7 +79,7 @@ export async function diagnoseRefusal(error: unknown, refused: RefusedSite): Pro
     new UprobeError(code, message, {
       cause: error,
       errno,
-      syscall: 'perf_event_open',
+      syscall: isSystemCallError(error) ? error.syscall : undefined,
       site: where,
       path: escapeForDisplay(refused.file.path),
       pid: refused.target?.pid,
@@ -158,7 +159,7 @@ async function mismatchesForOwnProcess({ native, pmu, file, site }: RefusedSite)
       retprobe: false,
       tid: process.pid,
     })
-    await native.closeFds([fd])
+    await closeRegistrations(native, [fd])
     return false
   } catch (error) {
     return errnoOf(error) === EINVAL
@@ -167,15 +168,10 @@ async function mismatchesForOwnProcess({ native, pmu, file, site }: RefusedSite)
 
 async function findNegativeCounter({ native, file, site, target }: RefusedSite): Promise<{ pid: number; value: number } | null> {
   if (site.refCtrOffset === null) return null
-  const targets = target === null ? await processesMapping(native, file.identity) : [target]
-  try {
-    for (const process of targets) {
-      const address = counterAddress(mappingsOf(process.procDirectory, await process.maps(), file.identity), site.refCtrOffset)
-      const value = address === null ? null : readCounter(process, address)
-      if (value !== null && (value & NEGATIVE) !== 0) return { pid: process.pid, value }
-    }
-    return null
-  } finally {
-    if (target === null) for (const process of targets) process.close()
+  for await (const process of target === null ? processesMapping(native, file.identity) : [target]) {
+    const address = counterAddress(mappingsOf(process.procDirectory, await process.maps(), file.identity), site.refCtrOffset)
+    const value = address === null ? null : readCounter(process, address)
+    if (value !== null && (value & NEGATIVE) !== 0) return { pid: process.pid, value }
   }
+  return null
 }

@@ -16,6 +16,7 @@ import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
 import type { TargetProcess } from '../target/process.js'
+import { closeRegistrations } from './close.js'
 import { checkCounterOffset, diagnoseRefusal } from './diagnose.js'
 import type { UprobePmu } from './pmu.js'
 import type { CapturePrograms, MultiProgram } from './programs.js'
@@ -71,7 +72,7 @@ export async function registerSites(request: RegisterRequest): Promise<Registrat
     }
     return { fds, failures }
   } catch (error) {
-    await request.native.closeFds(fds)
+    await closeRegistrations(request.native, fds)
     throw error
   }
 }
@@ -165,7 +166,7 @@ async function findRefused(
     request.signal.throwIfAborted()
     const trial: number[] = []
     const halfError = await tryLink(request, program, half, trial)
-    await request.native.closeFds(trial)
+    await closeRegistrations(request.native, trial)
     if (halfError !== null) refused.push(...(await findRefused(request, program, half, halfError)))
   }
   return refused

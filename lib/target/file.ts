@@ -10,6 +10,7 @@ import { ElfFile } from '../elf/elf-file.js'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
+import { limitError } from '../shortage.js'
 import { type FileIdentity, type Mapping, mapFilesPath } from './maps.js'
 
 /** A file that is probed. The opener closes it. */
@@ -25,7 +26,7 @@ export class TargetFile {
     readonly identity: FileIdentity,
   ) {}
 
-  /** Opens a path in our own mount namespace. Throws `ERR_UPROBE_FILE`. */
+  /** Opens a path in our own mount namespace. Throws `ERR_UPROBE_FILE` or `ERR_UPROBE_LIMIT`. */
   static open(native: Native, path: string): TargetFile {
     return TargetFile.#adopt(native, path, () => native.openFile(path))
   }
@@ -48,6 +49,8 @@ export class TargetFile {
     try {
       fd = open()
     } catch (cause) {
+      const limit = limitError(cause, `${escapeForDisplay(path)} cannot be opened`)
+      if (limit !== null) throw limit
       const why = isSystemCallError(cause) ? cause.code : String(cause)
       throw new UprobeError(
         'ERR_UPROBE_FILE',

@@ -6,6 +6,7 @@
  */
 import { statSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
+import { isSystemCallError } from '../errors.js'
 
 /** A file, whatever its names: device and inode as stat(2) gives them. */
 export interface FileIdentity {
@@ -79,10 +80,17 @@ export function mapFilesPath(procDirectory: string, mapping: Mapping): string {
   return `${procDirectory}/map_files/${mapping.start.toString(16)}-${mapping.end.toString(16)}`
 }
 
-/** Identity of a mapping's file; `undefined` when the mapping is gone. Needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE. */
+/** Identity of a mapping's file; `undefined` when the mapping or its process is gone. Needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE. */
 export function mappingIdentity(procDirectory: string, mapping: Mapping): FileIdentity | undefined {
-  const stat = statSync(mapFilesPath(procDirectory, mapping), { bigint: true, throwIfNoEntry: false })
-  return stat === undefined ? undefined : { device: stat.dev, inode: stat.ino }
+  try {
+    const stat = statSync(mapFilesPath(procDirectory, mapping), { bigint: true, throwIfNoEntry: false })
+    return stat === undefined ? undefined : { device: stat.dev, inode: stat.ino }
+  } catch (error) {
+    // A process that ends while its link is followed is one that may not be looked at (proc_pid_get_link, fs/proc/base.c). Whoever may not look at a living one
+    // has been refused its maps before; a missing capability is EPERM.
+    if (isSystemCallError(error) && (error.code === 'EACCES' || error.code === 'ESRCH')) return undefined
+    throw error
+  }
 }
 
 /** Whether two identities name one file. */

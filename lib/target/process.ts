@@ -10,9 +10,11 @@
  * space; a living thread's id stands in for it.
  */
 import { closeSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs'
-import { isSystemCallError, UprobeError } from '../errors.js'
+import { EINVAL, ENOENT, ENOSYS, EPERM } from '../errno.js'
+import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
+import { limitError } from '../shortage.js'
 import { type Mapping, readMaps } from './maps.js'
 
 /** What /proc/PID/stat says that identifies a process. */
@@ -38,9 +40,15 @@ function readStat(procDirectory: string): ProcessStat | null {
   try {
     return parseStat(readFileSync(`${procDirectory}/stat`, 'utf8'))
   } catch (error) {
-    if (isSystemCallError(error)) return null
-    throw error
+    return ifGone(error, procDirectory, null)
   }
+}
+
+/** What stands for a thing of /proc that cannot be read, since its process is gone or hidden. Throws what has another reason. */
+function ifGone<T>(error: unknown, what: string, value: T): T {
+  const limit = limitError(error, `${what} cannot be read`)
+  if (limit !== null || !isSystemCallError(error)) throw limit ?? error
+  return value
 }
 
 function isDead(stat: ProcessStat | null): boolean {
@@ -67,15 +75,11 @@ export class TargetProcess {
 
   /**
    * Finds the process `pid` in the own pid namespace.
-   * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE` when there is no such process or it has exited.
+   * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE` when there is no such process or it has exited; `ERR_UPROBE_LIMIT`; `ERR_UPROBE_UNSUPPORTED` where
+   *   there are no pidfds.
    */
   static open(native: Native, pid: number): TargetProcess {
-    let pidfd: number
-    try {
-      pidfd = native.pidfdOpen(pid)
-    } catch (cause) {
-      throw gone(pid, 'does not exist', cause)
-    }
+    const pidfd = openPidfd(native, pid, 'does not exist')
     try {
       const stat = readStat(`/proc/${pid}`)
       if (stat === null) throw gone(pid, 'is not visible in /proc')
@@ -138,6 +142,8 @@ export class TargetProcess {
     try {
       return await readMaps(this.procDirectory)
     } catch (error) {
+      const limit = limitError(error, `The memory map of process ${this.pid} cannot be read`)
+      if (limit !== null) throw limit
       if (isSystemCallError(error) && error.code !== 'EACCES' && error.code !== 'EPERM') return []
       throw new UprobeError(
         'ERR_UPROBE_TARGET_DENIED',
@@ -166,23 +172,18 @@ export class TargetProcess {
 
   /**
    * A second pidfd, for the caller to keep. That the first still stands for an unreaped process proves that both mean the same one.
-   * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`
+   * @throws {UprobeError} as {@link TargetProcess.open}
    */
   openPidfd(): number {
-    let pidfd: number
-    try {
-      pidfd = this.native.pidfdOpen(this.pid)
-    } catch (cause) {
-      throw gone(this.pid, 'has exited', cause)
-    }
+    const pidfd = openPidfd(this.native, this.pid, 'has exited')
     if (this.isAlive()) return pidfd
     this.native.closeFd(pidfd)
-    throw gone(this.pid, 'has exited')
+    throw this.goneError()
   }
 
-  /** The error that says that this process is gone. */
-  goneError(): UprobeError {
-    return gone(this.pid, 'has exited')
+  /** The error that says that this process is gone, or has become another program. */
+  goneError(cause?: unknown): UprobeError {
+    return gone(this.pid, this.isAlive() ? 'has called exec' : 'has exited', cause)
   }
 
   /** Closes what is held. Idempotent. */
@@ -203,12 +204,35 @@ function livingThread(pid: number): number | null {
   return null
 }
 
+function openPidfd(native: Native, pid: number, absent: string): number {
+  try {
+    return native.pidfdOpen(pid)
+  } catch (cause) {
+    const limit = limitError(cause, `Process ${pid} cannot be held`)
+    if (limit !== null) throw limit
+    switch (errnoOf(cause)) {
+      case ENOSYS:
+      case EPERM:
+        throw new UprobeError(
+          'ERR_UPROBE_UNSUPPORTED',
+          'This kernel has no pidfd_open, or a seccomp filter forbids it. It takes Linux 5.3 or later, and a container runtime that lets the call pass.',
+          { cause, errno: errnoOf(cause), syscall: 'pidfd_open' },
+        )
+      // The id of a thread: EINVAL, from Linux 6.9 on ENOENT (pidfd_prepare, kernel/fork.c).
+      case EINVAL:
+      case ENOENT:
+        throw gone(pid, 'is not a process, but perhaps a thread of one', cause)
+      default:
+        throw gone(pid, absent, cause)
+    }
+  }
+}
+
 function openMemory(tid: number): number | null {
   try {
     return openSync(`/proc/${tid}/mem`, 'r')
   } catch (error) {
-    if (isSystemCallError(error)) return null
-    throw error
+    return ifGone(error, `/proc/${tid}/mem`, null)
   }
 }
 
@@ -216,11 +240,13 @@ function safeList(path: string): string[] {
   try {
     return readdirSync(path)
   } catch (error) {
-    if (isSystemCallError(error)) return []
-    throw error
+    return ifGone(error, path, [])
   }
 }
 
 function gone(pid: number, how: string, cause?: unknown): UprobeError {
-  return new UprobeError('ERR_UPROBE_TARGET_GONE', `Process ${pid} ${how}. Look up the pid again; it may have exited.`, { pid, cause })
+  return new UprobeError('ERR_UPROBE_TARGET_GONE', `Process ${pid} ${how}. Look up the pid again, and attach to what runs now.`, {
+    pid,
+    cause,
+  })
 }

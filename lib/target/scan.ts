@@ -14,36 +14,35 @@ import { TargetProcess } from './process.js'
 const SLICE_MS = 4
 
 /**
- * The processes that map `identity` with code. The caller closes them. Processes that end while we look are left out.
+ * The processes that map `identity` with code, one after another: each is closed when the next one is asked for, so that a file which the whole system maps
+ * takes no more descriptors than another. Processes that end while we look are left out.
  * @param signal - ends the walk early.
  */
-export async function processesMapping(native: Native, identity: FileIdentity, signal?: AbortSignal): Promise<TargetProcess[]> {
-  const found: TargetProcess[] = []
+export async function* processesMapping(native: Native, identity: FileIdentity, signal?: AbortSignal): AsyncGenerator<TargetProcess, void> {
   let sliceStart = performance.now()
-  try {
-    for (const name of await readdir('/proc')) {
-      if (!/^\d+$/.test(name)) continue
-      signal?.throwIfAborted()
-      const target = openOrNull(native, Number(name))
-      if (target === null) continue
-      let keep = false
-      try {
-        const code = (await target.maps()).filter((m) => m.executable)
-        keep = mappingsOf(target.procDirectory, code, identity).length > 0
-      } catch (error) {
-        if (!isGone(error)) throw error
-      } finally {
-        if (keep) found.push(target)
-        else target.close()
-      }
-      if (performance.now() - sliceStart > SLICE_MS) {
-        await nextTurn()
-        sliceStart = performance.now()
-      }
+  for (const name of await readdir('/proc')) {
+    if (!/^\d+$/.test(name)) continue
+    signal?.throwIfAborted()
+    const target = openOrNull(native, Number(name))
+    if (target === null) continue
+    try {
+      if (await mapsCode(target, identity)) yield target
+    } finally {
+      target.close()
     }
-    return found
+    if (performance.now() - sliceStart > SLICE_MS) {
+      await nextTurn()
+      sliceStart = performance.now()
+    }
+  }
+}
+
+async function mapsCode(target: TargetProcess, identity: FileIdentity): Promise<boolean> {
+  try {
+    const code = (await target.maps()).filter((m) => m.executable)
+    return mappingsOf(target.procDirectory, code, identity).length > 0
   } catch (error) {
-    for (const target of found) target.close()
+    if (isGone(error)) return false
     throw error
   }
 }

@@ -1,0 +1,92 @@
+/**
+ * What an attach leaves in this process, whether it succeeds, fails or is overtaken by its target.
+ */
+import assert from 'node:assert/strict'
+import { getEventListeners } from 'node:events'
+import { readdirSync, readlinkSync } from 'node:fs'
+import test from 'node:test'
+import { type Probe, UprobeError } from '../../lib/index.js'
+import { buildTarget } from '../support/build.js'
+import { assertLeavesNothing } from '../support/leftovers.js'
+import { needs } from '../support/needs.js'
+import { Target } from '../support/target.js'
+import { detachComplete, newTracer, refused } from '../support/tracing.js'
+import { turns, waitFor } from '../support/wait.js'
+
+const GCC = needs({ programs: ['gcc'] })
+
+/** The regular files that this process holds open. */
+function openFiles(): Set<string> {
+  const links = readdirSync('/proc/self/fd').map((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`)
+    } catch {
+      // The descriptor with which the folder was read is gone by now.
+      return ''
+    }
+  })
+  return new Set(links.filter((link) => link.startsWith('/')))
+}
+
+test(
+  'a target that calls exec at any turn of an attach is refused as gone, or ends the probe; it is never traced as another program',
+  GCC,
+  async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const endings = new Set<string>()
+    await assertLeavesNothing(async () => {
+      const tracer = newTracer(t)
+      for (let delay = 0; delay < 30; delay++) {
+        const work = tracer.attach('usdt:t:gated', { pid: target.pid }).then(
+          (probe) => probe,
+          (error: unknown) => error,
+        )
+        await turns(delay)
+        const ready = target.ask('exec')
+        const outcome = await work
+        assert.equal(await ready, 'ready')
+        if (outcome instanceof Error) {
+          assert.ok(outcome instanceof UprobeError && outcome.code === 'ERR_UPROBE_TARGET_GONE', `${outcome}`)
+          endings.add('refused')
+        } else {
+          const probe = outcome as Probe
+          await waitFor('the exec to be noticed', () => probe.state === 'target-exited')
+          endings.add('ended')
+        }
+        assert.equal(await target.ask('counters'), '0 0 0 0')
+      }
+      await tracer.close()
+    })
+    assert.ok(endings.has('refused'))
+  },
+)
+
+test('only files with sites stay open while a probe is attached', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const before = openFiles()
+  const probe = await newTracer(t).attach('usdt:t:gated', { pid: target.pid })
+  assert.deepEqual(new Set([...openFiles()].filter((path) => !before.has(path))), new Set([target.program, `/proc/${target.pid}/mem`]))
+  await detachComplete(probe, 0)
+})
+
+test('a signal that outlives its probes has one listener while there are any, and none when they are gone', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const { signal } = new AbortController()
+  const tracer = newTracer(t)
+  const warnings: Error[] = []
+  const onWarning = (warning: Error) => warnings.push(warning)
+  process.on('warning', onWarning)
+  t.after(() => process.off('warning', onWarning))
+  const attach = () => tracer.attach('usdt:t:gated', { pid: target.pid, signal })
+  const probes = await Promise.all(Array.from({ length: 20 }, attach))
+  await refused(tracer.attach('usdt:t:absent', { pid: target.pid, signal }), 'ERR_UPROBE_NOT_FOUND')
+  assert.equal(getEventListeners(signal, 'abort').length, 1)
+  await probes[0]?.detach()
+  assert.equal(getEventListeners(signal, 'abort').length, 1)
+  await tracer.close()
+  assert.equal(getEventListeners(signal, 'abort').length, 0)
+  await refused(attach(), 'ERR_UPROBE_CLOSED')
+  assert.equal(getEventListeners(signal, 'abort').length, 0)
+  await turns(2)
+  assert.deepEqual(warnings, [])
+})
