@@ -127,6 +127,62 @@ export interface RingReader {
   close(): void
 }
 
+/** A counter in one mapping of one address space. The descriptors stay the caller's; both are bound to the address space, whatever the pid becomes. */
+export interface CounterCellOptions {
+  /** fd of `/proc/TID/mem`, open for reading and writing. */
+  memFd: number
+  /** fd of `/proc/TID/maps`. */
+  mapsFd: number
+  /** Address of the 16-bit counter; even. */
+  address: bigint
+  /** The mapping that must be there: device as `maps` prints it (`08:01`), `00:00` for memory that is no file's. */
+  device: string
+  /** Inode as `maps` prints it; 0 for memory that is no file's. */
+  inode: bigint
+  /** Offset in the file of `address`; ignored for memory that is no file's. */
+  fileOffset: bigint
+  /** The address space is our own: bits are changed by an atomic instruction instead of through `memFd`. */
+  own: boolean
+}
+
+/**
+ * Stores to one counter. Each call first asks the kernel whether the expected mapping is still at the address, private and writable. Errors: `ESRCH` the
+ * address space is gone, `EFAULT` nothing is mapped there, `ESTALE` something else is, `EACCES` it is not writable or shared, `ERANGE` the high byte is
+ * neither 0x00 nor 0x80, `EBUSY` what was read back is not what was stored.
+ */
+export interface CounterCell {
+  /** Sets bit 15 by a one-byte store (in the own process an atomic or) and reads back. Returns the value after. Harmless when it is set. */
+  setMsb(): number
+  /** Clears bit 15 likewise. Returns the value after. Harmless when it is clear. */
+  clearMsb(): number
+  /** The 16 bits, unsigned. */
+  read(): number
+  /**
+   * Stores the 16 bits `value` if they read `expected` (else `EBUSY`); for repair only: the caller has made sure that the kernel does not count meanwhile.
+   * Takes any high byte.
+   */
+  replace(expected: number, value: number): void
+}
+
+/** What a fd of another process is, as far as BPF is behind it. */
+export interface TaskFdInfo {
+  /** Id of the BPF program. */
+  progId: number
+  kind: 'uprobe' | 'uretprobe' | 'other'
+  /** The probed file as it was named at registration, and the offset in it; for uprobes. */
+  path: string
+  fileOffset: bigint
+}
+
+/** A BPF link as the kernel describes it. */
+export interface BpfLinkInfo {
+  /** BPF_LINK_TYPE_*; 12 is uprobe_multi. */
+  type: number
+  progId: number
+  /** For uprobe_multi (Linux 6.8 and later), else `null`. */
+  uprobeMulti: { path: string; fileOffsets: BigUint64Array; refCtrOffsets: BigUint64Array; pid: number; retprobe: boolean } | null
+}
+
 /** The addon's whole surface. */
 export interface Native {
   // perf_event.cc
@@ -172,6 +228,25 @@ export interface Native {
    * `pthread_create` or `eventfd`, when the thread could not be started, nothing was closed.
    */
   closeFds(fds: readonly number[]): Promise<void>
+
+  // counter_cell.cc
+  CounterCell: new (options: CounterCellOptions) => CounterCell
+
+  // lock.cc
+  /** flock(2) without waiting; false if somebody else holds it. The lock belongs to the open file description and dies with it. */
+  lockFile(fd: number, mode: 'exclusive' | 'shared' | 'none'): boolean
+  /** F_OFD_SETLK of the one byte at `offset`, without waiting; false if somebody else holds it. Belongs to the open file description. */
+  lockByte(fd: number, offset: bigint, mode: 'exclusive' | 'shared' | 'none'): boolean
+  /** openat2(2) of a directory with RESOLVE_NO_SYMLINKS (ELOOP if there is one), close-on-exec. */
+  openDirectory(path: string): number
+  /** kcmp(KCMP_VM): whether two processes share one address space. */
+  sameAddressSpace(pid: number, otherPid: number): boolean
+
+  // bpf_query.cc
+  /** BPF_TASK_FD_QUERY; `null` if no BPF program is behind the fd. */
+  bpfTaskFdQuery(pid: number, fd: number): TaskFdInfo | null
+  /** BPF_LINK_GET_FD_BY_ID and BPF_OBJ_GET_INFO_BY_FD; `null` if there is no such link (any more). */
+  bpfLinkInfo(linkId: number): BpfLinkInfo | null
 
   // process.cc
   /** pidfd_open(2), close-on-exec. */
