@@ -230,7 +230,9 @@ export interface Native {
   closeFds(fds: readonly number[]): Promise<void>
 
   // counter_cell.cc
-  CounterCell: new (options: CounterCellOptions) => CounterCell
+  CounterCell: new (
+    options: CounterCellOptions,
+  ) => CounterCell
 
   // lock.cc
   /** flock(2) without waiting; false if somebody else holds it. The lock belongs to the open file description and dies with it. */
