@@ -14,6 +14,8 @@
         'native/bpf_ring.cc',
         'native/closer.cc',
         'native/compat.cc',
+        'native/counter_cell.cc',
+        'native/counter_store.cc',
         'native/demo.cc',
         'native/doorbell.cc',
         'native/errors.cc',
@@ -23,6 +25,7 @@
         'native/ring_reader.cc',
         'native/task_watch.cc',
         'native/thread.cc',
+        'native/vma.cc',
       ],
       'include_dirs': ["<!(node -p \"require('node-addon-api').include_dir\")"],
       'defines': [

@@ -12,6 +12,7 @@
 
 #include "bpf.h"
 #include "closer.h"
+#include "counter_cell.h"
 #include "demo.h"
 #include "perf_event.h"
 #include "process.h"
@@ -24,6 +25,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   uprobe::InitBpf(env, exports);
   uprobe::RingReader::Init(env, exports);
   uprobe::InitCloser(env, exports);
+  uprobe::CounterCell::Init(env, exports);
   uprobe::InitProcess(env, exports);
   uprobe::InitDemo(env, exports);
   return exports;
