@@ -59,7 +59,7 @@ Result<Nothing> CounterStore::Replace(std::uint16_t expected, std::uint16_t valu
   return Nothing{};
 }
 
-Result<std::uint16_t> CounterStore::Load() {
+Result<std::uint16_t> CounterStore::Load() const {
   // The program's threads and the kernel write it meanwhile.
   if (space_ == Space::kOwn) return __atomic_load_n(OwnCounter(), __ATOMIC_SEQ_CST);
   std::uint16_t value = 0;
@@ -68,7 +68,7 @@ Result<std::uint16_t> CounterStore::Load() {
   return value;
 }
 
-std::optional<Failure> CounterStore::StoreMsb(std::uint16_t wanted) {
+std::optional<Failure> CounterStore::StoreMsb(std::uint16_t wanted) const {
   if (space_ == Space::kOwn) {
     if (wanted != 0) {
       __atomic_fetch_or(OwnCounter(), kMsb, __ATOMIC_SEQ_CST);
@@ -81,7 +81,7 @@ std::optional<Failure> CounterStore::StoreMsb(std::uint16_t wanted) {
   return WriteMemory(&high_byte, sizeof high_byte, address_ + 1);
 }
 
-std::optional<Failure> CounterStore::StoreAll(std::uint16_t expected, std::uint16_t value) {
+std::optional<Failure> CounterStore::StoreAll(std::uint16_t expected, std::uint16_t value) const {
   if (space_ == Space::kOwn) {
     const bool stored = __atomic_compare_exchange_n(OwnCounter(), &expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return stored ? std::nullopt : std::optional<Failure>(Refusal(EBUSY));
@@ -89,22 +89,19 @@ std::optional<Failure> CounterStore::StoreAll(std::uint16_t expected, std::uint1
   return WriteMemory(&value, sizeof value, address_);
 }
 
-std::optional<Failure> CounterStore::WriteMemory(const void* bytes, std::size_t count, std::uint64_t address) {
+std::optional<Failure> CounterStore::WriteMemory(const void* bytes, std::size_t count, std::uint64_t address) const {
   const ssize_t written = pwrite(mem_fd_, bytes, count, static_cast<off_t>(address));
   if (written != static_cast<ssize_t>(count)) return FailedAccess("pwrite", written);
   return std::nullopt;
 }
 
 // Why /proc/PID/mem did not take or give all.
-Failure CounterStore::FailedAccess(const char* syscall, ssize_t count) {
-  // "mmget_not_zero" failed (`mem_rw`, fs/proc/base.c): the last user of the address space has left it.
+Failure CounterStore::FailedAccess(const char* syscall, ssize_t count) const {
+  // `mmget_not_zero` failed (`mem_rw`, fs/proc/base.c): the last user of the address space has left it.
   if (count == 0) return Refusal(ESRCH);
-  const Failure failure = count < 0 ? LastFailure(syscall) : Failure{syscall, EIO};
-  // EIO says no more than that the page could not be had. If the mapping has changed since it was asked for, that is the reason.
-  if (failure.number == EIO) {
-    if (const std::optional<Failure> refusal = RefusalOfPlace()) return *refusal;
-  }
-  return failure;
+  // The page could not be had: it was unmapped a moment ago, or lies beyond the end of a file that was cut short.
+  if (count > 0 || errno == EIO) return Refusal(EFAULT);
+  return LastFailure(syscall);
 }
 
 }  // namespace uprobe

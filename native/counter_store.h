@@ -20,6 +20,9 @@
 // the target would exclude that; the owner of a claim knows when a library goes, since its breakpoints go with it.
 #pragma once
 
+#include <sys/types.h>
+
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
@@ -48,7 +51,7 @@ class CounterStore {
   // Each of these fails with "counter_store" and
   //   EINVAL  the address is odd
   //   ESRCH   the address space is gone
-  //   EFAULT  nothing is mapped there
+  //   EFAULT  nothing is mapped there, or no memory is behind it
   //   ESTALE  something else is
   //   EACCES  the mapping is read-only or shared
   // or with another system call's name and errno.
@@ -71,11 +74,11 @@ class CounterStore {
   Result<std::uint16_t> ChangeMsb(std::uint16_t wanted);
 
   // The accesses themselves, which check nothing.
-  Result<std::uint16_t> Load();
-  std::optional<Failure> StoreMsb(std::uint16_t wanted);
-  std::optional<Failure> StoreAll(std::uint16_t expected, std::uint16_t value);
-  std::optional<Failure> WriteMemory(const void* bytes, std::size_t count, std::uint64_t address);
-  Failure FailedAccess(const char* syscall, ssize_t count);
+  Result<std::uint16_t> Load() const;
+  std::optional<Failure> StoreMsb(std::uint16_t wanted) const;
+  std::optional<Failure> StoreAll(std::uint16_t expected, std::uint16_t value) const;
+  std::optional<Failure> WriteMemory(const void* bytes, std::size_t count, std::uint64_t address) const;
+  Failure FailedAccess(const char* syscall, ssize_t count) const;
   std::uint16_t* OwnCounter() const { return reinterpret_cast<std::uint16_t*>(static_cast<std::uintptr_t>(address_)); }
 
   const Space space_;
