@@ -8,6 +8,7 @@
       'target_name': 'uprobe',
       'sources': [
         'native/addon.cc',
+        'native/apart.cc',
         'native/arguments.cc',
         'native/async.cc',
         'native/bpf.cc',

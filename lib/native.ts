@@ -186,7 +186,10 @@ export interface BpfLinkInfo {
 /** The addon's whole surface. */
 export interface Native {
   // perf_event.cc
-  /** Registers a uprobe; the breakpoint and the counter are in the target when it resolves. Resolves to the fd, which counts its hits at once. */
+  /**
+   * Registers a uprobe, from a process of its own that a SIGKILL to us does not reach; the breakpoint and the counter are in the target when it resolves. Resolves
+   * to the fd, which counts its hits at once.
+   */
   perfEventOpenUprobe(options: PerfUprobe): Promise<number>
   /** `PERF_EVENT_IOC_SET_BPF`: runs the program at every hit of the event. */
   perfEventSetBpf(perfFd: number, progFd: number): Promise<void>
@@ -209,7 +212,7 @@ export interface Native {
   bpfMapUpdate(mapFd: number, key: number, value: Uint8Array): void
   /** BPF_PROG_LOAD; resolves to the fd. The error has `verifierLog`, the last 8 KiB of what the verifier said, if it said something. */
   bpfProgLoad(options: BpfProgram): Promise<number>
-  /** BPF_LINK_CREATE with BPF_TRACE_UPROBE_MULTI; resolves to the link's fd. */
+  /** BPF_LINK_CREATE with BPF_TRACE_UPROBE_MULTI, likewise from a process of its own; resolves to the link's fd. */
   bpfLinkCreateUprobeMulti(options: UprobeMulti): Promise<number>
   /** The counts of a program as BPF_OBJ_GET_INFO_BY_FD gives them. */
   bpfProgInfo(progFd: number): { id: number; recursionMisses: bigint }
@@ -223,9 +226,10 @@ export interface Native {
 
   // closer.cc
   /**
-   * Closes fds one after another on the closing thread (not on libuv's), after those of earlier calls; resolves when all are closed, and keeps the event
-   * loop alive until then. If one fails the others are closed all the same, and the promise rejects with the first failure; only with `syscall`
-   * `pthread_create` or `eventfd`, when the thread could not be started, nothing was closed.
+   * Closes fds on the closing thread (not on libuv's), after those of earlier calls, and lets go of what they were the last reference to in a process of its
+   * own, where SIGKILL cannot interrupt it; resolves when all that is done, and keeps the event loop alive until then. If a close fails, the others are closed all the
+   * same, and the promise rejects with the first failure; what fails in letting go is not known. Only with `syscall` `pthread_create` or `eventfd`, when the thread
+   * could not be started, nothing was closed.
    */
   closeFds(fds: readonly number[]): Promise<void>
 

@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 
+#include "closer.h"
 #include "errors.h"
 
 namespace uprobe {
@@ -14,6 +15,23 @@ napi_value ToJavaScript(napi_env env, const Fd& fd) {
   return napi_create_int32(env, fd.get(), &number) == napi_ok ? number : nullptr;
 }
 
+// A registration that has no owner yet.
+class Registration {
+ public:
+  explicit Registration(Fd fd) : fd_(std::move(fd)) {}
+  Registration(Registration&&) = default;
+  ~Registration() {
+    if (fd_.valid()) CloseInBackground(std::move(fd_));
+  }
+
+  Fd& fd() { return fd_; }
+
+ private:
+  Fd fd_;
+};
+
+napi_value ToJavaScript(napi_env env, Registration& registration) { return ToJavaScript(env, registration.fd()); }
+
 napi_value ToJavaScript(napi_env env, const Nothing&) {
   napi_value undefined = nullptr;
   return napi_get_undefined(env, &undefined) == napi_ok ? undefined : nullptr;
@@ -21,6 +39,7 @@ napi_value ToJavaScript(napi_env env, const Nothing&) {
 
 // JavaScript owns the value from here on.
 void HandOver(Fd& fd) { fd.Release(); }
+void HandOver(Registration& registration) { HandOver(registration.fd()); }
 void HandOver(Nothing&) {}
 
 template <typename Value>
@@ -72,6 +91,14 @@ struct Task {
 
 Napi::Value RunForFd(Napi::Env env, const char* name, std::function<Result<Fd>()> work) {
   return Task<Fd>::Start(env, name, std::move(work));
+}
+
+Napi::Value RunForRegistration(Napi::Env env, const char* name, std::function<Result<Fd>()> work) {
+  return Task<Registration>::Start(env, name, [work = std::move(work)]() -> Result<Registration> {
+    Result<Fd> opened = work();
+    if (const Failure* failure = opened.failure()) return *failure;
+    return Registration(std::move(opened.value()));
+  });
 }
 
 Napi::Value RunForNothing(Napi::Env env, const char* name, std::function<Result<Nothing>()> work) {

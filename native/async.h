@@ -14,6 +14,9 @@ namespace uprobe {
 // A promise for the fd that `work` opens. If the environment ends first, the fd is closed.
 Napi::Value RunForFd(Napi::Env env, const char* name, std::function<Result<Fd>()> work);
 
+// The same for an fd that is a registration: if the environment ends first, the closing thread closes it (closer.h).
+Napi::Value RunForRegistration(Napi::Env env, const char* name, std::function<Result<Fd>()> work);
+
 // A promise for the end of `work`.
 Napi::Value RunForNothing(Napi::Env env, const char* name, std::function<Result<Nothing>()> work);
 

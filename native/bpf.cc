@@ -12,6 +12,7 @@
 #include <cstring>
 #include <memory>
 
+#include "apart.h"
 #include "arguments.h"
 #include "async.h"
 #include "errors.h"
@@ -216,7 +217,7 @@ Napi::Value BpfLinkCreateUprobeMulti(const Napi::CallbackInfo& info) {
   }
   if (arguments.Failed()) return Napi::Value();
 
-  return RunForFd(info.Env(), "BPF_LINK_CREATE", [=]() -> Result<Fd> {
+  return RunForRegistration(info.Env(), "BPF_LINK_CREATE", [=]() -> Result<Fd> {
     LinkCreateUprobeMulti attributes{};
     attributes.prog_fd = static_cast<std::uint32_t>(program_fd);
     attributes.attach_type = kTraceUprobeMulti;
@@ -227,9 +228,9 @@ Napi::Value BpfLinkCreateUprobeMulti(const Napi::CallbackInfo& info) {
     attributes.cnt = static_cast<std::uint32_t>(offsets.size());
     attributes.multi_flags = retprobe ? kUprobeMultiReturn : 0;
     attributes.pid = static_cast<std::uint32_t>(pid);
-    Fd fd(static_cast<int>(Bpf(kLinkCreate, attributes)));
-    if (!fd.valid()) return LastFailure("bpf(BPF_LINK_CREATE)");
-    return fd;
+    const long fd = RunApart(SYS_bpf, {kLinkCreate, Argument(&attributes), sizeof attributes});
+    if (fd < 0) return LastFailure("bpf(BPF_LINK_CREATE)");
+    return Fd(static_cast<int>(fd));
   });
 }
 

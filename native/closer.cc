@@ -2,11 +2,11 @@
 // environment: an environment that ends with closings outstanding leaves them to the thread, which then has nobody to tell. The thread
 // may thus outlive the last environment that loaded this addon, and so the addon is linked with `-z nodelete`.
 //
-// The process must not exit while a close is under way. exit_group(2) sends SIGKILL to the other threads, and a thread in close(2) that has a fatal signal
-// pending cannot take a breakpoint out any more: to write the target's page it gets the page first (`uprobe_write`, kernel/events/uprobes.c), which fails with
-// EINTR (`__get_user_pages`, mm/gup.c). The kernel then logs "leaking uprobe", and breakpoint and count stay in the target. So an exit waits for the close
-// that is under way; those that were not begun are left to the kernel, which does them where no signal is pending any more. Against SIGKILL from
-// outside at such a moment there is no help.
+// What is closed may be a registration, and letting go of the last reference to one must not meet a fatal signal: CloseApart (apart.h) sees to that, one
+// process a job. Whenever we are killed, the registrations of the job that is under way are closed by that process, and those of later ones by the end of our own.
+//
+// An exit of ours waits for the job that is under way all the same: whoever waits for us to end then finds the probes gone. Later jobs are left to the kernel, which
+// does them before it reports our end. And where no process could be made, the job is closed on this very thread, which the exit would kill.
 
 #include "closer.h"
 
@@ -20,6 +20,7 @@
 #include <optional>
 #include <vector>
 
+#include "apart.h"
 #include "arguments.h"
 #include "doorbell.h"
 #include "errors.h"
@@ -62,7 +63,7 @@ class Outbox {
 struct Job {
   std::vector<int> fds;
   std::uint32_t ticket;
-  std::shared_ptr<Outbox> outbox;
+  std::shared_ptr<Outbox> outbox;  // none if nobody waits for it
 };
 
 class Closer {
@@ -104,19 +105,18 @@ class Closer {
         }
       }
       for (const Job& job : jobs) {
-        Outbox::Done done{job.ticket, std::nullopt};
-        for (const int fd : job.fds) {
+        std::optional<Failure> failure;
+        {
           const std::lock_guard<std::mutex> lock(closing_);
           if (exiting_) return;
-          // The first failure is told, and does not keep the others open. EINTR and EIO free the descriptor all the same.
-          if (close(fd) != 0 && !done.failure) done.failure = LastFailure("close");
+          failure = CloseApart(job.fds);
         }
-        job.outbox->Deliver(std::move(done));
+        if (job.outbox) job.outbox->Deliver({job.ticket, std::move(failure)});
       }
     }
   }
 
-  // Called by exit(3): waits for the close that is under way, and keeps the lock, so that none begins.
+  // Called by exit(3): waits for the job that is under way, and keeps the lock, so that none begins.
   void FinishForExit() {
     exiting_ = true;
     closing_.lock();
@@ -125,7 +125,7 @@ class Closer {
   std::mutex mutex_;
   std::vector<Job> jobs_;
   bool running_ = false;
-  std::mutex closing_;  // held during each close
+  std::mutex closing_;  // held during each job
   std::atomic<bool> exiting_ = false;
 };
 
@@ -207,6 +207,12 @@ Napi::Value CloseFds(const Napi::CallbackInfo& info) {
 }
 
 }  // namespace
+
+void CloseInBackground(Fd fd) {
+  const int number = fd.Release();
+  // Without a thread, now: that somebody waits is better than that the probe stays.
+  if (Closer::Instance().Submit({{number}, 0, nullptr})) CloseApart({number});
+}
 
 void InitCloser(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(std::make_unique<Closings>(env).release());  // deleted with the environment

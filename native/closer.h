@@ -4,7 +4,12 @@
 
 #include <napi.h>
 
+#include "fd.h"
+
 namespace uprobe {
+
+// Closes a valid fd on the closing thread. For a registration that nobody took over. Any thread.
+void CloseInBackground(Fd fd);
 
 void InitCloser(Napi::Env env, Napi::Object exports);
 

@@ -21,6 +21,7 @@
 
 #include <cstring>
 
+#include "apart.h"
 #include "arguments.h"
 #include "async.h"
 #include "errors.h"
@@ -29,11 +30,9 @@ namespace uprobe {
 
 namespace {
 
-Result<Fd> PerfEventOpen(perf_event_attr& attributes, int pid, int cpu) {
-  attributes.size = sizeof attributes;
-  Fd fd(static_cast<int>(syscall(SYS_perf_event_open, &attributes, pid, cpu, -1, PERF_FLAG_FD_CLOEXEC)));
-  if (!fd.valid()) return LastFailure("perf_event_open");
-  return fd;
+Result<Fd> OpenedFd(long result) {
+  if (result < 0) return LastFailure("perf_event_open");
+  return Fd(static_cast<int>(result));
 }
 
 Napi::Value PerfEventOpenUprobe(const Napi::CallbackInfo& info) {
@@ -47,14 +46,16 @@ Napi::Value PerfEventOpenUprobe(const Napi::CallbackInfo& info) {
   const int tid = arguments.Int32(arguments.Field(options, "tid"), "tid", -1);
   if (arguments.Failed()) return Napi::Value();
 
-  return RunForFd(info.Env(), "perf_event_open", [=]() -> Result<Fd> {
+  return RunForRegistration(info.Env(), "perf_event_open", [=]() -> Result<Fd> {
     perf_event_attr attributes{};
+    attributes.size = sizeof attributes;
     attributes.type = type;
     attributes.config = (static_cast<std::uint64_t>(ref_ctr_offset) << 32) | (retprobe ? 1 : 0);
     attributes.config1 = reinterpret_cast<std::uintptr_t>(path.c_str());
     attributes.config2 = file_offset;
     // An event for every process must name a CPU. The breakpoint is in every process and the program runs on every CPU all the same.
-    return PerfEventOpen(attributes, tid, tid == -1 ? 0 : -1);
+    const int cpu = tid == -1 ? 0 : -1;
+    return OpenedFd(RunApart(SYS_perf_event_open, {Argument(&attributes), tid, cpu, -1, PERF_FLAG_FD_CLOEXEC}));
   });
 }
 
@@ -97,6 +98,7 @@ Napi::Value TaskWatchOpen(const Napi::CallbackInfo& info) {
   const int tid = arguments.Int32(arguments.At(0), "tid", 1);
   if (arguments.Failed()) return Napi::Value();
   perf_event_attr attributes{};
+  attributes.size = sizeof attributes;
   attributes.type = PERF_TYPE_SOFTWARE;
   attributes.config = PERF_COUNT_SW_DUMMY;
   attributes.comm = 1;
@@ -106,7 +108,7 @@ Napi::Value TaskWatchOpen(const Napi::CallbackInfo& info) {
   // Wake at the first byte: wakeup_events counts samples only, and there are none.
   attributes.watermark = 1;
   attributes.wakeup_watermark = 1;
-  Result<Fd> opened = PerfEventOpen(attributes, tid, -1);
+  Result<Fd> opened = OpenedFd(syscall(SYS_perf_event_open, &attributes, tid, -1, -1, PERF_FLAG_FD_CLOEXEC));
   if (const Failure* failure = opened.failure()) return ThrowFailure(info.Env(), *failure);
   return Napi::Number::New(info.Env(), opened.value().Release());
 }
