@@ -40,6 +40,7 @@ const TESTS = [
   'test/integration/processes.test.js',
   'test/integration/accounting.test.js',
   'test/integration/lifecycle.test.js',
+  'test/native/killed.test.js',
 ]
 
 const MACHINES = {
