@@ -8,8 +8,8 @@
 //   * The store goes through an open /proc/PID/mem. The kernel holds the mmap_lock of the target while it copies (`__access_remote_vm`, mm/memory.c, for
 //     reading), and holds it for writing while it counts (`register_for_each_vma`, kernel/events/uprobes.c), so neither comes between the other's load and
 //     store. process_vm_writev(2) does not do: it copies after it has let go of the lock (`process_vm_rw_single_vec`, mm/process_vm_access.c).
-//   * /proc/PID/mem and /proc/PID/maps belong to the address space that the process had when they were opened (`__mem_open` and `proc_maps_open`, fs/proc).
-//     When that is gone, by exit or by exec, they give and take nothing. No process that gets the pid later is ever written.
+//   * /proc/PID/mem and /proc/PID/maps belong to the address space that the process had when they were opened (`proc_mem_open`, fs/proc/base.c). When that is gone,
+//     by exit or by exec, they give and take nothing. No process that gets the pid later is ever written.
 //   * /proc/PID/mem ignores the protection of a mapping (FOLL_FORCE in `mem_rw`, fs/proc/base.c), and follows the address wherever it leads. So before each
 //     access the kernel is asked what is mapped there: it must be the expected place of the expected file, writable and private.
 //
@@ -58,12 +58,12 @@ class CounterStore {
 
   Result<std::uint16_t> Read();
 
-  // Set or clear bit 15 and answer the value afterwards; nothing is stored if the bit is as wanted. ERANGE: the high byte is neither 0x00 nor 0x80; EBUSY: somebody
-  // else wrote the bit meanwhile.
+  // Set or clear bit 15 and answer the value afterwards; nothing is stored if the bit is as wanted. ERANGE: the high byte is neither 0x00 nor 0x80; EBUSY:
+  // somebody else wrote the bit meanwhile.
   Result<std::uint16_t> SetMsb() { return ChangeMsb(kMsb); }
   Result<std::uint16_t> ClearMsb() { return ChangeMsb(0); }
 
-  // Stores `value` if the counter reads `expected`, both of 16 bits; EBUSY if it reads anything else, before or afterwards. Two bytes, of which the caller must know
+  // Stores `value` if the counter reads `expected`, both of 16 bits; EBUSY if it reads anything else, before or afterwards. Two bytes: the caller must know
   // that the kernel does not count in them meanwhile.
   Result<Nothing> Replace(std::uint16_t expected, std::uint16_t value);
 

@@ -4,7 +4,7 @@
 // address, and it is read up to the line that matters. The text is the kernel's own; the only part that anybody else can choose is the name at the end of a
 // line, in which the kernel escapes line feeds (`seq_path` in `show_map_vma`, fs/proc/task_mmu.c), and which is skipped.
 //
-// The descriptor belongs to the address space that the process had when it was opened (`proc_maps_open`), whatever becomes of the pid.
+// The descriptor belongs to the address space that the process had when it was opened (`proc_maps_open`, fs/proc/task_mmu.c), whatever becomes of the pid.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Unit tests of native/counter_store.cc and native/vma.cc, without Node: test/native/counter-store.test.ts compiles this with each sanitizer and runs every case.
+// Unit tests of native/counter_store.cc and native/vma.cc, without Node: counter-store.test.ts compiles this with each sanitizer and runs every case.
 //
 //     counter_store_test --list     the names of the cases, one a line
 //     counter_store_test NAME       runs one; silent and 0 if it holds
