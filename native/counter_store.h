@@ -7,9 +7,11 @@
 //     0x80 then. So setting and clearing it needs no read of the counts, and cannot write an old one back. A high byte with other bits is refused.
 //   * The store goes through an open /proc/PID/mem. The kernel holds the mmap_lock of the target while it copies (`__access_remote_vm`, mm/memory.c, for
 //     reading), and holds it for writing while it counts (`register_for_each_vma`, kernel/events/uprobes.c), so neither comes between the other's load and
-//     store. process_vm_writev(2) does not do: it copies after it has let go of the lock (`process_vm_rw_single_vec`, mm/process_vm_access.c).
-//   * /proc/PID/mem and /proc/PID/maps belong to the address space that the process had when they were opened (`proc_mem_open`, fs/proc/base.c). When that is gone,
-//     by exit or by exec, they give and take nothing. No process that gets the pid later is ever written.
+//     store. (Before 6.18 the removal of a breakpoint in the course of its own hit, `unapply_uprobe`, counted with the lock held for reading. Whoever claims
+//     a counter keeps the kernel from counting on it at all.) process_vm_writev(2) does not do: it copies after it has let go of the lock
+//     (`process_vm_rw_single_vec`, mm/process_vm_access.c).
+//   * /proc/PID/mem and /proc/PID/maps belong to the address space that the process had when they were opened (`proc_mem_open`, fs/proc/base.c). When
+//     that is gone, by exit or by exec, they give and take nothing. No process that gets the pid later is ever written.
 //   * /proc/PID/mem ignores the protection of a mapping (FOLL_FORCE in `mem_rw`, fs/proc/base.c), and follows the address wherever it leads. So before each
 //     access the kernel is asked what is mapped there: it must be the expected place of the expected file, writable and private.
 //
