@@ -45,8 +45,8 @@ function describe(error: unknown): Failure {
 export function report(error: unknown, json: boolean): ExitCode {
   if (error instanceof CommanderError) {
     if (ASKED_FOR.has(error.code)) return 0
-    // `uprobe` alone: commander has printed the help to standard error already.
-    if (error.code === 'commander.help') return 2
+    // `uprobe help trace`, or `uprobe` alone, for which commander has printed the help to standard error already.
+    if (error.code === 'commander.help') return error.exitCode === 0 ? 0 : 2
   }
   const { code, message, exitCode } = describe(error)
   process.stderr.write(json ? `${jsonLine({ error: { code, message } })}\n` : `uprobe: ${singleLine(message)} (${code})\n`)

@@ -53,13 +53,13 @@ export function addList(program: Command): void {
     .command('list')
     .summary('list the USDT probes of a file or a process')
     .description('List the USDT probes in a file, or in all files that a process maps.')
-    .argument('<path|pid>', 'a file, or the id of a process')
+    .argument('<path|pid>', 'a file, or the id of a process', (text: string) => (isPid(text) ? parsePid(text) : text))
     .argument('[pattern]', 'only probes that match PROVIDER:NAME')
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
-    .action(async (target: string, pattern: string | undefined, options: { json?: true }) => {
+    .action(async (target: string | number, pattern: string | undefined, options: { json?: true }) => {
       const output = new Output(process.stdout)
-      const sites = await list(isPid(target) ? parsePid(target) : target, pattern)
+      const sites = await list(target, pattern)
       await output.lines(options.json ? sites.map((site) => jsonLine(toJson(site))) : alignColumns(sites.map(toColumns)))
       output.check()
     })

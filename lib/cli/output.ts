@@ -10,6 +10,9 @@
 import type { Writable } from 'node:stream'
 import { isSystemCallError } from '../errors.js'
 
+/** A pipe whose reader left says EPIPE, a socket that it left unread bytes in says ECONNRESET; a parent that runs on Node gives us sockets. */
+const READER_LEFT = new Set(['EPIPE', 'ECONNRESET'])
+
 export class Output {
   readonly #stream: Writable
   readonly #left = new AbortController()
@@ -17,10 +20,11 @@ export class Output {
 
   constructor(stream: Writable) {
     this.#stream = stream
-    stream.on('error', (error: Error) => {
-      if (!(isSystemCallError(error) && error.code === 'EPIPE')) this.#error ??= error
-      this.#left.abort()
-    })
+    stream.on('error', () => this.#left.abort())
+  }
+
+  readonly #onWritten = (error: Error | null | undefined): void => {
+    if (error && !(isSystemCallError(error) && READER_LEFT.has(error.code))) this.#error ??= error
   }
 
   /** Aborts when nobody reads any more. */
@@ -33,20 +37,20 @@ export class Output {
     return this.#left.signal.aborted
   }
 
-  /** Whether lines wait for a reader that does not keep up. */
-  get blocked(): boolean {
-    return this.#stream.writableNeedDrain && !this.gone
+  /** Whether there are lines that the reader has yet to take. */
+  get waiting(): boolean {
+    return this.#stream.writableLength > 0 && !this.gone
   }
 
   /** Writes one line. Answers false if the reader does not keep up: wait for `ready()` before the next one. */
   line(text: string): boolean {
     if (this.gone) return true
-    return this.#stream.write(`${text}\n`)
+    return this.#stream.write(`${text}\n`, this.#onWritten)
   }
 
   /** Resolves when the reader has caught up, or is gone. */
   ready(): Promise<void> {
-    if (!this.blocked) return Promise.resolve()
+    if (!this.#stream.writableNeedDrain || this.gone) return Promise.resolve()
     return new Promise((resolve) => {
       const settle = (): void => {
         this.#stream.off('drain', settle)
@@ -58,18 +62,14 @@ export class Output {
     })
   }
 
-  /** Writes lines at the pace of the reader; stops when it is gone. */
+  /** Writes lines at the pace of the reader, until it has taken all that was ever written, or is gone. */
   async lines(texts: Iterable<string>): Promise<void> {
     for (const text of texts) {
       if (this.gone) return
       if (!this.line(text)) await this.ready()
     }
-  }
-
-  /** Gives up on a reader that does not read: what waits is dropped. */
-  abandon(): void {
-    this.#left.abort()
-    this.#stream.destroy()
+    // A write that fails says so later; callbacks come in the order of the writes.
+    if (!this.gone) await new Promise<void>((resolve) => this.#stream.write('', () => resolve()))
   }
 
   /** Throws what made a write fail, such as a full disk; a reader that left is no failure. */

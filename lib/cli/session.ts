@@ -29,7 +29,7 @@ export type Consume = (probes: readonly Probe[], stop: Stop) => Promise<void>
  * @returns the probes, detached, for their counts; none if the stop came before all were attached
  */
 export async function runSession(request: SessionRequest, consume: Consume): Promise<readonly Probe[]> {
-  const stop = new Stop(request.output)
+  const stop = new Stop(request.output, request.json)
   const tracer = new Tracer()
   try {
     const probes = await attachAll(tracer, request, stop)
@@ -39,7 +39,7 @@ export async function runSession(request: SessionRequest, consume: Consume): Pro
     // Iterators of the probes end once everything is detached and what was captured is taken; a reader who is slow or gone must not delay detaching.
     const consumed = consume(probes, stop)
     const detached = whenStopped(stop).then(async () => {
-      await Promise.all(probes.map((probe) => probe.detach()))
+      await tracer.close()
       stop.detached()
     })
     await Promise.race([consumed, detached.then(() => consumed)])
@@ -58,15 +58,27 @@ function whenStopped({ signal }: Stop): Promise<void> {
 }
 
 /** Attaches all or none; `null` if the stop came first. */
-async function attachAll(tracer: Tracer, { specs, attach }: SessionRequest, stop: Stop): Promise<Probe[] | null> {
+async function attachAll(tracer: Tracer, { specs, attach, json }: SessionRequest, stop: Stop): Promise<Probe[] | null> {
   const probes: Probe[] = []
   try {
-    for (const spec of specs) probes.push(await tracer.attach(spec, { ...attach, signal: stop.signal }))
+    for (const spec of specs) {
+      const probe = await tracer.attach(spec, { ...attach, signal: stop.signal })
+      tellOfTrouble(probe, json)
+      probes.push(probe)
+    }
     return stop.signal.aborted ? null : probes
   } catch (error) {
     if (stop.signal.aborted && error instanceof Error && error.name === 'AbortError') return null
     throw error
   }
+}
+
+/** Says what goes wrong behind the attached probe's back: the counts know nothing of hits that were never seen. */
+function tellOfTrouble(probe: Probe, json: boolean): void {
+  probe.on('error', (error) => warn(error.message, json))
+  probe.on('state', ({ reason, pid, mayHaveMissed }) => {
+    if (mayHaveMissed) warn(`Hits may have been missed${pid === undefined ? '' : ` in process ${pid}`} (${reason}).`, json)
+  })
 }
 
 /** Tells standard error that every site is armed: what is fired from now on is seen. */
