@@ -20,6 +20,7 @@
         'native/demo.cc',
         'native/doorbell.cc',
         'native/errors.cc',
+        'native/lock.cc',
         'native/perf_event.cc',
         'native/process.cc',
         'native/reader_thread.cc',

@@ -8,11 +8,13 @@ import { attachTime } from './attach.js'
 import { readingCost } from './elf.js'
 import { hitCost } from './hit-cost.js'
 import { idleCost } from './idle.js'
+import { pauseCost } from './pause.js'
 
 const BENCHMARKS: Readonly<Record<string, () => Promise<string>>> = {
   'hit-cost': hitCost,
   attach: attachTime,
   elf: readingCost,
+  pause: pauseCost,
   idle: idleCost,
 }
 

@@ -4,6 +4,7 @@
  *   bench:intsN      two ints               -4@a -4@b
  *   bench:textN      and a string           -4@a -4@b 8@text
  *   bench:untraced   nobody attaches to it
+ *   bench:gatedN     two ints, executed only while its semaphore is up
  *   bench:hundred    100 sites in a row, which are attached and detached and never run
  *
  * Each is one nop of one byte, in a function that begins at a cache line. Commands:
@@ -31,11 +32,21 @@
     PROBE("bench", #name, NO_SEMAPHORE, "-4@%[a] -4@%[b] 8@%[text]", [a] "nor"(a), [b] "nor"(b), [text] "nor"(text)); \
   }
 
+#define DEFINE_GATED(name)                                                                                         \
+  SEMAPHORE(name##_semaphore);                                                                                     \
+  FIRE fire_##name(int a, int b, const char *text) {                                                               \
+    (void)text;                                                                                                    \
+    if (name##_semaphore == 0) return;                                                                             \
+    PROBE("bench", #name, #name "_semaphore", "-4@%[a] -4@%[b]", [a] "nor"(a), [b] "nor"(b));                      \
+  }
+
+#define EACH_GATED(DO) DO(gated0) DO(gated1) DO(gated2) DO(gated3)
 #define EACH_INTS(DO) DO(untraced) DO(ints0) DO(ints1) DO(ints2) DO(ints3) DO(ints4) DO(ints5) DO(ints6) DO(ints7) DO(ints8) DO(ints9)
 #define EACH_TEXT(DO) DO(text0) DO(text1) DO(text2) DO(text3)
 
 EACH_INTS(DEFINE_INTS)
 EACH_TEXT(DEFINE_TEXT)
+EACH_GATED(DEFINE_GATED)
 
 struct probe {
   const char *name;
@@ -43,7 +54,7 @@ struct probe {
 };
 
 #define ENTRY(name) {#name, fire_##name},
-static const struct probe probes[] = {EACH_INTS(ENTRY) EACH_TEXT(ENTRY)};
+static const struct probe probes[] = {EACH_INTS(ENTRY) EACH_TEXT(ENTRY) EACH_GATED(ENTRY)};
 
 /* Not called. Each round of .rept makes a site with its note. */
 __attribute__((used)) static void hundred(void) {

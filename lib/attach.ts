@@ -8,9 +8,13 @@
  * the reason, as long as any is left.
  */
 import { readlinkSync } from 'node:fs'
+import { type Arming, ClaimedArming, CountedArming } from './arming.js'
 import { STATS_VALUE_BYTES } from './capture/compile.js'
 import { type FilterExpression, parseFilter } from './capture/filter.js'
 import { HitDecoder } from './capture/hit.js'
+import { type ClaimsHost, CounterClaims } from './counter/claims.js'
+import type { ClaimContext } from './counter/process-claim.js'
+import { type CounterMode, counterTable } from './counter/table.js'
 import type { Ring } from './delivery/ring.js'
 import { errnoOf, isSystemCallError, UprobeError } from './errors.js'
 import { escapeForDisplay, type Logger } from './log.js'
@@ -20,6 +24,7 @@ import { Probe } from './probe.js'
 import { type ArmResult, Attachment, type Part } from './register/attachment.js'
 import { BPF_MAP_TYPE_PERCPU_ARRAY, createMap } from './register/bpf-objects.js'
 import { multiSupport } from './register/multi-support.js'
+import { PauseMap } from './register/pause-map.js'
 import { readUprobePmu } from './register/pmu.js'
 import { CapturePrograms } from './register/programs.js'
 import type { SiteFailure } from './register/register.js'
@@ -28,6 +33,7 @@ import { type FileSites, prepareSites } from './spec/prepare-sites.js'
 import { type ProbeSpec, parseSpec } from './spec/spec.js'
 import { TargetProcess } from './target/process.js'
 import { resolveFiles } from './target/resolve.js'
+import { processesMapping } from './target/scan.js'
 
 /** What a tracer lends to an attach. */
 export interface AttachContext {
@@ -35,6 +41,12 @@ export interface AttachContext {
   readonly log: Logger
   /** The tracer's ring; made on first use. */
   ring(): Ring
+  /** Stands for the tracer in the table of counters. */
+  readonly tracer: object
+  /** Clears what agents that died have left. */
+  recover(): Promise<void>
+  /** What claims of the tracer share; made on first use. Throws `ERR_UPROBE_LEASE`. */
+  claimContext(): Promise<ClaimContext>
   /** Told when a probe has ended and holds nothing. */
   onEnded(probe: Probe): void
 }
@@ -117,6 +129,8 @@ async function attachSteps(
   const pmu = readUprobePmu()
   undo.add(() => closeAll(processes))
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
+  // A claim that a dead agent left makes the kernel refuse to count.
+  await context.recover()
   const files = await resolveFiles(native, spec.path, processes)
   undo.add(() => closeAll(files.map(({ file }) => file)))
   signal.throwIfAborted()
@@ -136,6 +150,8 @@ async function attachSteps(
     name: 'uprobe_stats',
   })
   undo.add(() => native.closeFd(statsFd))
+  const pauseMap = settings.counter === 'msb' ? new PauseMap(native) : null
+  undo.add(() => pauseMap?.close())
   const programs = new CapturePrograms(
     native,
     {
@@ -146,6 +162,7 @@ async function attachSteps(
       ringBytes: ring.ringBytes,
       excludeTid: readerThreadToExclude(ring, processes),
       filter,
+      pauseFd: pauseMap?.fd ?? null,
     },
     prepared.sites,
   )
@@ -164,11 +181,15 @@ async function attachSteps(
     prepared.sites.map((site) => site.shape),
     (slot) => probe.siteOfSlot(slot),
   )
+  const holds: Array<() => void> = []
+  const arming: Arming = pauseMap === null ? new CountedArming(attachment, ring) : claimCounters(pauseMap)
   const probe: Probe = new Probe({
     native,
     ring,
     probeId,
     attachment,
+    arming,
+    pauseMap,
     programs,
     statsFd,
     files: [...probed],
@@ -179,12 +200,34 @@ async function attachSteps(
     countOnly: settings.countOnly,
     queueLimit: settings.queueLimit,
     log,
-    onEnded: () => context.onEnded(probe),
+    onEnded: () => {
+      for (const release of holds) release()
+      context.onEnded(probe)
+    },
   })
   // The probe owns everything from here on, and its end closes it.
   undo.replace(() => probe.detach())
 
-  const refused = await attachment.register(signal)
+  function claimCounters(map: PauseMap): ClaimedArming {
+    const host: ClaimsHost = {
+      ring,
+      log,
+      context: () => context.claimContext(),
+      onArrival: (arrival) => probe.arrived(arrival),
+      onError: (error) => probe.failed(error),
+    }
+    const requests = prepared.files.map(({ file, facts, processes: wanted }) => ({
+      file,
+      counters: [...facts.counters.values()],
+      processes: wanted,
+    }))
+    const claimed = new ClaimedArming(attachment, new CounterClaims(host, requests), map, () => probe.stillHit(claimed))
+    return claimed
+  }
+
+  for (const file of prepared.files) holds.push(...holdCounters(context, file, settings.counter, probe))
+  const { failures: refused, warnings: leftAlone } = await arming.arm(signal)
+  warnings.push(...leftAlone)
   settle(spec, refused, prepared.sites.length, warnings)
   const left = attachment.leaveOut(refused)
   const verified = await attachment.verify(signal)
@@ -202,6 +245,23 @@ async function attachSteps(
   for (const warning of warnings) log.warn({ spec: spec.text }, warning)
   log.info({ spec: spec.text, sites: probe.sites.length, pids: settings.pids }, 'attached')
   return probe
+}
+
+/** Enters the counters of one file into the table. Returns what takes each out again. */
+function holdCounters({ native, tracer }: AttachContext, file: FileSites, mode: CounterMode, probe: Probe): Array<() => void> {
+  const { facts, processes, sites } = file
+  return [...facts.counters.values()].map((counter) =>
+    counterTable.hold(facts.identity, facts.path, counter, mode, {
+      tracer,
+      probes: sites.filter(({ counterVaddr }) => counterVaddr === counter.vaddr).map((site) => site.probe),
+      isActive: () => probe.state === 'attached',
+      processes: () => (processes === null ? processesMapping(native, facts.identity) : living(processes)),
+    }),
+  )
+}
+
+async function* living(processes: readonly TargetProcess[]): AsyncGenerator<TargetProcess> {
+  for (const target of processes) if (!target.addressSpaceGone()) yield target
 }
 
 function applyPath(spec: ProbeSpec, path: string | null): ProbeSpec {

@@ -3,7 +3,8 @@
  */
 import { constants } from 'node:os'
 
-export const { EACCES, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOSYS, ENXIO, EPERM, EPROTO, ESRCH } = constants.errno
+export const { EACCES, EFAULT, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOSYS, ENXIO, EPERM, EPROTO, ESRCH, ESTALE } =
+  constants.errno
 
 /**
  * The kernel's own ENOTSUPP, which libc has no name for. It reaches user space when an instruction cannot be executed out of line

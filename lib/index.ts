@@ -4,11 +4,16 @@
  * Importing loads no native code and never throws. What is not exported here is not API.
  */
 export type { ArgJson, ArgumentValue, Hit } from './capture/hit.js'
+export type { HeldCounter, HeldCounterTarget } from './counter/held.js'
+export type { CounterMode } from './counter/table.js'
+export type { ReleasedCounter } from './counter/tracer-claims.js'
 export type { ArmedState, SiteTarget } from './counter/verify.js'
 export type { HitBatch } from './delivery/batch.js'
 export { type DoctorCheck, doctor } from './doctor.js'
 export { ERROR_CODES, UprobeError, type UprobeErrorCode } from './errors.js'
 export { list, type UsdtListing } from './list.js'
 export type { AttachOptions, TracerOptions } from './options.js'
-export type { NamedStats, Probe, ProbeEvents, ProbeSite, ProbeState, ProbeStateChange, ProbeStats } from './probe.js'
+export type { Probe } from './probe.js'
+export type { NamedStats, ProbeEvents, ProbeSite, ProbeState, ProbeStateChange, ProbeStats } from './probe-types.js'
+export { type ReleaseEntry, type ReleaseOptions, release } from './release.js'
 export { Tracer } from './tracer.js'

@@ -22,6 +22,11 @@ export interface TracerOptions {
    * How many bytes of hits may wait for a busy event loop, beside those in the ring. Default: 32 MiB.
    */
   pendingLimitBytes?: number | undefined
+  /**
+   * Directory of the leases that `counter: 'msb'` keeps, which all agents of a machine should share. It must be ours alone (mode 0700); it is made if it is not there.
+   * Default: `/run/uprobe` for root, else `$XDG_RUNTIME_DIR/uprobe`.
+   */
+  leaseDir?: string | undefined
 }
 
 /** Options of `tracer.attach`. */
@@ -30,8 +35,12 @@ export interface AttachOptions {
   pid?: number | readonly number[] | undefined
   /** The file, as an alternative to PATH in the specification. With `pid` it is a path as that process sees it. */
   path?: string | undefined
-  /** How the counter of a USDT probe is held. Only `kernel` is available: the kernel counts, and takes back what it counted even after a crash. */
-  counter?: 'kernel' | undefined
+  /**
+   * How the counter of a USDT probe is held. `kernel`: the kernel counts, shares the counter with any tracer, and takes back what it counted even after a crash. `msb`: the
+   * package claims the counter by its most significant bit, so that `pause()` and `resume()` are one store; it keeps kernel tracers away from the probe. See
+   * docs/counters.md. Default: `kernel`.
+   */
+  counter?: 'kernel' | 'msb' | undefined
   /** Indexes of arguments that are C strings; they are read at the hit. */
   strings?: readonly number[] | undefined
   /** Longest string that is read, in bytes, up to 4096. Default: 256. */
@@ -58,12 +67,15 @@ export interface TracerSettings {
   readonly ringBytes: number
   readonly flushIntervalMs: number
   readonly pendingLimitBytes: number
+  /** `null` for the default. */
+  readonly leaseDir: string | null
 }
 
 /** Checked options of an attach. */
 export interface AttachSettings {
   readonly pids: readonly number[]
   readonly path: string | null
+  readonly counter: 'kernel' | 'msb'
   readonly strings: readonly number[]
   readonly stringLimit: number
   readonly countOnly: boolean
@@ -108,13 +120,18 @@ function onlyKnown(options: object, known: readonly string[]): void {
 /** Checks the options of a tracer. Throws `ERR_UPROBE_BAD_OPTION`. */
 export function checkTracerOptions(options: TracerOptions): TracerSettings {
   if (typeof options !== 'object' || options === null) bad('options', 'give an object')
-  onlyKnown(options, ['logger', 'ringBytes', 'flushIntervalMs', 'pendingLimitBytes'])
+  onlyKnown(options, ['logger', 'ringBytes', 'flushIntervalMs', 'pendingLimitBytes', 'leaseDir'])
   const ringBytes = integer('ringBytes', options.ringBytes, 8 * MIB, 64 * KIB, 1024 * MIB)
   if ((ringBytes & (ringBytes - 1)) !== 0) bad('ringBytes', 'give a power of two')
   const logger = options.logger ?? false
   if (logger !== false && typeof logger.child !== 'function') bad('logger', 'give a pino logger or false')
+  const leaseDir: unknown = options.leaseDir ?? null
+  if (leaseDir !== null && (typeof leaseDir !== 'string' || !leaseDir.startsWith('/') || leaseDir.includes('\0'))) {
+    bad('leaseDir', 'give the absolute path of a directory')
+  }
   return {
     logger,
+    leaseDir,
     ringBytes,
     flushIntervalMs: integer('flushIntervalMs', options.flushIntervalMs, 20, 1, 1000),
     pendingLimitBytes: integer('pendingLimitBytes', options.pendingLimitBytes, 32 * MIB, 64 * KIB, 1024 * MIB),
@@ -145,8 +162,8 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
   if (options.path !== undefined && (typeof options.path !== 'string' || options.path === '' || options.path.includes('\0'))) {
     bad('path', 'give the path of a file')
   }
-  const counter: unknown = options.counter
-  if (counter !== undefined && counter !== 'kernel') bad('counter', "only 'kernel' is available in this version")
+  const counter = options.counter ?? 'kernel'
+  if (!['kernel', 'msb'].includes(counter)) bad('counter', "give 'kernel' or 'msb'")
   const strings: unknown = options.strings ?? []
   if (!Array.isArray(strings)) bad('strings', 'give a list of argument indexes, such as [0]')
   const registration = options.registration ?? 'auto'
@@ -158,6 +175,7 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
   return {
     pids: [...new Set(checkedPids)],
     path: options.path ?? null,
+    counter,
     strings: [...new Set(strings.map((index: unknown) => integer('strings', index, 0, 0, MAX_ARGUMENT)))],
     stringLimit: integer('stringLimit', options.stringLimit, 256, 1, 4096),
     countOnly: boolean('countOnly', options.countOnly),

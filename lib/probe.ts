@@ -6,99 +6,25 @@
  * waits until no program runs any more), drain the ring, then read the counts; so hits = filtered + delivered + lost holds exactly.
  */
 import { EventEmitter } from 'node:events'
+import type { Arming, ClaimedArming } from './arming.js'
 import type { Hit, HitDecoder } from './capture/hit.js'
+import type { Arrival } from './counter/claims.js'
+import type { ReleasedCounter } from './counter/tracer-claims.js'
 import type { SiteTarget } from './counter/verify.js'
 import { HitBatch } from './delivery/batch.js'
 import { Consumer, callGuarded } from './delivery/consumer.js'
 import type { Ring } from './delivery/ring.js'
-import { ESRCH } from './errno.js'
-import { errnoOf, UprobeError } from './errors.js'
+import { UprobeError } from './errors.js'
 import type { Logger } from './log.js'
-import type { Native, WatchEvent } from './native.js'
+import type { Native } from './native.js'
+import type { NamedStats, NewListenerEvent, ProbeEvents, ProbeSite, ProbeState, ProbeStateChange, ProbeStats } from './probe-types.js'
 import type { Attachment } from './register/attachment.js'
+import type { PauseMap } from './register/pause-map.js'
 import type { CapturePrograms } from './register/programs.js'
 import { type KernelCounts, readCounts } from './register/stats.js'
 import type { TargetFile } from './target/file.js'
 import type { TargetProcess } from './target/process.js'
-
-/**
- * What a probe is doing.
- * - `attached`: its sites are armed and hits are delivered;
- * - `paused`: its registrations are out of the kernel until `resume()`;
- * - `detached`: it was detached and holds nothing;
- * - `target-exited`: all its processes exited or called exec, and it holds nothing.
- */
-export type ProbeState = 'attached' | 'paused' | 'detached' | 'target-exited'
-
-/** A `'state'` event. */
-export interface ProbeStateChange {
-  /** The state of the whole probe after the change. */
-  readonly state: ProbeState
-  /**
-   * What happened: `exit` and `exec` end the probe's part in process `pid`; `leader-exit` means that the leader thread of `pid` exited and the probe was
-   * moved to a living one; the others are what was asked of the probe.
-   */
-  readonly reason: 'pause' | 'resume' | 'detach' | 'exit' | 'exec' | 'leader-exit'
-  /** The process, where the change is about one. */
-  readonly pid?: number
-  /** Whether hits may have been missed, uncounted, in the course of the change. */
-  readonly mayHaveMissed: boolean
-}
-
-/** One instruction of one file that a probe resolves to. */
-export interface ProbeSite {
-  /** Resolved name without the path, as `usdt:postgresql:query__start` or `uprobe:malloc`. */
-  readonly probe: string
-  /** The file, as the target knows it. */
-  readonly path: string
-  /** Offset of the instruction in the file. */
-  readonly fileOffset: bigint
-  /** Offset of the counter in the file; `null` if the probe has none. */
-  readonly refCtrOffset: bigint | null
-  /** Operands as the note stores them; `null` for functions. */
-  readonly args: string | null
-  /** The processes in which the site was looked at after attaching. */
-  readonly targets: readonly SiteTarget[]
-}
-
-/** Counts of hits. hits = filtered + delivered + lost holds exactly once the probe is detached; before, some are on their way. */
-export interface ProbeStats {
-  /** Executions of the sites while attached and not paused, counted in the kernel. */
-  readonly hits: number
-  /** Hits that the filter rejected, in the kernel. */
-  readonly filtered: number
-  /** Hits handed to listeners or to the queue of the iterator; of a probe that only counts, all that were not filtered. */
-  readonly delivered: number
-  /** All others: `lostRing` + `lostQueue`, and after the end whatever else is missing. */
-  readonly lost: number
-  /** Hits for which the kernel's ring had no room: JavaScript did not keep up. */
-  readonly lostRing: number
-  /** Hits for which the queue of the iterator had no room. */
-  readonly lostQueue: number
-}
-
-/** Counts of one name in one file. */
-export interface NamedStats extends ProbeStats {
-  readonly probe: string
-  readonly path: string
-}
-
-/** Events of a {@link Probe}, and what their listeners get. */
-export interface ProbeEvents {
-  /** One hit. */
-  hit: [hit: Hit]
-  /** The hits that one wake-up delivers. */
-  batch: [batch: HitBatch]
-  /** The state changed, or a process went away. */
-  state: [change: ProbeStateChange]
-  /** Something failed in the background; the probe goes on as far as it can. */
-  error: [error: Error]
-}
-
-/** What every EventEmitter emits before it adds a listener. */
-interface NewListenerEvent {
-  newListener: [event: string | symbol]
-}
+import { TargetWatches } from './target/watches.js'
 
 /** @internal What a probe is made of. */
 export interface ProbeParts {
@@ -106,6 +32,9 @@ export interface ProbeParts {
   readonly ring: Ring
   readonly probeId: number
   readonly attachment: Attachment
+  readonly arming: Arming
+  /** What the programs look at to ignore hits; closed with them. */
+  readonly pauseMap: PauseMap | null
   readonly programs: CapturePrograms
   readonly statsFd: number
   readonly files: readonly TargetFile[]
@@ -129,7 +58,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   readonly #consumer: Consumer
   readonly #delivered: Float64Array
   readonly #lostQueue: Float64Array
-  readonly #watches = new Map<TargetProcess, { pidfd: number; task: number | null }>()
+  readonly #watches: TargetWatches
   readonly #targets: Set<TargetProcess>
   readonly #abort = new AbortController()
   #sites: readonly (ProbeSite | null)[]
@@ -143,6 +72,11 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     super()
     this.#parts = parts
     this.#targets = new Set(parts.processes)
+    this.#watches = new TargetWatches(parts.native, parts.ring, {
+      onEnd: (target, reason) => this.#background(() => this.#endTarget(target, reason)),
+      onThreadChange: (target) => this.#background(() => this.#moveThread(target)),
+      onError: (error) => this.#report(error),
+    })
     this.#sites = parts.sites
     this.#delivered = new Float64Array(parts.sites.length)
     this.#lostQueue = new Float64Array(parts.sites.length)
@@ -198,34 +132,29 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   /**
-   * Takes the registrations out of the kernel until `resume()`: the sites cost the target nothing, and a counter goes down again. What was hit before is
-   * delivered. Does nothing if the probe is paused.
+   * Switches the probe off until `resume()`. With `counter: 'kernel'` the registrations are closed: the sites cost the target nothing, and a counter goes down again. With `'msb'` the counters
+   * are switched off by one store each, and the breakpoints stay: a program that checks its counter does not come by them any more. Hits while paused are neither
+   * delivered nor lost; what was hit before is delivered. Does nothing if the probe is paused.
    * @throws {UprobeError} `ERR_UPROBE_CLOSED` after the end
    */
   pause(): Promise<void> {
     return this.#inTurn(async () => {
       if (this.#state === 'paused') return
       this.#throwIfEnded()
-      await this.#parts.attachment.unregister()
-      await this.#parts.ring.drain()
+      await this.#parts.arming.pause()
       this.#change('paused', { reason: 'pause', mayHaveMissed: false })
     })
   }
 
   /**
-   * Registers the sites again. Does nothing if the probe is not paused.
+   * Switches the probe on again. Does nothing if the probe is not paused.
    * @throws {UprobeError} as `tracer.attach`, when the kernel refuses; the probe stays paused then
    */
   resume(): Promise<void> {
     return this.#inTurn(async () => {
       if (this.#state === 'attached') return
       this.#throwIfEnded()
-      const failures = await this.#parts.attachment.register(this.#abort.signal)
-      const [first] = failures
-      if (first !== undefined) {
-        await this.#parts.attachment.unregister()
-        throw first.error
-      }
+      await this.#parts.arming.resume(this.#abort.signal)
       this.#change('attached', { reason: 'resume', mayHaveMissed: false })
     })
   }
@@ -272,63 +201,50 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** @internal Watches the processes, so that their end is noticed. */
   watchTargets(): void {
-    for (const target of this.#targets) this.#watch(target)
+    for (const target of this.#targets) this.#watches.add(target)
   }
 
-  #watch(target: TargetProcess): void {
-    const pidfd = this.#give(target.openPidfd(), 'pidfd', () => this.#background(() => this.#endTarget(target, 'exit')))
-    this.#watches.set(target, { pidfd, task: null })
-    this.#watchTask(target)
+  /** @internal A paused probe goes on being hit, since the program does not check its counter: it is taken out. */
+  stillHit(arming: ClaimedArming): void {
+    this.#background(() =>
+      this.#inTurn(async () => {
+        if (this.#ending !== null || this.#state !== 'paused') return
+        await arming.takeOut()
+        this.#change('paused', { reason: 'still-hit', mayHaveMissed: false })
+      }),
+    )
   }
 
-  /** Hands an fd to the reader, to be watched. */
-  #give(fd: number, kind: 'pidfd' | 'task', callback: (event: WatchEvent['event']) => void): number {
-    try {
-      return this.#parts.ring.watch(fd, kind, callback)
-    } catch (error) {
-      this.#parts.native.closeFd(fd)
-      throw error
-    }
+  /** @internal A process was found later. */
+  arrived({ pid, mayHaveMissed }: Arrival): void {
+    if (this.#ending === null) this.#change(this.#state, { reason: 'arrival', pid, mayHaveMissed })
   }
 
-  /** Watches a living thread of the process, if it has one; otherwise the pidfd will tell. */
-  #watchTask(target: TargetProcess): void {
-    const { ring, native } = this.#parts
-    const watches = this.#watches.get(target)
-    if (watches === undefined) return
-    if (watches.task !== null) ring.unwatch(watches.task)
-    watches.task = null
-    do {
-      let fd: number
-      try {
-        fd = native.taskWatchOpen(target.tid)
-      } catch (error) {
-        // The thread ended after it was chosen.
-        if (errnoOf(error) === ESRCH) continue
-        throw error
-      }
-      watches.task = this.#give(fd, 'task', (event) => this.#background(() => this.#onTask(target, event)))
-      return
-    } while (target.refreshThread())
+  /** @internal Something failed in the background. */
+  failed(error: unknown): void {
+    this.#report(error)
   }
 
-  #unwatch(target: TargetProcess): void {
-    const { pidfd, task } = this.#watches.get(target) ?? {}
-    if (pidfd !== undefined) this.#parts.ring.unwatch(pidfd)
-    if (task != null) this.#parts.ring.unwatch(task)
-    this.#watches.delete(target)
+  /** @internal The counters that it has claimed, one for each process. */
+  claimedCounters(): ReleasedCounter[] {
+    return this.#parts.arming.claimedCounters()
   }
 
-  /** The watched thread called exec or ended: the process may have another program now, or another thread must stand in. */
-  async #onTask(target: TargetProcess, event: WatchEvent['event']): Promise<void> {
-    if (!this.#targets.has(target) || this.#ending !== null || !target.isAlive()) return
-    const before = target.tid
-    target.refreshThread()
-    // The watch ended with its thread. Whether exec was called is asked when the new one is open, so that no exec falls between the two.
-    if (event === 'hangup') this.#watchTask(target)
-    const replaced = target.readable ? target.addressSpaceGone() : event === 'exec'
-    if (replaced) return target.isAlive() ? this.#endTarget(target, 'exec') : undefined
-    if (target.tid === before) return
+  /** @internal Gives its claims up for another tool, and pauses. Returns whether there were any. */
+  yield(): Promise<boolean> {
+    return this.#inTurn(async () => {
+      const { arming, ring } = this.#parts
+      if (this.#ending !== null || !arming.claims) return false
+      await arming.disarm()
+      await arming.finish()
+      await ring.drain()
+      this.#change('paused', { reason: 'yield', mayHaveMissed: false })
+      return true
+    })
+  }
+
+  async #moveThread(target: TargetProcess): Promise<void> {
+    if (!this.#targets.has(target)) return
     const { attachment, log } = this.#parts
     await this.#inTurn(async () => {
       if (this.#ending !== null) return
@@ -347,14 +263,14 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   async #endTarget(target: TargetProcess, reason: 'exit' | 'exec'): Promise<void> {
     if (!this.#targets.delete(target)) return
-    this.#unwatch(target)
+    this.#watches.remove(target)
     try {
       if (this.#targets.size === 0) {
         await this.#end('target-exited', reason, target.pid)
       } else {
         await this.#inTurn(async () => {
           if (this.#ending !== null) return
-          await this.#parts.attachment.endTarget(target)
+          await this.#parts.arming.endTarget(target)
           this.#change(this.#state, { reason, pid: target.pid, mayHaveMissed: false })
         })
       }
@@ -383,10 +299,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   async #tearDown(): Promise<void> {
-    const { native, ring, probeId, attachment, programs, statsFd, files, onEnded } = this.#parts
+    const { native, ring, probeId, arming, programs, pauseMap, statsFd, files, onEnded } = this.#parts
     try {
       try {
-        await attachment.unregister()
+        await arming.disarm()
         await ring.drain()
       } finally {
         // Also after a failure: the map is about to be closed, and its number to be given to somebody else.
@@ -394,12 +310,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       }
     } finally {
       ring.removeSink(probeId)
-      for (const target of this.#targets) {
-        this.#unwatch(target)
-        target.close()
-      }
+      for (const target of this.#targets) this.#watches.remove(target)
+      await arming.finish()
+      for (const target of this.#targets) target.close()
       this.#targets.clear()
       await programs.close()
+      pauseMap?.close()
       native.closeFd(statsFd)
       for (const file of files) file.close()
       onEnded()
@@ -482,10 +398,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   #background(work: () => Promise<void>): void {
-    work().catch((error: unknown) => {
-      const failure = error instanceof Error ? error : new Error(String(error))
-      this.#parts.log.error({ err: failure }, 'probe failed in the background')
-      if (this.listenerCount('error') > 0) callGuarded(() => this.emit('error', failure))
-    })
+    work().catch((error: unknown) => this.#report(error))
+  }
+
+  #report(error: unknown): void {
+    const failure = error instanceof Error ? error : new Error(String(error))
+    this.#parts.log.error({ err: failure }, 'probe failed in the background')
+    if (this.listenerCount('error') > 0) callGuarded(() => this.emit('error', failure))
   }
 }

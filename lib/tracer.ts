@@ -5,6 +5,9 @@
  * tracer that is dropped without it, or killed, leaves nothing in any target either, since the kernel takes back what its descriptors held.
  */
 import { attach } from './attach.js'
+import { type HeldCounter, heldCounters } from './counter/held.js'
+import { counterTable } from './counter/table.js'
+import { type ReleasedCounter, TracerClaims } from './counter/tracer-claims.js'
 import { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
 import { follow } from './follow.js'
@@ -20,6 +23,7 @@ export class Tracer {
   readonly #probes = new Set<Probe>()
   readonly #attaching = new Set<Promise<unknown>>()
   readonly #closing = new AbortController()
+  readonly #claims: TracerClaims
   #ring: Ring | null = null
   #closed: Promise<void> | null = null
 
@@ -30,6 +34,7 @@ export class Tracer {
   constructor(options: TracerOptions = {}) {
     this.#settings = checkTracerOptions(options)
     this.#log = childLogger(this.#settings.logger, 'tracer')
+    this.#claims = new TracerClaims(this.#settings.leaseDir, this.#log, (pid) => this.#giveWay(pid))
   }
 
   /** The probes that are attached or paused. */
@@ -61,6 +66,9 @@ export class Tracer {
         native,
         log: this.#log,
         ring: () => this.#openRing(),
+        tracer: this,
+        recover: () => this.#claims.recover(),
+        claimContext: () => this.#claims.context(),
         onEnded: (probe) => {
           unfollow()
           this.#probes.delete(probe)
@@ -82,6 +90,24 @@ export class Tracer {
     }
   }
 
+  /**
+   * The counters that the probes of this tracer hold: who shares each, in which mode and in which processes, and whether its value there is what it should be.
+   * @throws {UprobeError} `ERR_UPROBE_TARGET_DENIED`
+   */
+  counters(): Promise<HeldCounter[]> {
+    return heldCounters(counterTable, this)
+  }
+
+  /**
+   * Gives way to another tool: clears the claims of `counter: 'msb'`, and closes the registrations and guards that keep kernel tracers away. The probes are paused;
+   * `resume()` tries to take the counters again. Probes with `counter: 'kernel'` share their counters with everybody and go on.
+   * @param pid - only probes for this process, or for every process; default: all
+   * @returns what was given up, an entry for each counter in each process
+   */
+  async yield(pid?: number): Promise<ReleasedCounter[]> {
+    return this.#giveWay(pid ?? null)
+  }
+
   /** Detaches every probe, ends attaches that are under way, and stops the reading thread. Idempotent. */
   close(): Promise<void> {
     this.#closed ??= this.#close()
@@ -97,8 +123,20 @@ export class Tracer {
     this.#closing.abort(closedError())
     await Promise.allSettled(this.#attaching)
     const results = await Promise.allSettled([...this.#probes].map((probe) => probe.detach()))
+    await this.#claims.close()
     this.#ring?.close()
     for (const result of results) if (result.status === 'rejected') throw result.reason
+  }
+
+  async #giveWay(pid: number | null): Promise<ReleasedCounter[]> {
+    const released: ReleasedCounter[] = []
+    for (const probe of this.#probes) {
+      const held = probe.claimedCounters()
+      if (pid !== null && !held.some((counter) => counter.pid === pid)) continue
+      if (await probe.yield()) released.push(...held)
+    }
+    if (released.length > 0) this.#log.warn({ pid, counters: released.length }, 'gave way: claims released')
+    return released
   }
 
   #openRing(): Ring {

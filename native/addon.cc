@@ -14,6 +14,7 @@
 #include "closer.h"
 #include "counter_cell.h"
 #include "demo.h"
+#include "lock.h"
 #include "perf_event.h"
 #include "process.h"
 #include "ring_reader.h"
@@ -27,6 +28,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   uprobe::InitCloser(env, exports);
   uprobe::CounterCell::Init(env, exports);
   uprobe::InitProcess(env, exports);
+  uprobe::InitLock(env, exports);
   uprobe::InitDemo(env, exports);
   return exports;
 }

@@ -4,6 +4,7 @@
  * In outline, for every hit:
  *
  *     if this is our own reader thread: leave
+ *     if the probe can be paused without being taken out, and is: pause.hits += 1, leave
  *     counts = per-CPU array[slot];  counts.hits += 1
  *     if only counting: leave
  *     read the operands that the filter needs; if it rejects: counts.filtered += 1, leave
@@ -46,7 +47,14 @@ export interface CaptureProgram extends ReadingProgram {
   /** A thread whose hits are ignored, by its id in the initial pid namespace. */
   readonly excludeTid: number | null
   readonly filter?: FilterExpression | null | undefined
+  /** An array with one entry of {@link PAUSE_VALUE_BYTES}; `null` for a probe that is paused by taking it out. */
+  readonly pauseFd?: number | null | undefined
 }
+
+/** Size of the entry that says whether the probe is paused: u64 paused, u64 hits since. */
+export const PAUSE_VALUE_BYTES = 16
+
+const PAUSE = { paused: 0, hits: 8 } as const
 
 /** Size of an entry of the counts: u64 hits, u64 filtered, u64 lostRing. */
 export const STATS_VALUE_BYTES = 24
@@ -75,6 +83,7 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
     asm.truncate(0)
     asm.jumpIf(0, 'jeq', program.excludeTid, leave)
   }
+  if (program.pauseFd != null) emitPause(asm, program.pauseFd, leave)
   emitSlot(asm, program)
   asm.loadMap(1, program.statsFd)
   asm.mov(2, FRAME)
@@ -113,6 +122,22 @@ export function splitShapes(shapes: readonly CaptureShape[], base: Omit<CaptureP
     }
   }
   return groups
+}
+
+function emitPause(asm: Assembler, pauseFd: number, leave: Label): void {
+  const live = new Label()
+  asm.storeImm(FRAME, STACK.key, 0, 4)
+  asm.loadMap(1, pauseFd)
+  asm.mov(2, FRAME)
+  asm.addImm(2, STACK.key)
+  asm.call(HELPER.map_lookup_elem)
+  asm.jumpIf(0, 'jeq', 0, leave)
+  asm.loadMemory(1, 0, PAUSE.paused, 8)
+  asm.jumpIf(1, 'jeq', 0, live)
+  asm.load(1, 1)
+  asm.atomicAdd(0, PAUSE.hits, 1)
+  asm.jump(leave)
+  asm.place(live)
 }
 
 function emitSlot(asm: Assembler, program: CaptureProgram): void {

@@ -5,7 +5,7 @@
  * where its record is, and each field is read on access.
  */
 import { inspect } from 'node:util'
-import type { ProbeSite } from '../probe.js'
+import type { ProbeSite } from '../probe-types.js'
 import type { BoundOperand, OperandFormat } from './operands.js'
 import { COMM_BYTES, FIELD, layoutOf, type RecordClass, type RecordLayout, SMALL_RECORD_BIT, type StringArea } from './record.js'
 import type { CaptureShape } from './shape.js'

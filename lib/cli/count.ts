@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import type { Probe } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { collectPids, parseDurationMs } from './options.js'
+import { collectPids, counterOption, parseDurationMs } from './options.js'
 import { Output } from './output.js'
 import { runSession } from './session.js'
 import { alignColumns, jsonLine } from './text.js'
@@ -19,6 +19,7 @@ ${EXIT_CODES_HELP}`
 
 interface CountFlags {
   pid?: number[]
+  counter?: 'kernel' | 'msb'
   duration?: number
   json?: true
 }
@@ -51,13 +52,14 @@ export function addCount(program: Command): void {
     .description('Count the hits of the probes, until interrupted.')
     .argument('<spec...>', 'probes, as in usdt:PROVIDER:NAME')
     .option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH', collectPids)
+    .addOption(counterOption())
     .option('-d, --duration <seconds>', 'stop after this time', parseDurationMs)
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: CountFlags) => {
       const json = flags.json ?? false
       const output = new Output(process.stdout)
-      const attach = { ...(flags.pid && { pid: flags.pid }), countOnly: true }
+      const attach = { ...(flags.pid && { pid: flags.pid }), ...(flags.counter && { counter: flags.counter }), countOnly: true }
       const rows = toRows(await runSession({ specs, attach, durationMs: flags.duration, json, output }, untilEnd))
       await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
       output.check()

@@ -12,6 +12,7 @@ import { addDemo } from './demo.js'
 import { addDoctor } from './doctor.js'
 import { EXIT_CODES_HELP, type ExitCode, report } from './failure.js'
 import { addList } from './list.js'
+import { addRelease } from './release.js'
 import { addTrace } from './trace.js'
 
 const HELP = `
@@ -45,7 +46,7 @@ function createProgram(): Command {
     // Commander throws what it would print here; report() prints it in the form of all our failures.
     .configureOutput({ outputError: () => undefined })
     .addHelpText('after', HELP)
-  for (const add of [addList, addTrace, addCount, addDoctor, addDemo]) add(program)
+  for (const add of [addList, addTrace, addCount, addRelease, addDoctor, addDemo]) add(program)
   return program
 }
 

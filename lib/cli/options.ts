@@ -2,7 +2,7 @@
  * Values of options and arguments, parsed once, here, into what the commands trust. A wrong one is wrong usage: commander names the option and
  * the sentence given here, and the exit code is 2.
  */
-import { InvalidArgumentError } from 'commander'
+import { InvalidArgumentError, Option } from 'commander'
 
 /** The longest delay of a Node timer, in seconds (2^31 - 1 milliseconds, 24.8 days). */
 const MAX_TIMER_SECONDS = 2_147_483
@@ -33,6 +33,14 @@ export function collectPids(text: string, before: readonly number[] = []): numbe
 /** `--str N`, repeated: the number of an argument, from 0. */
 export function collectArgumentNumbers(text: string, before: readonly number[] = []): number[] {
   return [...before, wholeNumber(text, 0, 31)]
+}
+
+/** `--counter kernel|msb`. */
+export function counterOption(): Option {
+  return new Option('--counter <mode>', 'how USDT counters are held: by the count of the kernel, or claimed by their highest bit').choices([
+    'kernel',
+    'msb',
+  ])
 }
 
 /** `-n HITS`. */

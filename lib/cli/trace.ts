@@ -4,7 +4,7 @@ import type { AttachOptions } from '../index.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { HitFormat } from './hit-format.js'
 import { mergeByTime } from './merge.js'
-import { collectArgumentNumbers, collectPids, parseDurationMs, parseHits } from './options.js'
+import { collectArgumentNumbers, collectPids, counterOption, parseDurationMs, parseHits } from './options.js'
 import { Output } from './output.js'
 import { type Consume, runSession } from './session.js'
 import { displaySummary, summarize } from './summary.js'
@@ -24,6 +24,7 @@ ${EXIT_CODES_HELP}`
 
 interface TraceFlags {
   pid?: number[]
+  counter?: 'kernel' | 'msb'
   str?: number[]
   filter?: string
   hits?: number
@@ -31,8 +32,8 @@ interface TraceFlags {
   json?: true
 }
 
-function attachOptions({ pid, str, filter }: TraceFlags): AttachOptions {
-  return { ...(pid && { pid }), ...(str && { strings: str }), ...(filter !== undefined && { filter }) }
+function attachOptions({ pid, counter, str, filter }: TraceFlags): AttachOptions {
+  return { ...(pid && { pid }), ...(counter && { counter }), ...(str && { strings: str }), ...(filter !== undefined && { filter }) }
 }
 
 /** Prints hits until the probes end, or `limit` are printed. */
@@ -56,6 +57,7 @@ export function addTrace(program: Command): void {
     .description('Print each hit of the probes, until interrupted.')
     .argument('<spec...>', 'probes, as in usdt:PROVIDER:NAME')
     .option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH', collectPids)
+    .addOption(counterOption())
     .option('--str <n>', 'read argument N (from 0) as a string; may be repeated', collectArgumentNumbers)
     .option('--filter <expr>', 'only hits for which this holds, such as "arg0 > 5 && tid == 77"')
     .option('-n, --hits <hits>', 'stop after this many hits', parseHits)

@@ -43,6 +43,30 @@ export interface CounterSite {
   readonly original: Uint8Array
 }
 
+/** A counter of a file, whether the kernel can find it or not. */
+export interface FileCounter {
+  /** Virtual address of the counter in the file. */
+  readonly vaddr: bigint
+  /** Offset of the counter in the file; `null` if it has none (`.bss`). */
+  readonly refCtrOffset: bigint | null
+  /** For a counter in `.bss`: virtual address where the memory that is no file's begins (`ElfFile.anonymousStart`); otherwise `null`. */
+  readonly anonymousStart: bigint | null
+  /** Of the first probe that names it. */
+  readonly provider: string
+  readonly name: string
+  /** All sites that share it, whoever probes them. */
+  readonly sites: readonly SharingSite[]
+}
+
+/** A site that shares a counter, by its place in the file. */
+export interface SharingSite extends CounterSite {
+  /** Virtual address of the instruction in the file. */
+  readonly vaddr: bigint
+}
+
+/** The bit by which the package claims a counter: the most significant one. The kernel takes a counter with it for negative. */
+export const CLAIM = 0x8000
+
 const READINGS = 8
 
 /**

@@ -8,9 +8,10 @@
 import { UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import { describeSite, type Site } from '../register/site.js'
-import { codeAddress, counterAddress, type FileIdentity, type Mapping, mappingsOf } from '../target/maps.js'
+import { codeAddress, type FileIdentity, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
-import { type CounterSite, inspectCounter, isArmed } from './read.js'
+import { counterPlaces } from './places.js'
+import { CLAIM, type FileCounter, inspectCounter, isArmed, readCounter } from './read.js'
 
 /**
  * What is known of a site in one process.
@@ -37,8 +38,8 @@ export interface FileFacts {
   readonly path: string
   /** Original bytes by file offset of the site. */
   readonly originals: ReadonlyMap<bigint, Uint8Array>
-  /** All sites of the file that share a counter, ours or not, by the counter's offset. */
-  readonly counters: ReadonlyMap<bigint, readonly CounterSite[]>
+  /** The counters of the probe's sites, by their virtual address in the file. */
+  readonly counters: ReadonlyMap<bigint, FileCounter>
 }
 
 /** What was found in one process. */
@@ -57,7 +58,8 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
   const found = new Map<number, SiteTarget>()
   const failures: Array<{ site: Site; error: UprobeError }> = []
   const warnings: string[] = []
-  const mappings = mappingsOf(target.procDirectory, await target.maps(), facts.identity)
+  const all = await target.maps(true)
+  const mappings = mappingsOf(target.procDirectory, all, facts.identity)
   const readings = new Map<bigint, ReturnType<typeof inspectCounter>>()
   const path = escapeForDisplay(facts.path)
   for (const site of sites) {
@@ -95,12 +97,18 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
       continue
     }
     if (site.refCtrOffset === null) {
-      note('armed')
+      const claimed = site.counterVaddr === null ? undefined : facts.counters.get(site.counterVaddr)
+      const values =
+        claimed === undefined ? [] : counterPlaces(all, mappings, claimed).places.map((place) => readCounter(target, place.address))
+      const off = values.find((value) => value !== null && (value & CLAIM) === 0)
+      if (off === undefined) note('armed', values[0] ?? null)
+      else fail('ERR_UPROBE_COUNTER_NOT_RAISED', `its counter was claimed and reads ${off}. Another tool has written it.`, off)
       continue
     }
     let reading = readings.get(site.refCtrOffset)
     if (reading === undefined) {
-      reading = inspectCounter(target, mappings, site.refCtrOffset, facts.counters.get(site.refCtrOffset) ?? [])
+      const sites = site.counterVaddr === null ? undefined : facts.counters.get(site.counterVaddr)?.sites
+      reading = inspectCounter(target, mappings, site.refCtrOffset, sites ?? [])
       readings.set(site.refCtrOffset, reading)
       if (reading.value !== null && reading.value > reading.armedSites) {
         warnings.push(
@@ -110,7 +118,7 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
       }
     }
     if (reading.address === null) {
-      fail('ERR_UPROBE_COUNTER_UNREACHABLE', UNREACHABLE)
+      fail('ERR_UPROBE_COUNTER_UNREACHABLE', 'its counter lies where the kernel never finds it, so the probe is not switched on.')
     } else if (reading.value === null) {
       note('unverified')
     } else if (reading.value < reading.armedSites) {
@@ -124,18 +132,4 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
     }
   }
   return { sites: found, failures, warnings }
-}
-
-/** Why a counter that the kernel cannot find makes a probe useless. */
-export const UNREACHABLE =
-  'its counter lies where the kernel never finds it (in .bss, or in a read-only or shared mapping), so the probe would not be switched on. ' +
-  'The program has to be built with the semaphore in a writable section of the file.'
-
-/**
- * Whether the kernel can find the counter in a process, or the process does not map the code yet; asked before anything is registered.
- * @param mappings - those of the site's file in the process
- */
-export function counterIsReachable(mappings: readonly Mapping[], site: Pick<Site, 'fileOffset' | 'refCtrOffset'>): boolean {
-  if (site.refCtrOffset === null) return true
-  return codeAddress(mappings, site.fileOffset) === null || counterAddress(mappings, site.refCtrOffset) !== null
 }

@@ -36,6 +36,9 @@ const openFd = promisify(open)
 const closeFd = promisify(close)
 const statFd = promisify(fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>
 
+/** The smallest page of the supported machines. */
+const PAGE_BYTES = 4096n
+
 /** The kernel loads programs of up to 64 KiB of program headers (load_elf_phdrs, fs/binfmt_elf.c): 1,170 of them in the 64-bit class. */
 const MAX_SEGMENTS = 4096
 /** Linked files have some dozens; objects compiled with -ffunction-sections have one a function. */
@@ -225,6 +228,17 @@ export class ElfFile {
     if (load === null || !this.#holdsCode || vaddr - load.vaddr >= load.fileSize) return null
     const offset = vaddr - load.vaddr + load.offset
     return offset < this.size ? offset : null
+  }
+
+  /**
+   * Where the memory begins that the segment of an address has in no file (`.bss`), behind the last page of what it has in the file. `null` if no segment holds the
+   * address.
+   */
+  anonymousStart(vaddr: bigint): bigint | null {
+    const load = this.#loadAt(vaddr)
+    if (load === null) return null
+    const end = load.vaddr + load.fileSize
+    return load.fileSize === 0n ? end - (end % PAGE_BYTES) : end + ((PAGE_BYTES - (end % PAGE_BYTES)) % PAGE_BYTES)
   }
 
   /** The address of a place in the file; where several segments hold it, in the executable one. `null` if none does. */

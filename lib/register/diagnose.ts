@@ -5,7 +5,7 @@
  * asking again in ways that change nothing.
  */
 
-import { readCounter } from '../counter/read.js'
+import { CLAIM, readCounter } from '../counter/read.js'
 import { EACCES, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOTSUPP, EPERM, ESRCH } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
@@ -29,9 +29,6 @@ export interface RefusedSite {
   readonly target: TargetProcess | null
 }
 
-/** Bit 15 makes the counter negative as the kernel reads it. */
-const NEGATIVE = 0x8000
-
 /**
  * Checks what `perf_event_open` cannot express, before it is called.
  * @returns the error, or `null` if the counter offset can be registered.
@@ -48,7 +45,7 @@ export function checkCounterOffset(
   if (!pmu.refCtrOffset) {
     return new UprobeError(
       'ERR_UPROBE_UNSUPPORTED',
-      `${where} has a counter, and this kernel cannot raise it. It takes Linux 4.20 or later.`,
+      `${where} has a counter, and this kernel cannot raise it. It takes Linux 4.20 or later, or counter: 'msb'.`,
       { site: where },
     )
   }
@@ -171,7 +168,7 @@ async function findNegativeCounter({ native, file, site, target }: RefusedSite):
   for await (const process of target === null ? processesMapping(native, file.identity) : [target]) {
     const address = counterAddress(mappingsOf(process.procDirectory, await process.maps(), file.identity), site.refCtrOffset)
     const value = address === null ? null : readCounter(process, address)
-    if (value !== null && (value & NEGATIVE) !== 0) return { pid: process.pid, value }
+    if (value !== null && (value & CLAIM) !== 0) return { pid: process.pid, value }
   }
   return null
 }

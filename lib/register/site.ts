@@ -13,7 +13,9 @@ export interface Site {
   readonly vaddr: bigint
   /** Offset of the instruction in the file. */
   readonly fileOffset: bigint
-  /** Offset of the counter in the file; `null` if the probe has none. */
+  /** Virtual address of the counter in the file; `null` if the probe has none. */
+  readonly counterVaddr: bigint | null
+  /** Offset of the counter in the file that the kernel is to count on; `null` if the probe has none, or the package claims it instead. */
   readonly refCtrOffset: bigint | null
   /** Operands as the note stores them; `null` for functions. */
   readonly args: string | null

@@ -22,8 +22,8 @@ export interface FoundSite {
   readonly origin: SiteOrigin
   readonly vaddr: bigint
   readonly fileOffset: bigint
-  /** Whether the note names a semaphore. */
-  readonly hasCounter: boolean
+  /** Virtual address of the semaphore in the file; `null` if the note names none. */
+  readonly counterVaddr: bigint | null
   /** Where the semaphore lies in the file; `null` if there is none, or it has no place in the file (as in `.bss`). */
   readonly refCtrOffset: bigint | null
   /** Operands as stored in the note; `null` for functions. */
@@ -68,7 +68,7 @@ async function findNotes(elf: ElfFile, provider: string, name: string): Promise<
       origin: 'note',
       vaddr: note.vaddr,
       fileOffset: note.fileOffset,
-      hasCounter: note.semaphore !== 0n,
+      counterVaddr: note.semaphoreVaddr,
       refCtrOffset: note.refCtrOffset,
       args: note.args,
     })
@@ -111,7 +111,7 @@ async function findBySymbol(spec: ProbeSpec, elf: ElfFile, symbol: string, offse
       origin: offset === 0n ? 'symbol' : 'inside',
       vaddr,
       fileOffset,
-      hasCounter: false,
+      counterVaddr: null,
       refCtrOffset: null,
       args: null,
     })
@@ -139,7 +139,7 @@ async function findByOffset(elf: ElfFile, fileOffset: bigint): Promise<FoundSite
   // A note vouches for its nop, also in a stripped file, where no symbol says where to decode from.
   const noted = (await readUsdtNotes(elf)).some((note) => note.fileOffset === fileOffset)
   return {
-    sites: [{ probe, origin: noted ? 'note' : 'inside', vaddr, fileOffset, hasCounter: false, refCtrOffset: null, args: null }],
+    sites: [{ probe, origin: noted ? 'note' : 'inside', vaddr, fileOffset, counterVaddr: null, refCtrOffset: null, args: null }],
     skipped: [],
   }
 }

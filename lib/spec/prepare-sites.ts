@@ -8,8 +8,10 @@ import { release } from 'node:os'
 import type { Arch } from '../capture/operands.js'
 import { bindOperands, functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
 import type { CaptureShape } from '../capture/shape.js'
-import { BREAKPOINT_BYTES, type CounterSite } from '../counter/read.js'
-import { counterIsReachable, type FileFacts, UNREACHABLE } from '../counter/verify.js'
+import { counterPlaces, kernelFindsCounter } from '../counter/places.js'
+import { BREAKPOINT_BYTES, type FileCounter, type SharingSite } from '../counter/read.js'
+import { unclaimable, unreachableByKernel } from '../counter/unreachable.js'
+import type { FileFacts } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { readUsdtNotes } from '../elf/stapsdt.js'
 import { findSymbolAddresses, isGoBinary } from '../elf/symbols.js'
@@ -17,12 +19,12 @@ import { UprobeError } from '../errors.js'
 import { escapeForDisplay, type Logger } from '../log.js'
 import type { Native } from '../native.js'
 import type { AttachSettings } from '../options.js'
-import type { ProbeSite } from '../probe.js'
+import type { ProbeSite } from '../probe-types.js'
 import { elfInstructions } from '../register/elf-instructions.js'
 import { checkSite } from '../register/hazards.js'
 import { describeSite, type Site } from '../register/site.js'
 import type { TargetFile } from '../target/file.js'
-import { type Mapping, mappingsOf } from '../target/maps.js'
+import { codeAddress, type Mapping, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import type { ResolvedFile } from '../target/resolve.js'
 import { type FoundSite, findSites } from './find-sites.js'
@@ -68,6 +70,8 @@ const MACHINES: Record<Arch, { machine: number; name: string }> = {
 interface ProcessView {
   readonly target: TargetProcess
   readonly mappings: readonly Mapping[]
+  /** All mappings, those that are no file's included. */
+  readonly all: readonly Mapping[]
 }
 
 interface FoundInFile extends ResolvedFile {
@@ -97,7 +101,8 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
     const facts = await readFacts(file, elf, candidates)
     const views: ProcessView[] = []
     for (const target of processes ?? []) {
-      views.push({ target, mappings: mappingsOf(target.procDirectory, await target.maps(), file.identity) })
+      const all = await target.maps(true)
+      views.push({ target, all, mappings: mappingsOf(target.procDirectory, all, file.identity) })
     }
     const fit: FoundSite[] = []
     for (const candidate of candidates) {
@@ -113,16 +118,14 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
     }
     const numbered = await bindSites(spec, settings, arch, elf, fit, sites.length)
     sites.push(...numbered)
-    publicSites.push(...numbered.map((site) => ({ ...describe(site), path: file.path, targets: [] })))
+    publicSites.push(
+      ...fit.map(({ probe, fileOffset, refCtrOffset, args }) => ({ probe, fileOffset, refCtrOffset, args, path: file.path, targets: [] })),
+    )
     if (numbered.length > 0) files.push({ file, facts, processes, sites: numbered })
   }
   if (sites.length === 0 && refusal !== null) throw refusal
   checkStrings(settings, sites)
   return { arch, files, sites, publicSites, warnings }
-}
-
-function describe({ probe, fileOffset, refCtrOffset, args }: Site): Omit<ProbeSite, 'path' | 'targets'> {
-  return { probe, fileOffset, refCtrOffset, args }
 }
 
 async function findInFiles({ spec, files, signal, log }: PrepareRequest, arch: Arch, warnings: string[]): Promise<FoundInFile[]> {
@@ -168,18 +171,35 @@ function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: read
 async function readFacts(file: TargetFile, elf: ElfFile, found: readonly FoundSite[]): Promise<FileFacts> {
   const originals = new Map<bigint, Uint8Array>()
   for (const { fileOffset } of found) originals.set(fileOffset, await elf.read(fileOffset, BREAKPOINT_BYTES))
-  const counters = new Map<bigint, CounterSite[]>()
-  for (const { refCtrOffset } of found) if (refCtrOffset !== null) counters.set(refCtrOffset, [])
-  if (counters.size > 0) {
-    for (const note of await readUsdtNotes(elf)) {
-      const sharing = note.refCtrOffset === null ? undefined : counters.get(note.refCtrOffset)
-      // Two notes of one address are one uprobe, which counts once.
-      if (sharing === undefined || note.fileOffset === null || sharing.some((site) => site.fileOffset === note.fileOffset)) continue
-      const original = originals.get(note.fileOffset) ?? (await elf.read(note.fileOffset, BREAKPOINT_BYTES))
-      sharing.push({ fileOffset: note.fileOffset, original })
+  return { identity: file.identity, path: file.path, originals, counters: await readCounters(elf, found, originals) }
+}
+
+/** The counters of the sites, with every site of the file that shares them. */
+async function readCounters(
+  elf: ElfFile,
+  found: readonly FoundSite[],
+  originals: ReadonlyMap<bigint, Uint8Array>,
+): Promise<Map<bigint, FileCounter>> {
+  const wanted = new Set(found.map(({ counterVaddr }) => counterVaddr))
+  const counters = new Map<bigint, FileCounter & { sites: SharingSite[] }>()
+  wanted.delete(null)
+  if (wanted.size === 0) return counters
+  for (const { semaphoreVaddr, refCtrOffset, provider, name, vaddr, fileOffset } of await readUsdtNotes(elf)) {
+    if (semaphoreVaddr === null || fileOffset === null || !wanted.has(semaphoreVaddr)) continue
+    const counter = counters.get(semaphoreVaddr) ?? {
+      vaddr: semaphoreVaddr,
+      refCtrOffset,
+      anonymousStart: refCtrOffset === null ? elf.anonymousStart(semaphoreVaddr) : null,
+      provider,
+      name,
+      sites: [],
     }
+    counters.set(semaphoreVaddr, counter)
+    // Two notes of one address are one uprobe, which counts once.
+    if (counter.sites.some((site) => site.fileOffset === fileOffset)) continue
+    counter.sites.push({ vaddr, fileOffset, original: originals.get(fileOffset) ?? (await elf.read(fileOffset, BREAKPOINT_BYTES)) })
   }
-  return { identity: file.identity, path: file.path, originals, counters }
+  return counters
 }
 
 /** Whether a site may be registered at all; the error says why not. */
@@ -190,11 +210,25 @@ async function checkFitness(
   views: readonly ProcessView[],
   site: FoundSite,
 ): Promise<UprobeError | null> {
+  return checkCounter(request, facts, views, site) ?? (await checkHazards(request, elf, views, site))
+}
+
+/** Whether the counter can be held as it is wanted, in every process that maps the code; asked before anything is registered. */
+function checkCounter({ settings }: PrepareRequest, facts: FileFacts, views: readonly ProcessView[], site: FoundSite): UprobeError | null {
+  const counter = site.counterVaddr === null ? undefined : facts.counters.get(site.counterVaddr)
+  if (counter === undefined) return null
   const where = describeSite(site, escapeForDisplay(facts.path))
-  const unreachable = (): UprobeError => new UprobeError('ERR_UPROBE_COUNTER_UNREACHABLE', `${where}: ${UNREACHABLE}`, { site: where })
-  if (site.hasCounter && site.refCtrOffset === null) return unreachable()
-  if (!views.every(({ mappings }) => counterIsReachable(mappings, site))) return unreachable()
-  return checkHazards(request, elf, views, site)
+  if (settings.counter === 'kernel' && counter.refCtrOffset === null && views.length === 0) return unreachableByKernel(where, null, true)
+  for (const { target, mappings, all } of views) {
+    if (codeAddress(mappings, site.fileOffset) === null) continue
+    const { problem } = counterPlaces(all, mappings, counter)
+    if (settings.counter === 'msb') {
+      if (problem !== null) return unclaimable(where, target.pid, problem)
+    } else if (!kernelFindsCounter(mappings, counter)) {
+      return unreachableByKernel(where, target.pid, problem === null)
+    }
+  }
+  return null
 }
 
 /** Whether the kernel would accept the site and harm the target by it. */
@@ -232,8 +266,9 @@ async function bindSites(
     const bound = bindOperands(operands[index] ?? [], site.vaddr, symbols)
     const strings = settings.strings.filter((argument) => argument < bound.length)
     const shape: CaptureShape = { operands: bound, strings, stringLimit: settings.stringLimit }
-    const { probe, vaddr, fileOffset, refCtrOffset, args } = site
-    return { slot: firstSlot + index, probe, vaddr, fileOffset, refCtrOffset, args, shape }
+    const { probe, vaddr, fileOffset, counterVaddr, args } = site
+    const refCtrOffset = settings.counter === 'kernel' ? site.refCtrOffset : null
+    return { slot: firstSlot + index, probe, vaddr, fileOffset, counterVaddr, refCtrOffset, args, shape }
   })
 }
 

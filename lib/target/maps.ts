@@ -19,7 +19,7 @@ export function identityKey(identity: FileIdentity): string {
   return `${identity.device}:${identity.inode}`
 }
 
-/** One line of /proc/PID/maps that maps a file. */
+/** One line of /proc/PID/maps. */
 export interface Mapping {
   /** First address. */
   readonly start: bigint
@@ -33,7 +33,7 @@ export interface Mapping {
   readonly shared: boolean
   /** `device inode` as printed: equal within one process for mappings of one file, but not to be compared with stat(2). */
   readonly fileKey: string
-  /** The path as printed, without ` (deleted)`. */
+  /** The path as printed, without ` (deleted)`; for memory that is no file's, a name such as `[heap]` or nothing. */
   readonly path: string
   readonly deleted: boolean
 }
@@ -41,14 +41,14 @@ export interface Mapping {
 const LINE = /^([0-9a-f]+)-([0-9a-f]+) (.)(.)(.)(.) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+ \d+) *(.*)$/
 const DELETED = ' (deleted)'
 
-/** Parses the text of a `maps` file; lines that map no file are left out. */
-export function parseMaps(text: string): Mapping[] {
+/** Parses the text of a `maps` file; lines that map no file are left out, unless `all` are wanted. */
+export function parseMaps(text: string, all = false): Mapping[] {
   const mappings: Mapping[] = []
   for (const line of text.split('\n')) {
     const match = LINE.exec(line)
     if (match === null) continue
     const [, start = '', end = '', r, w, x, s, offset = '', fileKey = '', name = ''] = match
-    if (!name.startsWith('/')) continue
+    if (!all && !name.startsWith('/')) continue
     const deleted = name.endsWith(DELETED)
     mappings.push({
       start: BigInt(`0x${start}`),
@@ -68,11 +68,11 @@ export function parseMaps(text: string): Mapping[] {
 }
 
 /**
- * The file mappings of a process or thread.
+ * The mappings of a process or thread: those of files, or all.
  * @param procDirectory - `/proc/PID`, or `/proc/TID` of a living thread when the leader has exited.
  */
-export async function readMaps(procDirectory: string): Promise<Mapping[]> {
-  return parseMaps(await readFile(`${procDirectory}/maps`, 'utf8'))
+export async function readMaps(procDirectory: string, all = false): Promise<Mapping[]> {
+  return parseMaps(await readFile(`${procDirectory}/maps`, 'utf8'), all)
 }
 
 /** Path through which the kernel reaches the file of a mapping, whatever its name is by now. */
@@ -102,6 +102,7 @@ export function sameFile(a: FileIdentity, b: FileIdentity): boolean {
 export function mappingsOf(procDirectory: string, mappings: readonly Mapping[], identity: FileIdentity): Mapping[] {
   const verdicts = new Map<string, boolean>()
   return mappings.filter((mapping) => {
+    if (!mapping.path.startsWith('/')) return false
     let verdict = verdicts.get(mapping.fileKey)
     if (verdict === undefined) {
       const found = mappingIdentity(procDirectory, mapping)

@@ -137,10 +137,10 @@ export class TargetProcess {
     return tid !== null
   }
 
-  /** The file mappings. An empty list when the process is gone. */
-  async maps(): Promise<Mapping[]> {
+  /** The mappings of files, or all. An empty list when the process is gone. */
+  async maps(all = false): Promise<Mapping[]> {
     try {
-      return await readMaps(this.procDirectory)
+      return await readMaps(this.procDirectory, all)
     } catch (error) {
       const limit = limitError(error, `The memory map of process ${this.pid} cannot be read`)
       if (limit !== null) throw limit

@@ -9,7 +9,7 @@ import { argsToJson, type Hit, HitDecoder } from '../../lib/capture/hit.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import { FIELD, forEachRecord, layoutOf } from '../../lib/capture/record.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
-import type { ProbeSite } from '../../lib/probe.js'
+import type { ProbeSite } from '../../lib/probe-types.js'
 import { batchOf, type RecordContent } from './records.js'
 
 const site: ProbeSite = { probe: 'usdt:t:probe', path: '/opt/program', fileOffset: 0x1139n, refCtrOffset: null, args: null, targets: [] }

@@ -2,7 +2,7 @@
  * What the tests of counters share: the sites of a target as the package sees them, and registrations of another tracer in a target.
  */
 import { statSync } from 'node:fs'
-import type { CounterSite } from '../../lib/counter/read.js'
+import type { FileCounter, SharingSite } from '../../lib/counter/read.js'
 import type { FileFacts } from '../../lib/counter/verify.js'
 import { loadNative } from '../../lib/native.js'
 import { readUprobePmu } from '../../lib/register/pmu.js'
@@ -27,18 +27,25 @@ export async function mappingsIn(opened: TargetProcess, path: string): Promise<M
 }
 
 /** The notes as sites that share a counter. */
-export function counterSites(path: string, notes: readonly Note[]): CounterSite[] {
-  return notes.map(({ fileOffset }) => ({ fileOffset, original: Buffer.from(fileBytes(path, fileOffset), 'hex') }))
+export function counterSites(path: string, notes: readonly Note[]): SharingSite[] {
+  return notes.map(({ fileOffset }) => ({ fileOffset, vaddr: fileOffset, original: Buffer.from(fileBytes(path, fileOffset), 'hex') }))
 }
 
 /** What the package would know of the file for these notes; they share their counters with no others. */
 export function factsOf(path: string, notes: readonly Note[]): FileFacts {
   const { dev: device, ino: inode } = statSync(path, { bigint: true })
-  const counters = new Map<bigint, CounterSite[]>()
-  for (const { refCtrOffset } of notes) {
+  const counters = new Map<bigint, FileCounter>()
+  for (const { refCtrOffset, provider, name } of notes) {
     if (refCtrOffset === null) continue
     const sharing = notes.filter((note) => note.refCtrOffset === refCtrOffset)
-    counters.set(refCtrOffset, counterSites(path, sharing))
+    counters.set(refCtrOffset, {
+      vaddr: refCtrOffset,
+      refCtrOffset,
+      anonymousStart: null,
+      provider,
+      name,
+      sites: counterSites(path, sharing),
+    })
   }
   const originals = new Map(counterSites(path, notes).map(({ fileOffset, original }) => [fileOffset, original]))
   return { identity: { device, inode }, path, originals, counters }
@@ -51,6 +58,7 @@ export function sitesOf(notes: readonly Note[]): Site[] {
     probe: `usdt:${provider}:${name}`,
     vaddr: fileOffset,
     fileOffset,
+    counterVaddr: refCtrOffset,
     refCtrOffset,
     args,
     shape: { operands: [], strings: [], stringLimit: 256 },

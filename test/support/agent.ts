@@ -1,12 +1,14 @@
 /**
  * A tracer in a process of its own, for tests that kill it or take its rights away. Started by {@link startAgent}.
  *
- * It says "ready", then obeys: `attach JSON` with `[spec, options]` answers `attached`, or `error CODE MESSAGE`; `stats` answers the counts as JSON; `detach` answers them when
- * nothing is attached any more; `exit` begins to detach and exits while the closing thread is at work.
+ * It says "ready", then obeys: `attach JSON` with `[spec, options, id]` answers `attached`, or `error CODE MESSAGE`; `stats ID` answers the counts as JSON; `detach ID` answers them when
+ * the probe is not attached any more; `pause ID`, `resume ID` do so. Without ids there is one probe. `exit` begins to detach it and exits while the closing thread is at work; `die STEP` makes it kill itself with SIGKILL when it comes to a
+ * step of taking or giving back a claim (lib/counter/steps.ts). UPROBE_TEST_LEASE_DIR is its lease directory.
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { setStepHook } from '../../lib/counter/steps.js'
 import { type AttachOptions, type Probe, Tracer, UprobeError } from '../../lib/index.js'
 import { Target } from './target.js'
 import type { Cleanup } from './temp.js'
@@ -16,9 +18,10 @@ import { waitFor } from './wait.js'
  * Starts an agent.
  * @param prefix - a command that starts it, such as `['setpriv', '--bounding-set', '-all']`; it must keep the process id
  */
-export function startAgent(t: Cleanup, prefix: readonly string[] = []): Promise<Target> {
+export function startAgent(t: Cleanup, prefix: readonly string[] = [], leaseDir?: string): Promise<Target> {
   const [program = '', ...args] = [...prefix, process.execPath, ...(__filename.endsWith('.ts') ? ['--import', 'tsx'] : []), __filename]
-  return Target.start(t, program, { args, cwd: join(__dirname, '..', '..') })
+  const env = leaseDir === undefined ? process.env : { ...process.env, UPROBE_TEST_LEASE_DIR: leaseDir }
+  return Target.start(t, program, { args, env, cwd: join(__dirname, '..', '..') })
 }
 
 /** Has an agent attach; resolves to `attached`, or to the code of the error. */
@@ -39,22 +42,37 @@ function threadNames(): string[] {
 }
 
 async function main(): Promise<void> {
-  const tracer = new Tracer()
-  let probe: Probe | undefined
+  const tracer = new Tracer({ leaseDir: process.env.UPROBE_TEST_LEASE_DIR })
+  const probes = new Map<string, Probe>()
   const answers: Record<string, (argument: string) => Promise<string>> = {
     attach: async (argument) => {
-      const [spec, options] = JSON.parse(argument) as [string, AttachOptions]
-      probe = await tracer.attach(spec, options)
+      const [spec, options, id = ''] = JSON.parse(argument) as [string, AttachOptions, string?]
+      probes.set(id, await tracer.attach(spec, options))
       return 'attached'
     },
-    stats: async () => JSON.stringify(probe?.stats()),
-    detach: async () => {
+    pause: async (id) => {
+      await probes.get(id)?.pause()
+      return 'paused'
+    },
+    resume: async (id) => {
+      await probes.get(id)?.resume()
+      return 'resumed'
+    },
+    die: async (step) => {
+      setStepHook((reached) => {
+        if (reached === step) process.kill(process.pid, 'SIGKILL')
+      })
+      return 'armed'
+    },
+    stats: async (id) => JSON.stringify(probes.get(id)?.stats()),
+    detach: async (id) => {
+      const probe = probes.get(id)
       await probe?.detach()
       return JSON.stringify(probe?.stats())
     },
   }
   const exit = async (): Promise<never> => {
-    void probe?.detach()
+    for (const probe of probes.values()) void probe.detach()
     await waitFor('the closing thread', () => threadNames().includes('uprobe-closer'))
     process.exit(0)
   }

@@ -32,6 +32,7 @@ describe('importing the package', () => {
       'UprobeError',
       'doctor',
       'list',
+      'release',
     ])
   })
 })

@@ -1,0 +1,182 @@
+/**
+ * How a probe is switched on and off in its targets: with the kernel's count, or with a claim.
+ *
+ * With the kernel's count everything hangs on the registration: it puts the breakpoint in and counts, and closing it takes both back. With a claim the counter is ours,
+ * and pausing is one store: a program that checks its counter no longer comes by the breakpoint. One that does not check goes on paying for it, though its hits are
+ * ignored; that is noticed, and the registration closed instead.
+ */
+import type { CounterClaims } from './counter/claims.js'
+import { reached } from './counter/steps.js'
+import type { ReleasedCounter } from './counter/tracer-claims.js'
+import type { Ring } from './delivery/ring.js'
+import type { Attachment, PartFailure } from './register/attachment.js'
+import type { PauseMap } from './register/pause-map.js'
+import type { TargetProcess } from './target/process.js'
+
+/** Switches one probe. */
+export interface Arming {
+  /** Whether it holds claims, leases and guards at the moment, which keep other tracers away. */
+  readonly claims: boolean
+  /** The counters that are claimed, one for each process. */
+  claimedCounters(): ReleasedCounter[]
+  /**
+   * Puts everything in. Sites that the kernel refuses are reported; any other failure throws, with everything taken back.
+   * @returns the refusals, and what else is not as asked for, as sentences
+   */
+  arm(signal: AbortSignal): Promise<{ failures: readonly PartFailure[]; warnings: readonly string[] }>
+  /** Switches off what can be switched on again by {@link resume}. */
+  pause(): Promise<void>
+  /** Switches on again; when that fails, the probe is off as before. */
+  resume(signal: AbortSignal): Promise<void>
+  /** Takes everything out of the targets. */
+  disarm(): Promise<void>
+  /** Gives back what was held so that others keep away. After {@link disarm}. */
+  finish(): Promise<void>
+  /** Ends what concerns one process, which has exited or called exec. */
+  endTarget(target: TargetProcess): Promise<void>
+}
+
+/** The kernel counts. */
+export class CountedArming implements Arming {
+  readonly claims = false
+
+  constructor(
+    private readonly attachment: Attachment,
+    private readonly ring: Ring,
+  ) {}
+
+  claimedCounters(): ReleasedCounter[] {
+    return []
+  }
+
+  async arm(signal: AbortSignal): ReturnType<Arming['arm']> {
+    return { failures: await this.attachment.register(signal), warnings: [] }
+  }
+
+  /** What was hit before is delivered when this resolves. */
+  async pause(): Promise<void> {
+    await this.attachment.unregister()
+    await this.ring.drain()
+  }
+
+  async resume(signal: AbortSignal): Promise<void> {
+    await registerAll(this.attachment, signal)
+  }
+
+  disarm(): Promise<void> {
+    return this.attachment.unregister()
+  }
+
+  async finish(): Promise<void> {}
+
+  endTarget(target: TargetProcess): Promise<void> {
+    return this.attachment.endTarget(target)
+  }
+}
+
+/** How soon after a pause hits are looked for first, and how rarely later. */
+const FIRST_LOOK_MS = 10
+const RAREST_LOOK_MS = 5000
+
+/** The package has claimed the counters. */
+export class ClaimedArming implements Arming {
+  #registered = false
+  #look: NodeJS.Timeout | null = null
+
+  /**
+   * @param onStillHit - a paused probe goes on being hit; {@link takeOut} is wanted
+   */
+  constructor(
+    private readonly attachment: Attachment,
+    private readonly held: CounterClaims,
+    private readonly pauseMap: PauseMap,
+    private readonly onStillHit: () => void,
+  ) {}
+
+  get claims(): boolean {
+    return this.held.taken
+  }
+
+  claimedCounters(): ReleasedCounter[] {
+    return [...this.held.claims].flatMap(({ target, file, counters }) =>
+      counters.map(({ counter }) => ({ pid: target.pid, path: file.path, provider: counter.provider, name: counter.name })),
+    )
+  }
+
+  async arm(signal: AbortSignal): ReturnType<Arming['arm']> {
+    const warnings = await this.held.take(signal)
+    this.#registered = true
+    const failures = await this.attachment.register(signal)
+    reached('breakpoints-in')
+    return { failures, warnings }
+  }
+
+  async pause(): Promise<void> {
+    await this.held.clear()
+    this.pauseMap.set(true)
+    this.#lookForHits(FIRST_LOOK_MS)
+  }
+
+  async resume(signal: AbortSignal): Promise<void> {
+    this.#stopLooking()
+    // Before the counter, or the first hits would be taken for some of a paused probe.
+    this.pauseMap.set(false)
+    try {
+      if (this.held.taken) await this.held.set(signal)
+      else await this.held.take(signal)
+      if (this.#registered) return
+      await registerAll(this.attachment, signal)
+      this.#registered = true
+    } catch (error) {
+      await this.pause()
+      throw error
+    }
+  }
+
+  /** Closes the registrations of a probe that is paused and hit all the same; {@link resume} opens them again. */
+  async takeOut(): Promise<void> {
+    this.#stopLooking()
+    this.#registered = false
+    await this.attachment.unregister()
+  }
+
+  async disarm(): Promise<void> {
+    await this.held.clear()
+    this.held.releaseLeases()
+    await this.takeOut()
+    reached('breakpoints-out')
+  }
+
+  finish(): Promise<void> {
+    return this.held.finish()
+  }
+
+  async endTarget(target: TargetProcess): Promise<void> {
+    await this.held.endTarget(target)
+    await this.attachment.endTarget(target)
+  }
+
+  /** Looks seldom, and seldomer as long as nothing comes: a paused probe should cost nobody anything. */
+  #lookForHits(delayMs: number): void {
+    this.#stopLooking()
+    if (!this.#registered) return
+    this.#look = setTimeout(() => {
+      if (this.pauseMap.hits() > 0) this.onStillHit()
+      else this.#lookForHits(Math.min(2 * delayMs, RAREST_LOOK_MS))
+    }, delayMs).unref()
+  }
+
+  #stopLooking(): void {
+    if (this.#look !== null) clearTimeout(this.#look)
+    this.#look = null
+  }
+}
+
+/** Registers everything again, or nothing. */
+async function registerAll(attachment: Attachment, signal: AbortSignal): Promise<void> {
+  const failures = await attachment.register(signal)
+  const [first] = failures
+  if (first === undefined) return
+  await attachment.unregister()
+  throw first.error
+}

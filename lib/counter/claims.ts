@@ -1,0 +1,348 @@
+/**
+ * The claims of one probe: on every counter of its sites, in every process it is for.
+ *
+ * Taking: guard all sites of the counters, so that the kernel cannot begin to count; read that nobody has counted; write the lease; set the bits; and only then does the probe's
+ * breakpoint go in. Giving back: clear the bits, unless another claim covers the counter; the breakpoint comes out; look for children that inherited a bit; then lease and guards go.
+ * Whoever is killed between two steps leaves a lease from which the next agent finds what to clear.
+ *
+ * A probe for every process learns of new ones from the kernel (newcomers.ts) and claims their counters as soon as it sees them. A child of a claimed process was
+ * born with the bit, so that nothing is missed; a process that maps the file anew runs with its probes off until the bit is set, and that is reported.
+ */
+import type { Ring } from '../delivery/ring.js'
+import { UprobeError } from '../errors.js'
+import type { Logger } from '../log.js'
+import type { TargetFile } from '../target/file.js'
+import { Newcomers } from '../target/newcomers.js'
+import { TargetProcess } from '../target/process.js'
+import { processesMapping } from '../target/scan.js'
+import { Guard } from './guard.js'
+import { clearInherited } from './inherited.js'
+import { type ClaimContext, ProcessClaim } from './process-claim.js'
+import type { FileCounter } from './read.js'
+import { reached } from './steps.js'
+
+/** The counters of one file that are to be claimed. */
+export interface ClaimRequest {
+  readonly file: TargetFile
+  readonly counters: readonly FileCounter[]
+  /** `null` for every process that maps the file. */
+  readonly processes: readonly TargetProcess[] | null
+}
+
+/** A process that came later. */
+export interface Arrival {
+  readonly pid: number
+  /** Whether it ran without its counters for a while, so that hits may be missing. */
+  readonly mayHaveMissed: boolean
+}
+
+/** What claims need of their probe. */
+export interface ClaimsHost {
+  readonly ring: Ring
+  readonly log: Logger
+  context(): Promise<ClaimContext>
+  /** A process came later and has its claim. */
+  onArrival(arrival: Arrival): void
+  onError(error: unknown): void
+}
+
+/** See the module's comment. */
+export class CounterClaims {
+  #context: ClaimContext | null = null
+  #guards: Guard[] = []
+  readonly #claims = new Set<ProcessClaim>()
+  /** Processes that were found here, and are closed with their claims; by pid. */
+  readonly #found = new Map<number, { target: TargetProcess; watch: number }>()
+  readonly #newcomers: Newcomers[] = []
+  #taken = false
+  #wanted = false
+  #work: Promise<unknown> = Promise.resolve()
+
+  constructor(
+    private readonly host: ClaimsHost,
+    private readonly requests: readonly ClaimRequest[],
+  ) {}
+
+  /** Whether guards and leases are held; the bits may be cleared all the same, while the probe is paused. */
+  get taken(): boolean {
+    return this.#taken
+  }
+
+  /** The claims, for whoever shows them. */
+  get claims(): ReadonlySet<ProcessClaim> {
+    return this.#claims
+  }
+
+  /**
+   * Takes every claim, or none.
+   * @returns what is not as asked for in single processes of a probe for every process, as sentences
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_BUSY`, `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_COUNTER_PLACE`, `ERR_UPROBE_LEASE`, …; nothing is held then
+   */
+  take(signal: AbortSignal): Promise<string[]> {
+    return this.#inTurn(() => this.#take(signal))
+  }
+
+  /** Sets the bits of what is taken, all or none. */
+  set(signal?: AbortSignal): Promise<void> {
+    return this.#inTurn(() => this.#set(signal))
+  }
+
+  /** Clears the bits, except where another claim covers a counter. What fails in one process is reported and does not keep the others. */
+  clear(): Promise<void> {
+    return this.#inTurn(() => this.#clear())
+  }
+
+  /** The claims are given back for good: what follows is only cleaning up, also if somebody else has to do it. */
+  releaseLeases(): void {
+    for (const claim of this.#claims) if (!claim.active) claim.releaseLease()
+    reached('lease-released')
+  }
+
+  /** After the breakpoints are out: clears what children inherited, and gives leases and guards back. Idempotent. */
+  finish(): Promise<void> {
+    return this.#inTurn(() => this.#finish())
+  }
+
+  /** A process has exited or called exec: its counters are gone, but its children may have inherited claims. */
+  endTarget(target: TargetProcess): Promise<void> {
+    return this.#inTurn(() => this.#endTarget(target))
+  }
+
+  async #take(signal: AbortSignal): Promise<string[]> {
+    if (this.#taken) return []
+    const warnings: string[] = []
+    this.#taken = true
+    try {
+      const context = await this.host.context()
+      this.#context = context
+      for (const { file, counters } of this.requests) {
+        signal.throwIfAborted()
+        this.#guards.push(await Guard.take(context.native, file, counters))
+      }
+      reached('guards-in')
+      for (const request of this.requests) await this.#openAll(request, warnings, signal)
+      reached('counters-read')
+      reached('lease-about-to-be-written')
+      for (const claim of this.#claims) claim.writeLease()
+      reached('lease-written')
+      await this.#set(signal)
+      return warnings
+    } catch (error) {
+      await this.#clear()
+      await this.#finish()
+      throw error
+    }
+  }
+
+  async #set(signal?: AbortSignal): Promise<void> {
+    this.#wanted = true
+    reached('counter-about-to-be-set')
+    try {
+      for (const claim of this.#claims) {
+        signal?.throwIfAborted()
+        const inherited = this.#isInherited(claim)
+        if (!claim.trySet(inherited)) await claim.set(inherited)
+      }
+    } catch (error) {
+      await this.#clear()
+      throw error
+    }
+    reached('counter-set')
+  }
+
+  async #clear(): Promise<void> {
+    this.#wanted = false
+    reached('counter-about-to-be-cleared')
+    for (const claim of this.#claims) {
+      try {
+        if (!claim.tryClear()) await claim.clear()
+      } catch (error) {
+        this.host.onError(error)
+      }
+    }
+    reached('counter-cleared')
+  }
+
+  async #finish(): Promise<void> {
+    for (const newcomers of this.#newcomers.splice(0)) newcomers.close()
+    for (const claim of [...this.#claims]) await this.#end(claim)
+    reached('lease-removed')
+    for (const { target, watch } of this.#found.values()) {
+      this.host.ring.unwatch(watch)
+      target.close()
+    }
+    this.#found.clear()
+    for (const guard of this.#guards.splice(0)) await guard.release()
+    reached('guards-out')
+    this.#taken = false
+  }
+
+  async #endTarget(target: TargetProcess): Promise<void> {
+    for (const claim of [...this.#claims]) {
+      if (claim.target !== target) continue
+      await claim.clear()
+      await this.#end(claim)
+    }
+  }
+
+  async #end(claim: ProcessClaim): Promise<void> {
+    this.#claims.delete(claim)
+    try {
+      if (this.#context !== null) await this.#clearInherited(this.#context, claim)
+    } catch (error) {
+      this.host.onError(error)
+    } finally {
+      claim.close()
+    }
+  }
+
+  async #clearInherited({ native, owner, active }: ClaimContext, { target, space, file, counters }: ProcessClaim): Promise<void> {
+    const claimed = [...this.#claims].map((other) => other.target.pid)
+    await clearInherited(
+      { native, locks: owner.locks, isOurs: (key) => active.has(key), dryRun: false },
+      {
+        file: file.identity,
+        places: counters.map(({ address, counter }) => ({ address, refCtrOffset: counter.refCtrOffset })),
+        space,
+        pid: target.pid,
+        startTime: target.startTime,
+        sharers: target.isAlive() ? [target.pid, ...claimed] : claimed,
+      },
+    )
+  }
+
+  /** Whether a process was forked from one that has a claim, and may have been born with the bit. */
+  #isInherited(claim: ProcessClaim): boolean {
+    return [...this.#claims].some((other) => other.target !== claim.target && other.space.fingerprint === claim.space.fingerprint)
+  }
+
+  async #openAll(request: ClaimRequest, warnings: string[], signal: AbortSignal): Promise<void> {
+    const { file, processes } = request
+    const context = this.#opened()
+    if (processes !== null) {
+      for (const target of processes) {
+        signal.throwIfAborted()
+        await this.#open(request, target)
+      }
+      return
+    }
+    // Those that come while we walk are told of, and wait their turn.
+    this.#newcomers.push(
+      Newcomers.start(
+        context.native,
+        this.host.ring,
+        [{ identity: file.identity, path: file.path }],
+        (pid, how) => this.#later(() => this.#arrive(request, pid, how)),
+        () => this.#later(() => this.#walk(request)),
+      ),
+    )
+    // A process may fork between being listed and being watched for it, so it takes a look at which nothing new is found.
+    let before: number
+    do {
+      before = this.#found.size
+      for await (const { pid } of processesMapping(context.native, file.identity, signal)) {
+        try {
+          await this.#find(request, pid)
+        } catch (error) {
+          if (!(error instanceof UprobeError)) throw error
+          if (error.code !== 'ERR_UPROBE_TARGET_GONE') warnings.push(`left out: ${error.message}`)
+        }
+      }
+      this.#watchForks()
+    } while (this.#found.size > before)
+  }
+
+  async #open(request: ClaimRequest, target: TargetProcess): Promise<ProcessClaim | null> {
+    const claim = await ProcessClaim.open(this.#opened(), target, request.file, request.counters)
+    if (claim === null) return null
+    this.#claims.add(claim)
+    claim.read()
+    return claim
+  }
+
+  /** Takes a process into the claims of a probe for every process; `null` if it has no counters, or has its claim. */
+  async #find(request: ClaimRequest, pid: number): Promise<ProcessClaim | null> {
+    const known = this.#found.get(pid)
+    if (known !== undefined) {
+      if (!known.target.addressSpaceGone()) return null
+      await this.#forget(pid)
+    }
+    const { native } = this.#opened()
+    const target = TargetProcess.open(native, pid)
+    let watch: number | null = null
+    try {
+      const claim = await this.#open(request, target)
+      if (claim === null) {
+        target.close()
+        return null
+      }
+      watch = this.host.ring.watch(target.openPidfd(), 'pidfd', () => this.#later(() => this.#forget(pid)))
+      this.#found.set(pid, { target, watch })
+      return claim
+    } catch (error) {
+      if (watch !== null) this.host.ring.unwatch(watch)
+      for (const claim of this.#claims) {
+        if (claim.target !== target) continue
+        this.#claims.delete(claim)
+        claim.close()
+      }
+      target.close()
+      throw error
+    }
+  }
+
+  /** A process came to map the file, or was born of one that has a claim. */
+  async #arrive(request: ClaimRequest, pid: number, how: 'fork' | 'map'): Promise<void> {
+    if (!this.#taken) return
+    try {
+      const claim = await this.#find(request, pid)
+      if (claim === null) return
+      claim.writeLease()
+      await claim.set(this.#isInherited(claim))
+      // A child that was born while the bits were being cleared may have one all the same.
+      if (!this.#wanted) await claim.clear()
+      this.#watchForks()
+      this.host.onArrival({ pid, mayHaveMissed: this.#wanted && how === 'map' })
+    } catch (error) {
+      if (error instanceof UprobeError && error.code === 'ERR_UPROBE_TARGET_GONE') return
+      throw error
+    }
+  }
+
+  /** The kernel could not tell of everything. */
+  async #walk(request: ClaimRequest): Promise<void> {
+    if (!this.#taken) return
+    this.host.log.warn('the kernel told of more new processes than could be taken in; all processes are looked through')
+    for await (const { pid } of processesMapping(this.#opened().native, request.file.identity)) await this.#arrive(request, pid, 'map')
+  }
+
+  async #forget(pid: number): Promise<void> {
+    const found = this.#found.get(pid)
+    if (found === undefined) return
+    this.#found.delete(pid)
+    this.host.ring.unwatch(found.watch)
+    await this.#endTarget(found.target)
+    found.target.close()
+    this.#watchForks()
+  }
+
+  #watchForks(): void {
+    for (const newcomers of this.#newcomers) newcomers.watchForksOf([...this.#found.keys()])
+  }
+
+  #opened(): ClaimContext {
+    if (this.#context === null) throw new Error('claims are used before they are taken')
+    return this.#context
+  }
+
+  /** Does one thing after the other. */
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#work.then(work)
+    this.#work = result.catch(() => undefined)
+    return result
+  }
+
+  #later(work: () => Promise<void>): void {
+    this.#inTurn(work).catch((error: unknown) => this.host.onError(error))
+  }
+}

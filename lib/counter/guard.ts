@@ -1,0 +1,127 @@
+/**
+ * Keeping the kernel from counting on a counter, for as long as the package owns it.
+ *
+ * A uprobe of the kernel is one for each instruction of a file, and carries one counter offset: a registration that brings another one, 0 included, is
+ * refused, before the kernel looks which process it is for (`alloc_uprobe`, kernel/events/uprobes.c). So a registration without a counter, for our own
+ * process, which does not map the file, puts no breakpoint anywhere and still keeps every tracer from bringing a counter for this site. Held over all sites of a counter it
+ * means: the kernel does not count here, now or later. And where it is refused, the kernel does.
+ *
+ * In a program that traces itself the guard's process does map the file, and the guard is a breakpoint like any other.
+ */
+import { EINVAL } from '../errno.js'
+import { errnoOf, UprobeError } from '../errors.js'
+import { escapeForDisplay } from '../log.js'
+import type { Native } from '../native.js'
+import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, loadProgram } from '../register/bpf-objects.js'
+import { closeRegistrations } from '../register/close.js'
+import { diagnoseRefusal } from '../register/diagnose.js'
+import { multiSupport } from '../register/multi-support.js'
+import { readUprobePmu } from '../register/pmu.js'
+import type { TargetFile } from '../target/file.js'
+import type { FileCounter, SharingSite } from './read.js'
+
+/** `r0 = 0; exit`: a program that does nothing, which a link cannot do without. */
+const IDLE_PROGRAM = Uint8Array.of(0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0)
+
+let disabled = false
+
+/** For the test that shows what guards are for. Not part of the package's surface. */
+export function disableGuards(off: boolean): void {
+  disabled = off
+}
+
+/** Guards over all sites of some counters of one file. */
+export class Guard {
+  #fds: readonly number[]
+
+  private constructor(
+    private readonly native: Native,
+    fds: readonly number[],
+  ) {
+    this.#fds = fds
+  }
+
+  /**
+   * Takes the guards, all or none. Nothing is written in any process that maps the file.
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_BUSY` if a tracer has registered one of the sites with a counter; others as for a registration
+   */
+  static async take(native: Native, file: TargetFile, counters: readonly FileCounter[]): Promise<Guard> {
+    const sites = new Map<bigint, { counter: FileCounter; site: SharingSite }>()
+    for (const counter of counters) for (const site of counter.sites) sites.set(site.fileOffset, { counter, site })
+    if (disabled || sites.size === 0) return new Guard(native, [])
+    const fds: number[] = []
+    try {
+      if ((await multiSupport(native)).oneProcess && (await takeByLink(native, file, [...sites.keys()], fds))) return new Guard(native, fds)
+      for (const [fileOffset, { counter }] of sites) fds.push(await takeByEvent(native, file, counter, fileOffset))
+      return new Guard(native, fds)
+    } catch (error) {
+      await closeRegistrations(native, fds)
+      throw error
+    }
+  }
+
+  /** Gives the guards back. Idempotent. */
+  async release(): Promise<void> {
+    const fds = this.#fds
+    this.#fds = []
+    await closeRegistrations(this.native, fds)
+  }
+}
+
+/** Whether one link for all sites was made; if it is refused, one event a site says which of them is the reason. */
+async function takeByLink(native: Native, file: TargetFile, offsets: readonly bigint[], fds: number[]): Promise<boolean> {
+  const progFd = await loadProgram(native, {
+    type: BPF_PROG_TYPE_KPROBE,
+    expectedAttachType: BPF_TRACE_UPROBE_MULTI,
+    insns: IDLE_PROGRAM,
+    license: BPF_LICENSE,
+    name: 'uprobe_guard',
+  })
+  try {
+    const fileOffsets = BigUint64Array.from(offsets)
+    fds.push(
+      await native.bpfLinkCreateUprobeMulti({
+        progFd,
+        path: file.kernelPath,
+        fileOffsets,
+        refCtrOffsets: null,
+        cookies: new BigUint64Array(offsets.length),
+        retprobe: false,
+        pid: process.pid,
+      }),
+    )
+    return true
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error
+    return false
+  } finally {
+    native.closeFd(progFd)
+  }
+}
+
+async function takeByEvent(native: Native, file: TargetFile, counter: FileCounter, fileOffset: bigint): Promise<number> {
+  const pmu = readUprobePmu()
+  try {
+    return await native.perfEventOpenUprobe({
+      type: pmu.type,
+      path: file.kernelPath,
+      fileOffset,
+      refCtrOffset: 0,
+      retprobe: false,
+      tid: process.pid,
+    })
+  } catch (error) {
+    const path = escapeForDisplay(file.path)
+    const probe = `usdt:${escapeForDisplay(counter.provider)}:${escapeForDisplay(counter.name)}`
+    if (errnoOf(error) !== EINVAL) {
+      throw await diagnoseRefusal(error, { native, pmu, file, site: { probe, fileOffset, refCtrOffset: null }, target: null })
+    }
+    const site = `${probe} at ${path}:0x${fileOffset.toString(16)}`
+    throw new UprobeError(
+      'ERR_UPROBE_COUNTER_BUSY',
+      `${site}: another tracer has registered this site with its counter, so the counter cannot be claimed. Nothing was written. ` +
+        "Detach that tracer, or use counter: 'kernel', which shares the counter with it.",
+      { cause: error, errno: EINVAL, syscall: 'perf_event_open', site, path },
+    )
+  }
+}

@@ -1,0 +1,156 @@
+/**
+ * What a lease says, and its text on disk: one JSON object.
+ *
+ * Numbers of 64 bits are written as decimal strings, addresses and offsets as `0x…`. Whoever can write the directory is the agent's own user, yet a file may be half-written,
+ * or of another version; so it is read strictly, and what is not understood as a whole is not believed in part.
+ */
+import type { SpaceId } from './space.js'
+
+/** A counter that is claimed in one mapping. */
+export interface LeaseCounter {
+  readonly provider: string
+  readonly name: string
+  /** Offset in the file; `null` for a counter in `.bss`. */
+  readonly refCtrOffset: bigint | null
+  /** Virtual address in the file. */
+  readonly vaddr: bigint
+  /** Address in the process. */
+  readonly address: bigint
+}
+
+/** Who has claimed which counters, in which process. */
+export interface LeaseRecord {
+  readonly version: 1
+  readonly owner: LeaseHolder
+  readonly bootId: string
+  /** CLOCK_BOOTTIME when it was written, in nanoseconds. */
+  readonly sinceNs: bigint
+  /** The same in clock ticks, as field 22 of /proc/PID/stat counts them: a child that was born later has a start time that is not smaller. */
+  readonly sinceTicks: bigint
+  readonly target: {
+    /** As the owner sees it. */
+    readonly pid: number
+    readonly startTime: bigint
+    readonly space: SpaceId
+  }
+  readonly file: { readonly device: bigint; readonly inode: bigint; readonly path: string }
+  readonly counters: readonly LeaseCounter[]
+}
+
+/** The agent that holds a lease. */
+export interface LeaseHolder {
+  readonly pid: number
+  readonly startTime: bigint
+  readonly comm: string
+  /** Version of this package. */
+  readonly package: string
+  /** Inode of the pid namespace in which `pid`, and the target's `pid`, are meant. */
+  readonly pidNamespace: string
+}
+
+/** The longest text that is read. A lease for some thousands of counters is far below. */
+export const MAX_LEASE_BYTES = 4 * 1024 * 1024
+
+/** Writes a lease. */
+export function formatLease(lease: LeaseRecord): string {
+  return `${JSON.stringify(lease, (key, value: unknown) => {
+    if (typeof value !== 'bigint') return value
+    return HEXADECIMAL.has(key) ? `0x${value.toString(16)}` : String(value)
+  })}\n`
+}
+
+const HEXADECIMAL = new Set(['refCtrOffset', 'vaddr', 'address'])
+
+/** Reads a lease; `null` if it is not one, whole and of this version. */
+export function parseLease(text: string): LeaseRecord | null {
+  try {
+    const lease = object(JSON.parse(text))
+    if (lease.version !== 1) return null
+    const target = object(lease.target)
+    const space = object(target.space)
+    const file = object(lease.file)
+    return {
+      version: 1,
+      owner: parseHolder(lease.owner),
+      bootId: string(lease.bootId),
+      sinceNs: decimal(lease.sinceNs),
+      sinceTicks: decimal(lease.sinceTicks),
+      target: {
+        pid: pid(target.pid),
+        startTime: decimal(target.startTime),
+        space: {
+          pidNamespace: digits(space.pidNamespace),
+          pid: pid(space.pid),
+          fingerprint: matching(space.fingerprint, /^[0-9a-f]{32}$/),
+        },
+      },
+      file: { device: decimal(file.device), inode: decimal(file.inode), path: string(file.path) },
+      counters: list(lease.counters).map((item) => {
+        const counter = object(item)
+        return {
+          provider: string(counter.provider),
+          name: string(counter.name),
+          refCtrOffset: counter.refCtrOffset === null ? null : hexadecimal(counter.refCtrOffset),
+          vaddr: hexadecimal(counter.vaddr),
+          address: hexadecimal(counter.address),
+        }
+      }),
+    }
+  } catch (error) {
+    if (error instanceof SyntaxError || error instanceof NotALease) return null
+    throw error
+  }
+}
+
+/** Reads who holds a lease. Throws {@link NotALease}. */
+export function parseHolder(value: unknown): LeaseHolder {
+  const holder = object(value)
+  return {
+    pid: pid(holder.pid),
+    startTime: decimal(holder.startTime),
+    comm: string(holder.comm),
+    package: string(holder.package),
+    pidNamespace: digits(holder.pidNamespace),
+  }
+}
+
+/** Something in a file is not what a lease has there. */
+export class NotALease extends Error {}
+
+function object(value: unknown): Record<string, unknown> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new NotALease('not an object')
+  return value as Record<string, unknown>
+}
+
+function list(value: unknown): unknown[] {
+  if (!Array.isArray(value)) throw new NotALease('not a list')
+  return value
+}
+
+function string(value: unknown): string {
+  if (typeof value !== 'string') throw new NotALease('not a string')
+  return value
+}
+
+function matching(value: unknown, pattern: RegExp): string {
+  const text = string(value)
+  if (!pattern.test(text)) throw new NotALease(`not ${pattern}`)
+  return text
+}
+
+function digits(value: unknown): string {
+  return matching(value, /^\d{1,20}$/)
+}
+
+function decimal(value: unknown): bigint {
+  return BigInt(digits(value))
+}
+
+function hexadecimal(value: unknown): bigint {
+  return BigInt(matching(value, /^0x[0-9a-f]{1,16}$/))
+}
+
+function pid(value: unknown): number {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < 1 || value > 2 ** 22) throw new NotALease('not a pid')
+  return value
+}

@@ -1,0 +1,315 @@
+/**
+ * A claim in one process: the counters of one file in one address space, switched on and off by their most significant bit.
+ *
+ * Whoever has a claim is *present* at the counter, by a lock that dies with its holder (counter-locks.ts). The bit is set by the first who comes and cleared by the last who
+ * leaves, and each of the two decides and stores within a step that nobody else can be in; so two agents cannot both believe that they are not the last.
+ *
+ * Setting what is set and clearing what is clear is harmless, so no step needs to know whether it was done before.
+ */
+import { closeSync, openSync } from 'node:fs'
+import { ESRCH } from '../errno.js'
+import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
+import { escapeForDisplay } from '../log.js'
+import type { CounterCell, Native } from '../native.js'
+import { limitError } from '../shortage.js'
+import { type FileIdentity, mappingsOf } from '../target/maps.js'
+import type { TargetProcess } from '../target/process.js'
+import { type CounterKey, counterKey } from './counter-locks.js'
+import { isGone } from './gone.js'
+import type { Lease, LeaseOwner } from './lease-owner.js'
+import { counterPlaces } from './places.js'
+import { CLAIM, type FileCounter } from './read.js'
+import { readSpace, type SpaceId } from './space.js'
+import { unclaimable } from './unreachable.js'
+
+/** What all claims of a tracer share. */
+export interface ClaimContext {
+  readonly native: Native
+  readonly owner: LeaseOwner
+  readonly active: ActiveClaims
+}
+
+/** How many claims of a tracer hold each counter: the tracer is present at a counter from its first to its last. */
+export class ActiveClaims {
+  readonly #holders = new Map<CounterKey, number>()
+
+  has(key: CounterKey): boolean {
+    return this.#holders.has(key)
+  }
+
+  /** Returns whether this is the first. */
+  add(key: CounterKey): boolean {
+    const before = this.#holders.get(key) ?? 0
+    this.#holders.set(key, before + 1)
+    return before === 0
+  }
+
+  /** Returns whether that was the last. */
+  remove(key: CounterKey): boolean {
+    const left = (this.#holders.get(key) ?? 0) - 1
+    if (left > 0) this.#holders.set(key, left)
+    else this.#holders.delete(key)
+    return left <= 0
+  }
+}
+
+/** A counter in one mapping of the process. */
+interface HeldCell {
+  readonly counter: FileCounter
+  readonly address: bigint
+  readonly key: CounterKey
+  readonly cell: CounterCell
+  /** Whether this claim counts among the active ones. */
+  active: boolean
+}
+
+/** The file whose counters are claimed. */
+export interface ClaimedFile {
+  readonly identity: FileIdentity
+  readonly path: string
+}
+
+/** A counter in one mapping of one process, for whoever shows it. */
+export interface ClaimedCounter {
+  readonly counter: FileCounter
+  readonly address: bigint
+}
+
+/** See the module's comment. */
+export class ProcessClaim {
+  #lease: Lease | null = null
+  #closed = false
+
+  private constructor(
+    private readonly context: ClaimContext,
+    readonly target: TargetProcess,
+    readonly space: SpaceId,
+    readonly file: ClaimedFile,
+    private readonly cells: readonly HeldCell[],
+    private readonly fds: readonly number[],
+  ) {}
+
+  /**
+   * Finds the counters in a process; nothing is written yet.
+   * @returns `null` if the process maps none of their code
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_PLACE`, `ERR_UPROBE_TARGET_GONE`, `ERR_UPROBE_TARGET_DENIED`, `ERR_UPROBE_LIMIT`
+   */
+  static async open(
+    context: ClaimContext,
+    target: TargetProcess,
+    file: ClaimedFile,
+    counters: readonly FileCounter[],
+  ): Promise<ProcessClaim | null> {
+    const all = await target.maps(true)
+    const ofFile = mappingsOf(target.procDirectory, all, file.identity)
+    const found = counters.flatMap((counter) => {
+      const { places, problem } = counterPlaces(all, ofFile, counter)
+      if (problem === 'not-mapped') return []
+      if (problem !== null) throw unclaimable(`${nameOf(counter)} in ${escapeForDisplay(file.path)}`, target.pid, problem)
+      return places.map((place) => ({ counter, place }))
+    })
+    if (found.length === 0) return null
+    const space = readSpace(target)
+    if (space === null) throw deniedOrGone(target)
+    const fds: number[] = []
+    try {
+      const own = target.pid === process.pid
+      const memFd = openProc(target, 'mem', own ? 'r' : 'r+', fds)
+      const mapsFd = openProc(target, 'maps', 'r', fds)
+      // The descriptors are bound to the address space that the process has now: that of the target, as long as it is not gone.
+      if (target.addressSpaceGone()) throw target.goneError()
+      const cells = found.map(({ counter, place }) => ({
+        counter,
+        address: place.address,
+        key: counterKey(space, place.address),
+        cell: new context.native.CounterCell({ memFd, mapsFd, ...place, own }),
+        active: false,
+      }))
+      return new ProcessClaim(context, target, space, file, cells, fds)
+    } catch (error) {
+      for (const fd of fds) closeSync(fd)
+      throw error
+    }
+  }
+
+  /** The counters, a line for each mapping. */
+  get counters(): readonly ClaimedCounter[] {
+    return this.cells
+  }
+
+  /** Whether the bits are ours, or shared with others. */
+  get active(): boolean {
+    return this.cells.some(({ active }) => active)
+  }
+
+  /**
+   * Reads every counter: 0, or claimed already.
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN` if one reads anything else
+   */
+  read(): void {
+    this.#guarded(() => {
+      for (const one of this.cells) {
+        const value = one.cell.read()
+        if (value !== 0 && value !== CLAIM) throw this.#foreign(one, value)
+      }
+    })
+  }
+
+  /** Records the claim on disk. Does nothing if it is. */
+  writeLease(): void {
+    const { target, space, file, cells } = this
+    this.#lease ??= this.context.owner.write({
+      target: { pid: target.pid, startTime: target.startTime, space },
+      file: { device: file.identity.device, inode: file.identity.inode, path: file.path },
+      counters: cells.map(({ counter, address }) => ({
+        provider: counter.provider,
+        name: counter.name,
+        refCtrOffset: counter.refCtrOffset,
+        vaddr: counter.vaddr,
+        address,
+      })),
+    })
+  }
+
+  /**
+   * Sets the bits.
+   * @param inherited - whether a bit that is set already may have come with a fork
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_TARGET_GONE`; nothing is set then
+   */
+  async set(inherited = false): Promise<void> {
+    await this.context.owner.locks.step(this.#keys(), () => this.#set(inherited))
+  }
+
+  /** The same without waiting: false if another agent is at a step. */
+  trySet(inherited = false): boolean {
+    return this.context.owner.locks.tryStep(this.#keys(), () => this.#set(inherited)).done
+  }
+
+  /** Clears the bits, except where another claim covers the counter. */
+  async clear(): Promise<void> {
+    await this.context.owner.locks.step(this.#keys(), () => this.#clear())
+  }
+
+  /** The same without waiting: false if another agent is at a step. */
+  tryClear(): boolean {
+    return this.context.owner.locks.tryStep(this.#keys(), () => this.#clear()).done
+  }
+
+  /** The claim is given back; only cleaning up is left. */
+  releaseLease(): void {
+    if (this.#lease !== null) this.context.owner.release(this.#lease)
+  }
+
+  /** Removes the lease, if the bits are no longer ours, and closes what is held. Idempotent. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    if (this.#lease !== null && !this.active) this.context.owner.remove(this.#lease)
+    this.#lease = null
+    for (const fd of this.fds) closeSync(fd)
+  }
+
+  #keys(): readonly CounterKey[] {
+    return this.cells.map(({ key }) => key)
+  }
+
+  #set(inherited: boolean): void {
+    const { owner, active } = this.context
+    const set: HeldCell[] = []
+    try {
+      this.#guarded(() => {
+        for (const one of this.cells) {
+          if (one.active) continue
+          const before = one.cell.read()
+          const shared = inherited || active.has(one.key) || owner.locks.othersPresent(one.key)
+          if (before !== 0 && !(before === CLAIM && shared)) throw this.#foreign(one, before)
+          if (active.add(one.key)) owner.locks.enter(one.key)
+          one.active = true
+          set.push(one)
+          const after = one.cell.setMsb()
+          if (after !== CLAIM) throw this.#foreign(one, after)
+        }
+      })
+    } catch (error) {
+      for (const one of set) this.#clearOne(one)
+      throw error
+    }
+  }
+
+  #clear(): void {
+    let failure: unknown = null
+    for (const one of this.cells) {
+      try {
+        this.#clearOne(one)
+      } catch (error) {
+        failure ??= error
+      }
+    }
+    if (failure !== null) throw failure
+  }
+
+  #clearOne(one: HeldCell): void {
+    if (!one.active) return
+    const { owner, active } = this.context
+    if (active.remove(one.key)) {
+      owner.locks.leave(one.key)
+      try {
+        if (!owner.locks.othersPresent(one.key)) one.cell.clearMsb()
+      } catch (error) {
+        if (!isGone(error)) {
+          // Still ours: the lease must go on saying so.
+          if (active.add(one.key)) owner.locks.enter(one.key)
+          throw error
+        }
+      }
+    }
+    one.active = false
+  }
+
+  /** Says of a failed store or read what it means for the process. */
+  #guarded(work: () => void): void {
+    try {
+      work()
+    } catch (error) {
+      if (errnoOf(error) === ESRCH) throw this.target.goneError(error)
+      if (error instanceof UprobeError || !isSystemCallError(error)) throw error
+      throw new UprobeError(
+        'ERR_UPROBE_COUNTER_PLACE',
+        `A counter of ${escapeForDisplay(this.file.path)} in process ${this.target.pid} cannot be written (${error.code}): its mapping changed meanwhile.`,
+        { cause: error, errno: errnoOf(error), syscall: error.syscall, pid: this.target.pid },
+      )
+    }
+  }
+
+  #foreign({ counter, address }: HeldCell, value: number): UprobeError {
+    return new UprobeError(
+      'ERR_UPROBE_COUNTER_FOREIGN',
+      `${nameOf(counter)} in ${escapeForDisplay(this.file.path)}: the counter at 0x${address.toString(16)} of process ${this.target.pid} reads 0x${value.toString(16)}, ` +
+        'and no tracer that is known accounts for it. It was left as it is. `uprobe counters PID` says what is known of it, `uprobe repair PID` what can be done.',
+      { pid: this.target.pid, path: escapeForDisplay(this.file.path) },
+    )
+  }
+}
+
+function nameOf(counter: FileCounter): string {
+  return `usdt:${escapeForDisplay(counter.provider)}:${escapeForDisplay(counter.name)}`
+}
+
+function openProc(target: TargetProcess, name: string, flags: string, fds: number[]): number {
+  try {
+    const fd = openSync(`${target.procDirectory}/${name}`, flags)
+    fds.push(fd)
+    return fd
+  } catch (error) {
+    throw limitError(error, `The memory of process ${target.pid} cannot be opened`) ?? deniedOrGone(target, error)
+  }
+}
+
+function deniedOrGone(target: TargetProcess, cause?: unknown): UprobeError {
+  if (target.addressSpaceGone()) return target.goneError(cause)
+  return new UprobeError(
+    'ERR_UPROBE_TARGET_DENIED',
+    `The memory of process ${target.pid} may not be written, which claiming a counter takes. Run with CAP_SYS_PTRACE, or use counter: 'kernel'.`,
+    { cause, pid: target.pid },
+  )
+}

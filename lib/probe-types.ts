@@ -1,0 +1,87 @@
+/**
+ * What a program sees of a probe: its states, its sites, its counts and its events.
+ */
+import type { Hit } from './capture/hit.js'
+import type { SiteTarget } from './counter/verify.js'
+import type { HitBatch } from './delivery/batch.js'
+
+/**
+ * What a probe is doing.
+ * - `attached`: its sites are armed and hits are delivered;
+ * - `paused`: its sites are switched off until `resume()`;
+ * - `detached`: it was detached and holds nothing;
+ * - `target-exited`: all its processes exited or called exec, and it holds nothing.
+ */
+export type ProbeState = 'attached' | 'paused' | 'detached' | 'target-exited'
+
+/** A `'state'` event. */
+export interface ProbeStateChange {
+  /** The state of the whole probe after the change. */
+  readonly state: ProbeState
+  /**
+   * What happened: `exit` and `exec` end the probe's part in process `pid`; `leader-exit` means that the leader thread of `pid` exited and the probe was
+   * moved to a living one. With `counter: 'msb'`: `arrival` means that process `pid` was found later and its counters were claimed; `still-hit`, that a paused probe went on being hit,
+   * since the program does not check its counter, and was therefore taken out; `yield`, that the claims were given up for another tool, and `resume()` will try to take them
+   * again. The others are what was asked of the probe.
+   */
+  readonly reason: 'pause' | 'resume' | 'detach' | 'exit' | 'exec' | 'leader-exit' | 'arrival' | 'still-hit' | 'yield'
+  /** The process, where the change is about one. */
+  readonly pid?: number
+  /** Whether hits may have been missed, uncounted, in the course of the change. */
+  readonly mayHaveMissed: boolean
+}
+
+/** One instruction of one file that a probe resolves to. */
+export interface ProbeSite {
+  /** Resolved name without the path, as `usdt:postgresql:query__start` or `uprobe:malloc`. */
+  readonly probe: string
+  /** The file, as the target knows it. */
+  readonly path: string
+  /** Offset of the instruction in the file. */
+  readonly fileOffset: bigint
+  /** Offset of the counter in the file; `null` if the probe has none. */
+  readonly refCtrOffset: bigint | null
+  /** Operands as the note stores them; `null` for functions. */
+  readonly args: string | null
+  /** The processes in which the site was looked at after attaching. */
+  readonly targets: readonly SiteTarget[]
+}
+
+/** Counts of hits. hits = filtered + delivered + lost holds exactly once the probe is detached; before, some are on their way. */
+export interface ProbeStats {
+  /** Executions of the sites while attached and not paused, counted in the kernel. */
+  readonly hits: number
+  /** Hits that the filter rejected, in the kernel. */
+  readonly filtered: number
+  /** Hits handed to listeners or to the queue of the iterator; of a probe that only counts, all that were not filtered. */
+  readonly delivered: number
+  /** All others: `lostRing` + `lostQueue`, and after the end whatever else is missing. */
+  readonly lost: number
+  /** Hits for which the kernel's ring had no room: JavaScript did not keep up. */
+  readonly lostRing: number
+  /** Hits for which the queue of the iterator had no room. */
+  readonly lostQueue: number
+}
+
+/** Counts of one name in one file. */
+export interface NamedStats extends ProbeStats {
+  readonly probe: string
+  readonly path: string
+}
+
+/** Events of a {@link Probe}, and what their listeners get. */
+export interface ProbeEvents {
+  /** One hit. */
+  hit: [hit: Hit]
+  /** The hits that one wake-up delivers. */
+  batch: [batch: HitBatch]
+  /** The state changed, or a process went away. */
+  state: [change: ProbeStateChange]
+  /** Something failed in the background; the probe goes on as far as it can. */
+  error: [error: Error]
+}
+
+/** @internal What every EventEmitter emits before it adds a listener. */
+export interface NewListenerEvent {
+  newListener: [event: string | symbol]
+}

@@ -1,0 +1,42 @@
+/**
+ * The switch by which a capture program ignores hits while its breakpoint stays in.
+ *
+ * A claimed counter is switched off by one store, and a program that looks at its counter then no longer comes by. One that does not look goes on hitting the
+ * breakpoint; those hits are neither delivered nor lost, but they are counted here, so that somebody can see that pausing alone did not help.
+ */
+import { PAUSE_VALUE_BYTES } from '../capture/compile.js'
+import type { Native } from '../native.js'
+import { BPF_MAP_TYPE_ARRAY, createMap } from './bpf-objects.js'
+
+/** The switch of one probe. */
+export class PauseMap {
+  readonly fd: number
+  #closed = false
+
+  constructor(private readonly native: Native) {
+    this.fd = createMap(native, {
+      type: BPF_MAP_TYPE_ARRAY,
+      keyBytes: 4,
+      valueBytes: PAUSE_VALUE_BYTES,
+      maxEntries: 1,
+      name: 'uprobe_pause',
+    })
+  }
+
+  /** Ignores hits from now on, or no longer; the hits so far are forgotten. */
+  set(paused: boolean): void {
+    this.native.bpfMapUpdate(this.fd, 0, new Uint8Array(BigUint64Array.of(paused ? 1n : 0n, 0n).buffer))
+  }
+
+  /** Hits since the probe was paused. */
+  hits(): number {
+    return Number(new BigUint64Array(this.native.bpfMapRead(this.fd, 0, 1, PAUSE_VALUE_BYTES))[1] ?? 0n)
+  }
+
+  /** Idempotent. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    this.native.closeFd(this.fd)
+  }
+}
