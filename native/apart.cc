@@ -9,7 +9,7 @@
 // if somebody else kills the child while it waits, the same happens, only earlier. If we are killed, it sees that it has another parent, and goes on.
 //
 // For opening there is no such state, since a process that exits makes no system calls. The opening child is out of reach of what is sent to us or to our process
-// group. What kills every process of a control group or of a pid namespace still reaches it.
+// group. What kills every process of a control group, of a pid namespace or of a memory (the OOM killer does: `__oom_kill_process`, mm/oom_kill.c) still reaches it.
 //
 // A child runs on a small stack inside the frame of the function that made it, which lives on until the child is gone: that function waits for it,
 // and if its thread is killed, nobody reuses the memory. It shares the thread-local storage of the thread that made it, and that thread may be running. So a
