@@ -8,6 +8,7 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { chmodSync, chownSync, copyFileSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
+import { Target } from './target.js'
 import { type Cleanup, tempDirectory } from './temp.js'
 import { waitFor } from './wait.js'
 
@@ -118,6 +119,22 @@ export class Postgres {
     if (status !== 0) throw new Error(`psql failed: ${errors}`)
     return output
   }
+
+  /** Opens a connection that stays, and with it a backend of its own. */
+  async connect(t: Cleanup): Promise<Connection> {
+    const psql = [`${PACKAGED}/bin/psql`, '-X', '-q', '-At', '-h', this.socketDirectory, '-U', 'postgres', '-f', '-']
+    const client = await Target.start(t, '/bin/sh', { args: ['-c', 'echo ready; exec "$@"', 'sh', ...psql], ...this.account, cwd: '/' })
+    const pid = Number(await client.ask('select pg_backend_pid();'))
+    return { pid, query: (statement) => client.ask(`${statement};`) }
+  }
+}
+
+/** A connection, and the process that serves it. */
+export interface Connection {
+  /** Process id of the backend. */
+  readonly pid: number
+  /** Runs a statement whose result is one line. */
+  query(statement: string): Promise<string>
 }
 
 /** Ends the server and its children at once, as `pg_ctl stop -m immediate` does. */
