@@ -21,8 +21,10 @@ interface Failure {
   exitCode: 1 | 2
 }
 
-/** Commander's codes for help and version that were asked for: no failure. */
-const ASKED_FOR = new Set(['commander.helpDisplayed', 'commander.version'])
+/** Whether commander ended with help or version that was asked for: no failure. */
+export function wasAskedFor(error: unknown): boolean {
+  return error instanceof CommanderError && error.exitCode === 0
+}
 
 function describe(error: unknown): Failure {
   if (error instanceof CommanderError) {
@@ -43,11 +45,8 @@ function describe(error: unknown): Failure {
 
 /** Reports what a command threw, and answers the exit code. */
 export function report(error: unknown, json: boolean): ExitCode {
-  if (error instanceof CommanderError) {
-    if (ASKED_FOR.has(error.code)) return 0
-    // `uprobe help trace`, or `uprobe` alone, for which commander has printed the help to standard error already.
-    if (error.code === 'commander.help') return error.exitCode === 0 ? 0 : 2
-  }
+  // `uprobe` alone: commander has printed the help to standard error already.
+  if (error instanceof CommanderError && error.code === 'commander.help') return 2
   const { code, message, exitCode } = describe(error)
   process.stderr.write(json ? `${jsonLine({ error: { code, message } })}\n` : `uprobe: ${singleLine(message)} (${code})\n`)
   return exitCode

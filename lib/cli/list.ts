@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import { list, type UsdtListing } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { isPid, parsePid } from './options.js'
+import { parseFileOrPid } from './options.js'
 import { Output } from './output.js'
 import { alignColumns, hex, jsonLine } from './text.js'
 
@@ -53,7 +53,7 @@ export function addList(program: Command): void {
     .command('list')
     .summary('list the USDT probes of a file or a process')
     .description('List the USDT probes in a file, or in all files that a process maps.')
-    .argument('<path|pid>', 'a file, or the id of a process', (text: string) => (isPid(text) ? parsePid(text) : text))
+    .argument('<path|pid>', 'a file, or the id of a process', parseFileOrPid)
     .argument('[pattern]', 'only probes that match PROVIDER:NAME')
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)

@@ -10,8 +10,9 @@ import { packageRoot } from '../native.js'
 import { addCount } from './count.js'
 import { addDemo } from './demo.js'
 import { addDoctor } from './doctor.js'
-import { EXIT_CODES_HELP, type ExitCode, report } from './failure.js'
+import { EXIT_CODES_HELP, type ExitCode, report, wasAskedFor } from './failure.js'
 import { addList } from './list.js'
+import { Output } from './output.js'
 import { addRelease } from './release.js'
 import { addTrace } from './trace.js'
 
@@ -36,15 +37,16 @@ function packageVersion(): string {
   return hasVersion ? String(manifest.version) : 'unknown'
 }
 
-function createProgram(): Command {
+/** @param asked - takes the help or version that the arguments ask for */
+function createProgram(asked: string[]): Command {
   const program = new Command('uprobe')
     .description('Attach uprobes, return probes and USDT probes to running programs, and read their hits.')
     .version(packageVersion(), '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
     .helpCommand('help [command]', 'print the help of a command')
     .exitOverride()
-    // Commander throws what it would print here; report() prints it in the form of all our failures.
-    .configureOutput({ outputError: () => undefined })
+    // What commander would print of an error it throws as well, and report() prints that in the form of all our failures.
+    .configureOutput({ outputError: () => undefined, writeOut: (text) => asked.push(text) })
     .addHelpText('after', HELP)
   for (const add of [addList, addTrace, addCount, addRelease, addDoctor, addDemo]) add(program)
   return program
@@ -56,11 +58,23 @@ function asksForJson(args: readonly string[]): boolean {
   return (end === -1 ? args : args.slice(0, end)).includes('--json')
 }
 
+async function run(args: readonly string[]): Promise<void> {
+  const asked: string[] = []
+  try {
+    await createProgram(asked).parseAsync(args, { from: 'user' })
+  } catch (error) {
+    if (!wasAskedFor(error)) throw error
+    const output = new Output(process.stdout)
+    await output.lines([asked.join('').trimEnd()])
+    output.check()
+  }
+}
+
 async function main(args: readonly string[]): Promise<ExitCode> {
   // When standard error is gone there is nobody left to tell; the exit code still says how it ended.
   process.stderr.on('error', () => undefined)
   try {
-    await createProgram().parseAsync(args, { from: 'user' })
+    await run(args)
     return 0
   } catch (error) {
     return report(error, asksForJson(args))

@@ -15,14 +15,14 @@ function wholeNumber(text: string, smallest: number, largest: number): number {
   return value
 }
 
-/** Whether the argument of `list` is a process id; a file whose name has digits only is written `./123`. */
-export function isPid(text: string): boolean {
-  return /^\d+$/.test(text)
-}
-
 /** A process id. The kernel's limit is 2^22 (PID_MAX_LIMIT, include/linux/threads.h). */
 export function parsePid(text: string): number {
   return wholeNumber(text, 1, 4_194_304)
+}
+
+/** A file, or a process id; a file whose name has digits only is written `./123`. */
+export function parseFileOrPid(text: string): string | number {
+  return /^\d+$/.test(text) ? parsePid(text) : text
 }
 
 /** `-p PID`, repeated. */

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { execFile, execFileSync, spawnSync } from 'node:child_process'
-import { readFileSync } from 'node:fs'
+import { closeSync, openSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { describe } from 'node:test'
 import { promisify } from 'node:util'
@@ -18,8 +18,8 @@ const LINUX = needs()
 /** The options of each command, as its help must name them. */
 const OPTIONS: Readonly<Record<string, readonly string[]>> = {
   list: [],
-  trace: ['-p, --pid <pid>', '--str <n>', '--filter <expr>', '-n, --hits <hits>', '-d, --duration <seconds>'],
-  count: ['-p, --pid <pid>', '-d, --duration <seconds>'],
+  trace: ['-p, --pid <pid>', '--counter <mode>', '--str <n>', '--filter <expr>', '-n, --hits <hits>', '-d, --duration <seconds>'],
+  count: ['-p, --pid <pid>', '--counter <mode>', '-d, --duration <seconds>'],
   doctor: [],
   demo: [],
 }
@@ -132,6 +132,19 @@ test('a name that a user was given by somebody else is escaped in what is said o
   const line = failed(await uprobe(t, 'list', '/no\x1b[31m\nwhere'), 1, 'ERR_UPROBE_FILE')
   assert.ok(line.startsWith(String.raw`uprobe: /no\x1b[31m\x0awhere cannot be opened`), line)
   assert.ok(failed(await uprobe(t, 'non\x1b[31m\nsense'), 2, 'ERR_UPROBE_BAD_OPTION').includes(String.raw`non\x1b[31m`))
+})
+
+test('help to a reader that is gone ends quietly, and to a full disk with 1', async (t) => {
+  for (const args of ['--help', 'help trace', 'trace --help', '--version']) {
+    const script = `{ "$0" "$@"; echo "exit $?" >&2; } | true`
+    const cli = Cli.start(t, args.split(' '), { prefix: ['sh', '-c', script] })
+    assert.equal((await cli.ended).stderr, 'exit 0\n', args)
+  }
+  const full = openSync('/dev/full', 'w')
+  t.after(() => closeSync(full))
+  for (const args of ['--help', '--version', 'doctor']) {
+    failed(await Cli.start(t, args.split(' '), { stdout: full }).ended, 1, 'ENOSPC')
+  }
 })
 
 test(
