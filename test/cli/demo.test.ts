@@ -2,9 +2,11 @@
  * `uprobe demo`: the package traces itself, from nothing.
  */
 import assert from 'node:assert/strict'
+import { existsSync } from 'node:fs'
 import test from 'node:test'
 import { Cli, jsonOf, linesOf, uprobe } from '../support/cli.js'
 import { needs } from '../support/needs.js'
+import { waitFor } from '../support/wait.js'
 
 const LINUX = needs()
 
@@ -43,4 +45,14 @@ test('a reader that leaves after a line ends it quietly with 0', LINUX, async (t
   const { stdout, stderr } = await Cli.start(t, ['demo'], { prefix: ['sh', '-c', script] }).ended
   assert.equal(stdout, 'counter before: 0\n')
   assert.deepEqual(linesOf(stderr), ['attached 1 site of usdt:uprobe:demo', 'exit 0'])
+})
+
+test('when it is killed, its child ends by itself', LINUX, async (t) => {
+  const cli = Cli.start(t, ['demo', '--json'])
+  const [line = ''] = await cli.lines(1)
+  const { pid } = JSON.parse(line) as { pid: number }
+  assert.ok(existsSync(`/proc/${pid}/exe`))
+  cli.kill('SIGKILL')
+  // Where nobody reaps orphans it stays as a zombie, which has no program any more.
+  await waitFor('the child to end', () => !existsSync(`/proc/${pid}/exe`))
 })

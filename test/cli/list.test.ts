@@ -2,6 +2,7 @@
  * `uprobe list`: every site of a file or a process, in JSON and in columns.
  */
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
@@ -79,12 +80,16 @@ test('PATTERN chooses by provider and name; nothing found is success without a w
   assert.equal(succeeded(await uprobe(t, 'list', fileWith(t, []), '--json')), '')
 })
 
-test('a file that is no ELF file, and one that is broken, are explained and have exit code 1', async (t) => {
+test('what is no ELF file, no file, or broken is explained and has exit code 1', async (t) => {
   const path = fileWith(t, NOTES)
   writeFileSync(path, 'no program')
   assert.match(failed(await uprobe(t, 'list', path), 1, 'ERR_UPROBE_BAD_ELF'), /not an ELF file/)
   writeFileSync(path, usdtFile(FORMAT, IMAGE, [NOTES]).bytes.subarray(0, 0x900))
   failed(await uprobe(t, 'list', path), 1, 'ERR_UPROBE_BAD_ELF')
+  // It would wait for ever for somebody who writes into it.
+  const pipe = `${path}.pipe`
+  execFileSync('mkfifo', [pipe])
+  assert.match(failed(await uprobe(t, 'list', pipe), 1, 'ERR_UPROBE_FILE'), /not a regular file/)
 })
 
 test('what a hostile file calls itself and its probes reaches neither the terminal raw nor breaks a line', async (t) => {

@@ -2,10 +2,11 @@
  * How `uprobe trace` ends: asked to, by itself, against its will, and with readers of its output that are slow or leave.
  */
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
 import { buildTarget } from '../support/build.js'
-import { Cli, type CliOptions, failed, jsonOf, linesOf, succeeded } from '../support/cli.js'
+import { Cli, type CliOptions, cliProgram, failed, jsonOf, linesOf, succeeded } from '../support/cli.js'
 import { isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { notesOf } from '../support/notes.js'
@@ -134,6 +135,43 @@ test('ends by itself when its process becomes another program', GCC, async (t) =
   await target.ask('plain 2')
   assert.equal(await target.ask('exec'), 'ready')
   assert.equal(traced(succeeded(await cli.ended)).printed, 2)
+})
+
+for (const flags of [[], ['--json']]) {
+  test(`says on standard error that hits may have been missed when the leader thread exits (${flags[0] ?? 'text'})`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const cli = Cli.start(t, ['trace', 'usdt:t:plain', '-p', String(target.pid), ...flags])
+    await cli.attached()
+    assert.equal(await target.ask('leader-exit'), 'leader gone')
+    await waitFor('the warning', () => linesOf(cli.stderr).length > 1)
+    await target.ask('plain 3')
+    cli.kill('SIGINT')
+    const { code, stdout, stderr } = await cli.ended
+    assert.equal(code, 0)
+    assert.equal(linesOf(stdout).length, 4)
+    const message = `Hits may have been missed in process ${target.pid} (leader-exit).`
+    const warning = flags.length === 0 ? `uprobe: warning: ${message}` : JSON.stringify({ warning: { message } })
+    assert.deepEqual(linesOf(stderr), ['attached 1 site of 1 probe', warning])
+  })
+}
+
+test('Ctrl-C on a terminal detaches and prints the counts', needs({ programs: ['gcc', 'script'] }), async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  // A terminal of its own, whose keys are our writing to its standard input.
+  const command = `${process.execPath} ${cliProgram()} trace usdt:t:plain -p ${target.pid}`
+  const terminal = spawn('script', ['-qefc', command, '/dev/null'], { stdio: 'pipe' })
+  t.after(() => terminal.kill('SIGKILL'))
+  let screen = ''
+  terminal.stdout.setEncoding('utf8').on('data', (text: string) => {
+    screen += text
+  })
+  const closed = new Promise<number | null>((resolve) => terminal.once('close', resolve))
+  await waitFor('the attached line', () => screen.includes('attached 1 site of 1 probe\r\n'))
+  await target.ask('plain 2')
+  terminal.stdin.write('\x03')
+  assert.equal(await closed, 0)
+  assert.ok(screen.endsWith('\r\nusdt:t:plain: 2 hits, 2 delivered, 0 lost\r\n'), screen)
+  await assertUntouched(target)
 })
 
 test('one SPEC that cannot be attached ends it with 1, before the attached line, and takes back the others', GCC, async (t) => {

@@ -6,7 +6,7 @@ import { copyFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'node:test'
 import { buildTarget } from '../support/build.js'
-import { assertSafeForTerminal, Cli, jsonOf, linesOf, succeeded } from '../support/cli.js'
+import { assertSafeForTerminal, Cli, failed, jsonOf, linesOf, succeeded, uprobe } from '../support/cli.js'
 import { instructionBytes, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote, notesOf } from '../support/notes.js'
@@ -160,6 +160,19 @@ test('several -p and several SPECs: each hit names its process and probe, in ord
       { probe: 'usdt:t:gated', hits: 2, filtered: 0, delivered: 2, lost: 0 },
     ],
   })
+})
+
+test('--str may be repeated; of an argument that the probe does not have it is wrong usage', X64, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'operands'))
+  const args = ['trace', 'usdt:t:text', '-p', String(target.pid), '--json']
+  const cli = Cli.start(t, [...args, '--str', '0', '--str', '2'])
+  await cli.attached()
+  await target.ask('text 3')
+  cli.kill('SIGINT')
+  const [[first, second, third] = []] = argsOf(succeeded(await cli.ended)) as unknown[][]
+  assert.deepEqual([first, third], ['xxx', 'xxx'])
+  assert.equal(typeof second, 'number', 'the address')
+  assert.match(failed(await uprobe(t, ...args.slice(0, -1), '--str', '4'), 2, 'ERR_UPROBE_BAD_OPTION'), /argument 4/)
 })
 
 test('without -p, a PATH is traced in every process that maps it, also in one that starts later', GCC, async (t) => {

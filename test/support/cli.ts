@@ -5,7 +5,7 @@
  */
 import assert from 'node:assert/strict'
 import { type ChildProcess, type SpawnOptions, spawn, spawnSync } from 'node:child_process'
-import { existsSync, readdirSync, statSync } from 'node:fs'
+import { chmodSync, existsSync, readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import type { Cleanup } from './temp.js'
@@ -44,8 +44,12 @@ export function cliProgram(): string {
   if (!__filename.endsWith('.ts')) return join(ROOT, 'lib/cli/main.js')
   program = join(ROOT, 'dist/cli/main.js')
   if (!existsSync(program) || newest(join(ROOT, 'lib')) > statSync(program).mtimeMs) {
-    const { status, stderr } = spawnSync(process.execPath, ['scripts/setup.mjs'], { cwd: ROOT, encoding: 'utf8' })
-    if (status !== 0) throw new Error(`the command line could not be built:\n${stderr}`)
+    const { status, stdout } = spawnSync(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.json'], {
+      cwd: ROOT,
+      encoding: 'utf8',
+    })
+    if (status !== 0) throw new Error(`the command line could not be compiled:\n${stdout}`)
+    chmodSync(program, 0o755)
   }
   return program
 }
