@@ -12,6 +12,7 @@
         'native/arguments.cc',
         'native/async.cc',
         'native/bpf.cc',
+        'native/bpf_query.cc',
         'native/bpf_ring.cc',
         'native/closer.cc',
         'native/compat.cc',

@@ -11,6 +11,7 @@
 #include <napi.h>
 
 #include "bpf.h"
+#include "bpf_query.h"
 #include "closer.h"
 #include "counter_cell.h"
 #include "demo.h"
@@ -24,6 +25,7 @@ namespace {
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   uprobe::InitPerfEvent(env, exports);
   uprobe::InitBpf(env, exports);
+  uprobe::InitBpfQuery(env, exports);
   uprobe::RingReader::Init(env, exports);
   uprobe::InitCloser(env, exports);
   uprobe::CounterCell::Init(env, exports);

@@ -8,12 +8,14 @@ import { join } from 'node:path'
 import { Command } from 'commander'
 import { packageRoot } from '../native.js'
 import { addCount } from './count.js'
+import { addCounters } from './counters.js'
 import { addDemo } from './demo.js'
 import { addDoctor } from './doctor.js'
 import { EXIT_CODES_HELP, type ExitCode, report, wasAskedFor } from './failure.js'
 import { addList } from './list.js'
 import { Output } from './output.js'
 import { addRelease } from './release.js'
+import { addRepair } from './repair.js'
 import { addTrace } from './trace.js'
 
 const HELP = `
@@ -29,6 +31,7 @@ Examples:
   uprobe list /usr/bin/python3.11                        which probes a program has
   uprobe trace usdt:python:gc__start -p 4242             print each hit
   uprobe count 'usdt:postgresql:*' -p 4242 -d 10         count hits for ten seconds
+  uprobe counters 4242                                   what switches its probes on, and who holds it
 ${EXIT_CODES_HELP}`
 
 function packageVersion(): string {
@@ -48,7 +51,7 @@ function createProgram(asked: string[]): Command {
     // What commander would print of an error it throws as well, and report() prints that in the form of all our failures.
     .configureOutput({ outputError: () => undefined, writeOut: (text) => asked.push(text) })
     .addHelpText('after', HELP)
-  for (const add of [addList, addTrace, addCount, addRelease, addDoctor, addDemo]) add(program)
+  for (const add of [addList, addTrace, addCount, addCounters, addRepair, addRelease, addDoctor, addDemo]) add(program)
   return program
 }
 

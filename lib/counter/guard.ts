@@ -21,7 +21,7 @@ import type { TargetFile } from '../target/file.js'
 import type { FileCounter, SharingSite } from './read.js'
 
 /** `r0 = 0; exit`: a program that does nothing, which a link cannot do without. */
-const IDLE_PROGRAM = Uint8Array.of(0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0)
+export const IDLE_PROGRAM = Uint8Array.of(0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0)
 
 let disabled = false
 

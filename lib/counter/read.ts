@@ -19,6 +19,8 @@ export interface CounterReading {
   readonly value: number | null
   /** Sites of this counter whose breakpoint is in, whoever put it there. */
   readonly armedSites: number
+  /** Whether two readings in a row were the same; otherwise somebody was just coming or going. */
+  readonly steady: boolean
 }
 
 /** Bytes that a breakpoint replaces: `int3` is one byte, `brk` on arm64 a whole instruction. */
@@ -79,15 +81,22 @@ export function inspectCounter(
   refCtrOffset: bigint,
   sites: readonly CounterSite[],
 ): CounterReading {
-  const address = counterAddress(mappings, refCtrOffset)
-  let last: CounterReading = { address, value: null, armedSites: -1 }
-  for (let reading = 0; reading < READINGS; reading++) {
+  return inspectAt(target, mappings, counterAddress(mappings, refCtrOffset), sites)
+}
+
+/** The same for a counter whose address is known. */
+export function inspectAt(
+  target: Memory,
+  mappings: readonly Mapping[],
+  address: bigint | null,
+  sites: readonly CounterSite[],
+): CounterReading {
+  let last: CounterReading = { address, value: null, armedSites: -1, steady: false }
+  for (let reading = 0; reading < READINGS && !last.steady; reading++) {
     const before = address === null ? null : readCounter(target, address)
     const armedSites = sites.filter((site) => isArmed(target, mappings, site.fileOffset, site.original) === true).length
     const value = address === null ? null : readCounter(target, address)
-    const steady = before === value && last.value === value && last.armedSites === armedSites
-    last = { address, value, armedSites }
-    if (steady) break
+    last = { address, value, armedSites, steady: before === value && last.value === value && last.armedSites === armedSites }
   }
   return last
 }

@@ -107,7 +107,12 @@ describe('a counter', () => {
     await register(t, target, note, 'with its counter')
     const mappings = await mappingsIn(opened, target.program)
     const sites = counterSites(target.program, [note])
-    assert.deepEqual(inspectCounter(opened, mappings, note.refCtrOffset, sites), { address: null, value: null, armedSites: 1 })
+    assert.deepEqual(inspectCounter(opened, mappings, note.refCtrOffset, sites), {
+      address: null,
+      value: null,
+      armedSites: 1,
+      steady: true,
+    })
   })
 
   it('of a program that is not position-independent is found at its own address', GCC, async (t) => {

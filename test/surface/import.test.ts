@@ -30,9 +30,11 @@ describe('importing the package', () => {
       'ERROR_CODES',
       'Tracer',
       'UprobeError',
+      'counters',
       'doctor',
       'list',
       'release',
+      'repair',
     ])
   })
 })

@@ -1,0 +1,245 @@
+/**
+ * Putting right what others left behind, one counter at a time.
+ *
+ * Each repair is made so that it is right whatever the kernel and other tracers do meanwhile:
+ *
+ *  - **a claim of nobody**: all sites are guarded, so that the kernel cannot begin to count, then the bit is cleared;
+ *  - **a count that leaked**: the counter is pinned, so that the kernel leaves it alone; what is above the number of sites is the leak, exactly;
+ *  - **a negative value**: as long as it is negative the kernel neither adds nor takes away (`__update_ref_ctr`, kernel/events/uprobes.c), so the number of armed sites can be
+ *    stored; from that store on the kernel counts again, from the right number;
+ *  - **a breakpoint of nobody**: registering the site and closing takes out a breakpoint that the kernel had forgotten. One that is in afterwards has a holder that lives.
+ *
+ * What cannot be mended is the kernel's own memory of a uprobe that it leaked: until the machine is booted again, the site can be registered with this counter only.
+ */
+import { closeSync, openSync } from 'node:fs'
+import { EINVAL } from '../errno.js'
+import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
+import type { Logger } from '../log.js'
+import type { CounterCell, Native } from '../native.js'
+import { readTextOrNull } from '../read-text.js'
+import { mappingsOf } from '../target/maps.js'
+import type { TargetProcess } from '../target/process.js'
+import { Guard } from './guard.js'
+import type { CounterState, InspectedCounter } from './inspect.js'
+import { Pin } from './pin.js'
+import { type CounterPlace, counterPlaces } from './places.js'
+import { CLAIM, inspectAt } from './read.js'
+
+/** One thing that is wrong, and what was or would be done about it. */
+export interface RepairEntry {
+  readonly pid: number
+  readonly path: string
+  readonly provider: string
+  readonly name: string
+  readonly address: bigint | null
+  readonly problem: CounterState
+  /** The 16 bits before, unsigned. */
+  readonly before: number | null
+  /** The 16 bits after; in a dry run, what they would be. */
+  readonly after: number | null
+  /** Whether it was done, and read back. */
+  readonly applied: boolean
+  /** What was done or would be, or why it was not. */
+  readonly note: string
+}
+
+/** States that can be repaired here; orphan claims are what recover.ts is for. */
+const PROBLEMS: ReadonlySet<CounterState> = new Set(['foreign-claim', 'underflow', 'leaked-count', 'stuck-breakpoint'])
+
+/** Whether a state is one that {@link repairCounter} deals with. */
+export function isRepairable(state: CounterState): boolean {
+  return PROBLEMS.has(state)
+}
+
+/** What was done to a counter. */
+interface Outcome {
+  readonly after: number | null
+  readonly applied: boolean
+  readonly note: string
+}
+
+/** What repairing one counter needs. */
+export interface RepairContext {
+  readonly native: Native
+  readonly target: TargetProcess
+  readonly dryRun: boolean
+  readonly log: Logger
+}
+
+/** Repairs one counter, or says what it would do. */
+export async function repairCounter(context: RepairContext, inspected: InspectedCounter): Promise<RepairEntry> {
+  const { target, dryRun, log } = context
+  const { file, counter, address, value: before, state: problem } = inspected
+  const outcome = await attempt(context, inspected)
+  const entry: RepairEntry = {
+    pid: target.pid,
+    path: file.path,
+    provider: counter.provider,
+    name: counter.name,
+    address,
+    problem,
+    before,
+    ...outcome,
+  }
+  if (!dryRun) {
+    const { path, applied, after, note } = entry
+    const hex = address === null ? null : `0x${address.toString(16)}`
+    log.warn({ audit: 'repair', pid: target.pid, path, address: hex, problem, before, after, applied, uid: process.getuid?.() }, note)
+  }
+  return entry
+}
+
+async function attempt(context: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
+  const { value, armedSites, state } = inspected
+  const debuggerPid = tracerOf(context.target)
+  if (debuggerPid !== 0) return left(value, `process ${debuggerPid} debugs this one, and a debugger may be the reason; end it first`)
+  if (context.dryRun) return { after: expectedAfter(inspected), applied: false, note: intention(state, value ?? 0, armedSites) }
+  try {
+    switch (state) {
+      case 'foreign-claim':
+        return await clearForeign(context, inspected)
+      case 'underflow':
+        return await liftUnderflow(context, inspected)
+      case 'leaked-count':
+        return await subtractLeak(context, inspected)
+      default:
+        return await restoreBreakpoints(context, inspected)
+    }
+  } catch (error) {
+    if (error instanceof UprobeError || isSystemCallError(error)) return left(value, `nothing was done: ${error.message}`)
+    throw error
+  }
+}
+
+function left(value: number | null, note: string): Outcome {
+  return { after: value, applied: false, note }
+}
+
+function expectedAfter({ state, value, armedSites }: InspectedCounter): number | null {
+  if (state === 'foreign-claim') return 0
+  if (state === 'leaked-count') return armedSites
+  // Breakpoints without a holder come out, and with them their count.
+  return state === 'underflow' ? 0 : value
+}
+
+function intention(state: CounterState, value: number, armedSites: number): string {
+  switch (state) {
+    case 'foreign-claim':
+      return 'would clear the bit. No lease names it, so another tool may own it: make sure that none does'
+    case 'underflow':
+      return `would store ${armedSites}, the number of armed sites, and take out breakpoints that nobody holds`
+    case 'leaked-count':
+      return `would subtract ${value - armedSites}. A tool that counts by hand (gdb, old bcc) cannot be told from a leak while it lives: make sure that none does`
+    default:
+      return 'would take the breakpoints out that nobody holds. perf stat and perf record hold breakpoints that are listed nowhere; theirs would be left'
+  }
+}
+
+/** `TracerPid` of /proc/PID/status; 0 if there is no debugger. */
+function tracerOf(target: TargetProcess): number {
+  return Number(/^TracerPid:\s*(\d+)$/m.exec(readTextOrNull(`${target.procDirectory}/status`) ?? '')?.[1] ?? 0)
+}
+
+async function clearForeign({ native, target }: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
+  const guard = await Guard.take(native, inspected.file, [inspected.counter])
+  try {
+    return await withCell(native, target, inspected, (cell) => {
+      const value = cell.read()
+      if (value !== CLAIM) return left(value, 'it changed meanwhile, and was left')
+      return { after: cell.clearMsb(), applied: true, note: 'the bit was cleared' }
+    })
+  } finally {
+    await guard.release()
+  }
+}
+
+async function liftUnderflow(context: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
+  const { native, target } = context
+  const stored = await withCell(native, target, inspected, async (cell) => {
+    const { value, armedSites } = await lookAgain(target, inspected)
+    if (value === null || (value & CLAIM) === 0) return left(value, 'it changed meanwhile, and was left')
+    cell.replace(value, armedSites)
+    return { after: armedSites, applied: true, note: `${armedSites} was stored, the number of armed sites` }
+  })
+  if (!stored.applied || stored.after === 0) return stored
+  const restored = await restoreBreakpoints(context, inspected)
+  return { after: restored.after, applied: true, note: `${stored.note}; ${restored.note}` }
+}
+
+async function subtractLeak({ native, target }: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
+  const { file, counter } = inspected
+  if (counter.refCtrOffset === null) return left(inspected.value, 'the kernel does not count here, so nothing can be pinned')
+  let pin: Pin
+  try {
+    pin = await Pin.take(native, file, target, counter, counter.refCtrOffset)
+  } catch (error) {
+    if (errnoOf(error) !== EINVAL) throw error
+    return left(inspected.value, 'a site of it is registered without the counter, so it cannot be pinned; detach that tracer first')
+  }
+  let leaked: number
+  try {
+    leaked = await withCell(native, target, inspected, async (cell) => {
+      const { value, armedSites } = await lookAgain(target, inspected)
+      const above = value === null ? 0 : value - armedSites
+      if (value !== null && above > 0) cell.replace(value, value - above)
+      return above
+    })
+  } finally {
+    await pin.release()
+  }
+  const { value: after } = await lookAgain(target, inspected)
+  return leaked > 0
+    ? { after, applied: true, note: `${leaked} subtracted under a pin of all ${counter.sites.length} sites` }
+    : left(after, 'pinned, it has no leak: a tracer was coming or going')
+}
+
+/** Registers the sites and closes, with the counter or, where the kernel remembers them without, without. */
+async function restoreBreakpoints({ native, target }: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
+  const { file, counter } = inspected
+  const offsets = counter.refCtrOffset === null ? [0n] : [counter.refCtrOffset, 0n]
+  for (const offset of offsets) {
+    let pin: Pin
+    try {
+      pin = await Pin.take(native, file, target, counter, offset)
+    } catch (error) {
+      if (errnoOf(error) === EINVAL && offset !== offsets.at(-1)) continue
+      throw error
+    }
+    await pin.release()
+    break
+  }
+  const { value: after, armedSites } = await lookAgain(target, inspected)
+  return armedSites === 0
+    ? { after, applied: true, note: 'the breakpoints are out' }
+    : left(after, `${armedSites} of ${counter.sites.length} breakpoints have a holder that lives, and were left to it`)
+}
+
+async function lookAgain(target: TargetProcess, { file, counter, address }: InspectedCounter): Promise<ReturnType<typeof inspectAt>> {
+  const ofFile = mappingsOf(target.procDirectory, await target.maps(), file.identity)
+  return inspectAt(target, ofFile, address, counter.sites)
+}
+
+/** Opens the counter for writing; the cell refuses when anything is not as it was. */
+async function withCell<T>(
+  native: Native,
+  target: TargetProcess,
+  { file, counter, address }: InspectedCounter,
+  use: (cell: CounterCell) => T | Promise<T>,
+): Promise<T> {
+  const all = await target.maps(true)
+  const { places } = counterPlaces(all, mappingsOf(target.procDirectory, all, file.identity), counter)
+  const place: CounterPlace | undefined = places.find((one) => one.address === address)
+  if (place === undefined) throw target.goneError()
+  const memFd = openSync(`${target.procDirectory}/mem`, 'r+')
+  try {
+    const mapsFd = openSync(`${target.procDirectory}/maps`, 'r')
+    try {
+      if (target.addressSpaceGone()) throw target.goneError()
+      return await use(new native.CounterCell({ memFd, mapsFd, ...place, own: target.pid === process.pid }))
+    } finally {
+      closeSync(mapsFd)
+    }
+  } finally {
+    closeSync(memFd)
+  }
+}

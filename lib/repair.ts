@@ -1,0 +1,111 @@
+/**
+ * `repair()`: finds what others left behind in counters, and puts it right if it is told to.
+ */
+import { readdirSync } from 'node:fs'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { type InspectContext, inspectProcess, leasesIn } from './counter/inspect.js'
+import { defaultLeaseDirectory, LeaseDirectory } from './counter/lease-directory.js'
+import { kernelHolders } from './counter/owners.js'
+import { type Recovered, recoverOrphans } from './counter/recover.js'
+import { isRepairable, type RepairEntry, repairCounter } from './counter/repair.js'
+import { UprobeError } from './errors.js'
+import { childLogger, type Logger } from './log.js'
+import { loadNative, type Native } from './native.js'
+import { TargetProcess } from './target/process.js'
+
+/** Options of {@link repair}. */
+export interface RepairOptions {
+  /** The process; default: every process. */
+  pid?: number | undefined
+  /** Only say what would be done. Default: true. */
+  dryRun?: boolean | undefined
+  /** Directory of the leases; default: that of the tracer. */
+  leaseDir?: string | undefined
+  /** A pino logger; each change is logged with what it was, what it is, and who asked for it. Default: no logging. */
+  logger?: Logger | false | undefined
+}
+
+/**
+ * Looks for claims of dead agents, claims of nobody, counts that leaked, negative counters and breakpoints that nobody holds, and says what would be done about each; with
+ * `dryRun: false` does it, and reads back. docs/counters.md explains the states and the arithmetic.
+ *
+ * @returns an entry for each thing that is wrong; none if nothing is
+ * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`, `ERR_UPROBE_TARGET_DENIED`, `ERR_UPROBE_LEASE`, `ERR_UPROBE_BAD_OPTION`
+ */
+export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]> {
+  const { pid, dryRun = true, leaseDir } = options
+  if (pid !== undefined && (!Number.isInteger(pid) || pid < 1))
+    throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'Option pid: give a positive pid.')
+  const native = loadNative()
+  const log = childLogger(options.logger ?? false, 'repair')
+  const directory = LeaseDirectory.open(native, leaseDir ?? defaultLeaseDirectory(), 'ignore')
+  try {
+    const entries =
+      directory === null ? [] : (await recoverOrphans(native, directory, log, { pid, dryRun })).flatMap((one) => toEntries(one, dryRun))
+    const context = { native, leases: leasesIn(directory), holders: await kernelHolders(native) }
+    if (pid !== undefined) {
+      entries.push(...(await repairProcess(context, TargetProcess.open(native, pid), dryRun, log)))
+      return entries
+    }
+    for (const target of everyProcess(native)) {
+      try {
+        entries.push(...(await repairProcess(context, target, dryRun, log)))
+      } catch (error) {
+        if (!isPassed(error)) throw error
+      }
+      await nextTurn()
+    }
+    return entries
+  } finally {
+    directory?.close()
+  }
+}
+
+async function repairProcess(context: InspectContext, target: TargetProcess, dryRun: boolean, log: Logger): Promise<RepairEntry[]> {
+  try {
+    const entries: RepairEntry[] = []
+    await inspectProcess(context, target, async (inspected) => {
+      for (const one of inspected)
+        if (isRepairable(one.state)) entries.push(await repairCounter({ native: context.native, target, dryRun, log }, one))
+    })
+    return entries
+  } finally {
+    target.close()
+  }
+}
+
+/** What became of a dead agent's lease, an entry for each bit. */
+function toEntries({ lease, cleared }: Recovered, dryRun: boolean): RepairEntry[] {
+  if (lease === null) return []
+  return cleared.map(({ pid, address, before, after }) => {
+    const counter = lease.counters.find((one) => one.address === address)
+    return {
+      pid,
+      path: lease.file.path,
+      provider: counter?.provider ?? '',
+      name: counter?.name ?? '',
+      address,
+      problem: 'orphan-claim' as const,
+      before,
+      after,
+      applied: !dryRun,
+      note: `${dryRun ? 'would clear' : 'cleared'} the claim of ${lease.owner.comm}[${lease.owner.pid}], which is dead`,
+    }
+  })
+}
+
+function* everyProcess(native: Native): Generator<TargetProcess> {
+  for (const name of readdirSync('/proc')) {
+    if (!/^\d+$/.test(name)) continue
+    try {
+      yield TargetProcess.open(native, Number(name))
+    } catch (error) {
+      if (!isPassed(error)) throw error
+    }
+  }
+}
+
+/** A process that ended, or that may not be looked at, is passed over when all are looked at. */
+function isPassed(error: unknown): boolean {
+  return error instanceof UprobeError && (error.code === 'ERR_UPROBE_TARGET_GONE' || error.code === 'ERR_UPROBE_TARGET_DENIED')
+}
