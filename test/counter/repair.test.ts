@@ -193,7 +193,7 @@ test('each change is written to the log, with who asked', GCC, async (t) => {
   await repair({ pid: target.pid, leaseDir, logger })
   assert.deepEqual(lines, [])
   await repair({ pid: target.pid, leaseDir, logger, dryRun: false })
-  const { audit, pid, problem, before, after, applied, uid } = lines[0] ?? {}
+  const { audit, pid, problem, before, after, applied, uid } = lines[0] ?? assert.fail()
   assert.deepEqual(
     [audit, pid, problem, before, after, applied, uid],
     ['repair', target.pid, 'leaked-count', 1, 0, true, process.getuid?.()],
