@@ -3,7 +3,9 @@
  */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { closeSync, openSync } from 'node:fs'
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import test, { type TestContext } from 'node:test'
 import { buildTarget } from '../support/build.js'
 import { Cli, type CliOptions, cliProgram, failed, jsonOf, linesOf, succeeded } from '../support/cli.js'
@@ -210,12 +212,31 @@ test('a pipe whose reader leaves, as head does, ends it quietly with 0', GCC, as
   await assertUntouched(target)
 })
 
-test('a socket whose reader leaves bytes unread ends it quietly with 0', GCC, async (t) => {
-  const { target, cli } = await startTrace(t, ['usdt:t:gated'], [], { stdout: 'unread' })
+test('a parent that stops reading ends it quietly with 0', GCC, async (t) => {
+  const { target, cli } = await startTrace(t, ['usdt:t:gated'])
   await target.ask('gated 1')
-  await waitFor('a hit to lie in the socket', () => (cli.output?.readableLength ?? 0) > 0)
-  await target.ask('gated 2000')
+  await cli.lines(1)
   cli.stopReading()
+  await waitFor('the trace to end', async () => {
+    await target.ask('gated 1')
+    return cli.hasEnded
+  })
+  succeeded(await cli.ended)
+  await assertUntouched(target)
+})
+
+test('a connection that its reader resets ends it quietly with 0', GCC, async (t) => {
+  // Standard output is the connection itself, as under inetd.
+  const server = createServer().listen(0, '127.0.0.1')
+  t.after(() => server.close())
+  await once(server, 'listening')
+  const reader = connect((server.address() as AddressInfo).port, '127.0.0.1')
+  const [connection] = (await once(server, 'connection')) as [Socket]
+  const { target, cli } = await startTrace(t, ['usdt:t:gated'], [], { stdout: connection })
+  connection.destroy()
+  await target.ask('gated 1')
+  await once(reader, 'data')
+  reader.resetAndDestroy()
   await waitFor('the trace to end', async () => {
     await target.ask('gated 1')
     return cli.hasEnded

@@ -6,12 +6,16 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, type SpawnOptions, spawn, spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, readdirSync, statSync } from 'node:fs'
+import type { Socket } from 'node:net'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import type { Cleanup } from './temp.js'
 import { waitFor } from './wait.js'
 
 const ROOT = join(__dirname, '..', '..')
+
+/** A command that still runs after this time will never end: it is killed, so that its test fails instead of waiting for ever. */
+const PATIENCE_MS = 30_000
 
 /** How a command ended, and all that it wrote. */
 export interface CliEnd {
@@ -24,7 +28,7 @@ export interface CliEnd {
 /** How a command is started. */
 export interface CliOptions {
   /** Where its standard output goes. Default: a pipe that is read at once. */
-  readonly stdout?: 'pipe' | 'unread' | number
+  readonly stdout?: 'pipe' | 'unread' | number | Socket
   /** A program that starts it, such as `['setpriv', '--bounding-set=-all']`; it must keep the process id. */
   readonly prefix?: readonly string[]
   /** Makes it the leader of a session without a terminal. */
@@ -82,9 +86,11 @@ export class Cli {
   static start(t: Cleanup, args: readonly string[], options: CliOptions = {}): Cli {
     const { stdout = 'pipe', prefix = [], detached = false } = options
     const [command = '', ...rest] = [...prefix, process.execPath, cliProgram(), ...args]
-    const stdio: SpawnOptions['stdio'] = ['ignore', typeof stdout === 'number' ? stdout : 'pipe', 'pipe']
+    const stdio: SpawnOptions['stdio'] = ['ignore', typeof stdout === 'string' ? 'pipe' : stdout, 'pipe']
     const cli = new Cli(spawn(command, rest, { stdio, detached }), stdout === 'pipe')
+    const patience = setTimeout(() => cli.#process.kill('SIGKILL'), PATIENCE_MS)
     t.after(async () => {
+      clearTimeout(patience)
       if (cli.#end !== undefined) return
       cli.#process.kill('SIGKILL')
       cli.read()
