@@ -14,28 +14,28 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Native } from '../native.js'
 import { BOOT_ID, type SpaceId } from './space.js'
 
-/** A counter in one address space: 64 hexadecimal digits. */
-export type CounterKey = string
+/** A counter in one address space. */
+export interface CounterKey {
+  /** 64 hexadecimal digits. */
+  readonly id: string
+  /** The two bytes of the file. */
+  readonly stepByte: bigint
+  readonly presenceByte: bigint
+}
 
 /** The key of the counter at an address. */
 export function counterKey(space: SpaceId, address: bigint): CounterKey {
   const { pidNamespace, pid, fingerprint } = space
-  return createHash('sha256').update(`${BOOT_ID}:${pidNamespace}:${pid}:${fingerprint}:${address}`).digest('hex')
+  const id = createHash('sha256').update(`${BOOT_ID}:${pidNamespace}:${pid}:${fingerprint}:${address}`).digest('hex')
+  // 61 bits, and two bytes for each: offsets of locks are signed 64-bit numbers.
+  const stepByte = (BigInt(`0x${id.slice(0, 16)}`) >> 3n) * 2n + 2n
+  return { id, stepByte, presenceByte: stepByte + 1n }
 }
 
 /** Whoever looks for what dead agents left holds this byte, so that two do not do it at once. */
 const RECOVERY_BYTE = 0n
 /** How long to wait before trying again for a byte that another agent holds for a step, which takes it some microseconds. */
 const RETRY_MS = 1
-
-/** 62 bits of a key, and two bytes for each. Offsets of locks are signed 64-bit numbers. */
-function stepByte(key: CounterKey): bigint {
-  return (BigInt(`0x${key.slice(0, 16)}`) >> 3n) * 2n + 2n
-}
-
-function presenceByte(key: CounterKey): bigint {
-  return stepByte(key) + 1n
-}
 
 /** The locks of one tracer. */
 export class CounterLocks {
@@ -72,19 +72,19 @@ export class CounterLocks {
   /** We are at the counter. Within a step. Idempotent. */
   enter(key: CounterKey): void {
     // Shared, and held exclusively only within a step, so that it is free.
-    if (!this.native.lockByte(this.fd, presenceByte(key), 'shared'))
+    if (!this.native.lockByte(this.fd, key.presenceByte, 'shared'))
       throw new Error('the presence at a counter is held exclusively outside of a step')
   }
 
-  /** We are not, any more. Idempotent. */
-  leave(key: CounterKey): void {
-    this.native.lockByte(this.fd, presenceByte(key), 'none')
+  /** We are not, any more. Within a step. Returns whether another agent is. Idempotent. */
+  leave(key: CounterKey): boolean {
+    return this.othersPresent(key)
   }
 
-  /** Whether another agent is. Within a step, and while we are not. */
+  /** Whether another agent is at the counter. Within a step. Our own presence ends with the question: a lock of ours is changed, not added to. */
   othersPresent(key: CounterKey): boolean {
-    const alone = this.native.lockByte(this.fd, presenceByte(key), 'exclusive')
-    if (alone) this.native.lockByte(this.fd, presenceByte(key), 'none')
+    const alone = this.native.lockByte(this.fd, key.presenceByte, 'exclusive')
+    this.native.lockByte(this.fd, key.presenceByte, 'none')
     return !alone
   }
 
@@ -101,5 +101,7 @@ export class CounterLocks {
 
 /** In one order for everybody, so that two agents never wait for each other. */
 function sortedBytes(keys: readonly CounterKey[]): bigint[] {
-  return [...new Set(keys.map(stepByte))].sort((a, b) => (a < b ? -1 : a > b ? 1 : 0))
+  const [only] = keys
+  if (only !== undefined && keys.length === 1) return [only.stepByte]
+  return [...new Set(keys.map(({ stepByte }) => stepByte))].sort((a, b) => (a < b ? -1 : a > b ? 1 : 0))
 }

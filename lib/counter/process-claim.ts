@@ -31,24 +31,24 @@ export interface ClaimContext {
 
 /** How many claims of a tracer hold each counter: the tracer is present at a counter from its first to its last. */
 export class ActiveClaims {
-  readonly #holders = new Map<CounterKey, number>()
+  readonly #holders = new Map<string, number>()
 
   has(key: CounterKey): boolean {
-    return this.#holders.has(key)
+    return this.#holders.has(key.id)
   }
 
   /** Returns whether this is the first. */
   add(key: CounterKey): boolean {
-    const before = this.#holders.get(key) ?? 0
-    this.#holders.set(key, before + 1)
+    const before = this.#holders.get(key.id) ?? 0
+    this.#holders.set(key.id, before + 1)
     return before === 0
   }
 
   /** Returns whether that was the last. */
   remove(key: CounterKey): boolean {
-    const left = (this.#holders.get(key) ?? 0) - 1
-    if (left > 0) this.#holders.set(key, left)
-    else this.#holders.delete(key)
+    const left = (this.#holders.get(key.id) ?? 0) - 1
+    if (left > 0) this.#holders.set(key.id, left)
+    else this.#holders.delete(key.id)
     return left <= 0
   }
 }
@@ -77,6 +77,7 @@ export interface ClaimedCounter {
 
 /** See the module's comment. */
 export class ProcessClaim {
+  readonly #keys: readonly CounterKey[]
   #lease: Lease | null = null
   #closed = false
 
@@ -87,7 +88,9 @@ export class ProcessClaim {
     readonly file: ClaimedFile,
     private readonly cells: readonly HeldCell[],
     private readonly fds: readonly number[],
-  ) {}
+  ) {
+    this.#keys = cells.map(({ key }) => key)
+  }
 
   /**
    * Finds the counters in a process; nothing is written yet.
@@ -177,22 +180,22 @@ export class ProcessClaim {
    * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_TARGET_GONE`; nothing is set then
    */
   async set(inherited = false): Promise<void> {
-    await this.context.owner.locks.step(this.#keys(), () => this.#set(inherited))
+    await this.context.owner.locks.step(this.#keys, () => this.#set(inherited))
   }
 
   /** The same without waiting: false if another agent is at a step. */
   trySet(inherited = false): boolean {
-    return this.context.owner.locks.tryStep(this.#keys(), () => this.#set(inherited)).done
+    return this.context.owner.locks.tryStep(this.#keys, () => this.#set(inherited)).done
   }
 
   /** Clears the bits, except where another claim covers the counter. */
   async clear(): Promise<void> {
-    await this.context.owner.locks.step(this.#keys(), () => this.#clear())
+    await this.context.owner.locks.step(this.#keys, () => this.#clear())
   }
 
   /** The same without waiting: false if another agent is at a step. */
   tryClear(): boolean {
-    return this.context.owner.locks.tryStep(this.#keys(), () => this.#clear()).done
+    return this.context.owner.locks.tryStep(this.#keys, () => this.#clear()).done
   }
 
   /** The claim is given back; only cleaning up is left. */
@@ -209,10 +212,6 @@ export class ProcessClaim {
     for (const fd of this.fds) closeSync(fd)
   }
 
-  #keys(): readonly CounterKey[] {
-    return this.cells.map(({ key }) => key)
-  }
-
   #set(inherited: boolean): void {
     const { owner, active } = this.context
     const set: HeldCell[] = []
@@ -221,8 +220,9 @@ export class ProcessClaim {
         for (const one of this.cells) {
           if (one.active) continue
           const before = one.cell.read()
-          const shared = inherited || active.has(one.key) || owner.locks.othersPresent(one.key)
-          if (before !== 0 && !(before === CLAIM && shared)) throw this.#foreign(one, before)
+          if (before !== 0 && !(before === CLAIM && (inherited || active.has(one.key) || owner.locks.othersPresent(one.key)))) {
+            throw this.#foreign(one, before)
+          }
           if (active.add(one.key)) owner.locks.enter(one.key)
           one.active = true
           set.push(one)
@@ -252,9 +252,9 @@ export class ProcessClaim {
     if (!one.active) return
     const { owner, active } = this.context
     if (active.remove(one.key)) {
-      owner.locks.leave(one.key)
+      const others = owner.locks.leave(one.key)
       try {
-        if (!owner.locks.othersPresent(one.key)) one.cell.clearMsb()
+        if (!others) one.cell.clearMsb()
       } catch (error) {
         if (!isGone(error)) {
           // Still ours: the lease must go on saying so.
