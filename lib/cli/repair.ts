@@ -5,7 +5,7 @@ import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { parsePid } from './options.js'
 import { Output } from './output.js'
-import { alignColumns, hex, jsonLine } from './text.js'
+import { alignColumns, hex, jsonLine, singleLine } from './text.js'
 
 const HELP = `
 Without --apply nothing is changed: each line says what would be done. A tool that counts by hand (gdb, old versions of
@@ -29,7 +29,7 @@ function toColumns({ pid, path, provider, name, problem, before, after, applied,
     problem,
     `${value(before)} → ${value(after)}`,
     applied ? 'applied' : 'not applied',
-    note,
+    singleLine(note),
   ]
 }
 

@@ -73,11 +73,13 @@ async function attachAll(tracer: Tracer, { specs, attach, json }: SessionRequest
   }
 }
 
-/** Says what goes wrong behind the attached probe's back: the counts know nothing of hits that were never seen. */
+/** Says what happens to an attached probe that its counts do not show: hits that nobody saw, a pause that nobody here asked for. */
 function tellOfTrouble(probe: Probe, json: boolean): void {
   probe.on('error', (error) => warn(error.message, json))
   probe.on('state', ({ reason, pid, mayHaveMissed }) => {
     if (mayHaveMissed) warn(`Hits may have been missed${pid === undefined ? '' : ` in process ${pid}`} (${reason}).`, json)
+    if (reason === 'yield')
+      warn('The probe gave way to another tool (uprobe release) and sees no hits any more. To go on, start again.', json)
   })
 }
 

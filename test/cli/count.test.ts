@@ -39,6 +39,17 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   )
 }
 
+test('--counter msb counts as exactly, and leaves as little', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const cli = Cli.start(t, ['count', 'usdt:t:gated', '-p', String(target.pid), '--counter', 'msb', '--json'])
+  await cli.attached()
+  assert.equal(await target.ask('counters'), '32768 0 0 0')
+  assert.equal(await target.askNumber('threads 4 2500'), 10_000)
+  cli.kill('SIGTERM')
+  assert.deepEqual(jsonOf(succeeded(await cli.ended)), [{ probe: 'usdt:t:gated', path: target.program, hits: 10_000 }])
+  assert.equal(await target.ask('counters'), '0 0 0 0')
+})
+
 test('several processes, several SPECs and a probe that two files have: a row for each probe in each file', GCC, async (t) => {
   const program = buildTarget(t, 'usdt')
   const library = buildTarget(t, 'lib', 'shared')

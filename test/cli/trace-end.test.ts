@@ -49,6 +49,15 @@ async function startTrace(t: TestContext, specs: readonly string[], flags: reado
 }
 
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  test(`${signal} takes a claimed counter back too (--counter msb)`, GCC, async (t) => {
+    const { target, cli } = await startTrace(t, ['usdt:t:gated', 'usdt:t:shared'], ['--counter', 'msb'])
+    assert.equal(await target.ask('counters'), '32768 0 32768 0')
+    assert.equal(await target.askNumber('shared 5'), 15)
+    cli.kill(signal)
+    assert.equal(traced(succeeded(await cli.ended)).printed, 15)
+    await assertUntouched(target)
+  })
+
   test(`${signal} detaches, prints what was captured and the summary, and exits with 0`, GCC, async (t) => {
     const { target, cli } = await startTrace(t, ['usdt:t:*'])
     assert.equal(await target.askNumber('shared 50'), 150)

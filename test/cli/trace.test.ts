@@ -208,6 +208,33 @@ test('--filter rejects in the kernel, and both forms of the summary say how many
   assert.equal(linesOf(succeeded(await text.ended)).at(-1), 'usdt:t:plain: 10 hits, 7 filtered, 3 delivered, 0 lost')
 })
 
+test('--counter msb claims the counter by its highest bit, gives way to uprobe release, and says so', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const cli = Cli.start(t, ['trace', 'usdt:t:gated', '-p', String(target.pid), '--counter', 'msb', '--json'])
+  assert.equal(await cli.attached(), 'attached 1 site of 1 probe')
+  assert.equal(await target.ask('counters'), '32768 0 0 0')
+  assert.equal(await target.askNumber('gated 3'), 3)
+  const released = jsonOf(succeeded(await uprobe(t, 'release', String(target.pid), '--json')))
+  assert.deepEqual(released, [
+    {
+      pid: target.pid,
+      path: target.program,
+      provider: 't',
+      name: 'gated',
+      owner: { pid: cli.pid, comm: 'node', kind: 'lease' },
+      released: true,
+    },
+  ])
+  assert.equal(await target.ask('counters'), '0 0 0 0')
+  assert.equal(await target.askNumber('gated 1'), 0)
+  cli.kill('SIGINT')
+  const { code, stdout, stderr } = await cli.ended
+  assert.equal(code, 0)
+  assert.deepEqual(jsonOf(stdout).at(-1), { summary: [{ probe: 'usdt:t:gated', hits: 3, filtered: 0, delivered: 3, lost: 0 }] })
+  const message = 'The probe gave way to another tool (uprobe release) and sees no hits any more. To go on, start again.'
+  assert.deepEqual(linesOf(stderr), ['attached 1 site of 1 probe', JSON.stringify({ warning: { message } })])
+})
+
 test('functions and their return: arguments by the calling convention, the value returned, named without a path', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'func'))
   const cli = Cli.start(t, ['trace', 'uprobe:f_text', 'uretprobe:f_text', '-p', String(target.pid), '--str', '0', '--json'])
