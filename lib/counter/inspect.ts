@@ -28,7 +28,8 @@ import { readSpace, type SpaceId, sameSpace } from './space.js'
  * - `underflow`: it is negative otherwise;
  * - `leaked-count`: it is larger than the number of its armed sites;
  * - `stuck-breakpoint`: a site is armed, and nobody is known to hold it: a suspicion;
- * - `counted`: it is what the kernel counts; `idle`: it is 0, and no site is armed.
+ * - `counted`: it is what the kernel counts; `idle`: it is 0, so that the probe is off. A site may be armed all the same, by a claim that is paused or a tracer that knows
+ *   nothing of counters.
  */
 export type CounterState =
   | 'unreachable'
@@ -200,9 +201,11 @@ function look({ context, target, file, space, all, ofFile }: View, { counter, na
   const [place] = counterPlaces(all, ofFile, counter).places
   const address = place?.address ?? null
   const { value, armedSites, steady } = inspectAt(target, ofFile, address, counter.sites)
-  const claim = value === null || (value & CLAIM) === 0 || space === null ? null : claimOf(context.leases, space, address, value)
+  const leased = value === null || space === null ? null : claimOf(context.leases, space, address, value)
+  const claim = value !== null && (value & CLAIM) !== 0 ? leased : null
   const fileOffsets = counter.sites.map((site) => site.fileOffset)
-  const owners = [...(claim?.owners ?? []), ...holdersOf(context.holders, file.identity, fileOffsets, target.pid)]
+  // Whoever has a lease keeps others away, also while its claim is paused.
+  const owners = [...(leased?.owners ?? []), ...holdersOf(context.holders, file.identity, fileOffsets, target.pid)]
   const reachable = kernelFindsCounter(ofFile, counter)
   const state = steady ? stateOf(value, armedSites, claim, owners.length > 0, reachable) : 'counted'
   return { file, counter, names, address, value, armedSites, claimed: claim !== null, owners, state }
@@ -213,7 +216,7 @@ interface Claim {
   readonly owners: readonly CounterOwner[]
 }
 
-/** The claim behind a bit: a lease for this very space, or one under which the process was forked. */
+/** The leases on a counter: for this very space, or, if it reads exactly 0x8000, one under which the process was forked. */
 function claimOf(leases: readonly LeaseFile[], space: SpaceId, address: bigint | null, value: number): Claim | null {
   const matching = leases.filter(({ lease }) => {
     if (lease === null || !lease.counters.some((counter) => counter.address === address)) return false
@@ -238,6 +241,6 @@ function stateOf(value: number | null, armedSites: number, claim: Claim | null, 
   if (value === CLAIM) return 'foreign-claim'
   if ((value & CLAIM) !== 0) return 'underflow'
   if (value > armedSites) return 'leaked-count'
-  if (armedSites > 0) return held ? 'counted' : 'stuck-breakpoint'
-  return 'idle'
+  if (armedSites > 0 && !held) return 'stuck-breakpoint'
+  return value > 0 ? 'counted' : 'idle'
 }

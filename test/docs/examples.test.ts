@@ -1,0 +1,30 @@
+/**
+ * The examples run, and show what the documentation says that they show.
+ */
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { join } from 'node:path'
+import test from 'node:test'
+import { needs } from '../support/needs.js'
+
+const ROOT = join(__dirname, '..', '..')
+
+test('examples/counters.mjs: the arithmetic of docs/counters.md, step by step', needs({}), () => {
+  const output = execFileSync(process.execPath, [join(ROOT, 'examples', 'counters.mjs')], { encoding: 'utf8', timeout: 60_000 })
+  const steps = [...output.matchAll(/value (0x\w{4}) {2}(\d) armed {2}(\S+)/g)].map(([, value, armed, state]) => [value, armed, state])
+  assert.deepEqual(steps, [
+    ['0x0000', '0', 'idle'],
+    ['0x0001', '1', 'counted'],
+    ['0x0004', '1', 'leaked-count'],
+    ['0x0001', '1', 'counted'],
+    ['0x0000', '0', 'idle'],
+    ['0x8000', '1', 'claimed'],
+    ['0x0000', '1', 'idle'],
+    ['0x8000', '1', 'claimed'],
+    ['0x0000', '0', 'idle'],
+    ['0x8000', '1', 'claimed'],
+    ['0x8000', '0', 'orphan-claim'],
+    ['0x0000', '0', 'idle'],
+  ])
+  assert.deepEqual(output.match(/repair: [\w-]+, \d+ → \d+/g), ['repair: leaked-count, 4 → 1', 'repair: orphan-claim, 32768 → 0'])
+})
