@@ -26,6 +26,7 @@
         'native/process.cc',
         'native/reader_thread.cc',
         'native/ring_reader.cc',
+        'native/sideband.cc',
         'native/task_watch.cc',
         'native/thread.cc',
         'native/vma.cc',

@@ -3,8 +3,25 @@
  */
 import { constants } from 'node:os'
 
-export const { EACCES, EFAULT, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOSYS, ENXIO, EPERM, EPROTO, ESRCH, ESTALE } =
-  constants.errno
+export const {
+  EACCES,
+  EFAULT,
+  EINVAL,
+  EIO,
+  EMFILE,
+  ENFILE,
+  ENODEV,
+  ENOENT,
+  ENOEXEC,
+  ENOMEM,
+  ENOSPC,
+  ENOSYS,
+  ENXIO,
+  EPERM,
+  EPROTO,
+  ESRCH,
+  ESTALE,
+} = constants.errno
 
 /**
  * The kernel's own ENOTSUPP, which libc has no name for. It reaches user space when an instruction cannot be executed out of line

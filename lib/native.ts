@@ -67,15 +67,32 @@ export interface BpfMap {
   name: string
 }
 
-/** What a {@link RingReader} tells of a watched file descriptor. `readable` and `hangup` are the last that comes of a watch. */
+/** What a {@link RingReader} tells of a watched file descriptor. `readable`, `hangup` and `offline` are the last that comes of a watch. */
 export type WatchEvent = {
   /** The number that `watch` returned. */
   watch: number
-  /**
-   * `readable`: a pidfd whose process ended, its last thread included; `hangup`: a task watch whose thread ended, or gave way to another thread of
-   * its process that called exec; `exec`: a task watch whose thread called exec itself.
-   */
-  event: 'readable' | 'hangup' | 'exec'
+} & (TargetEvent | SidebandEvent)
+
+/**
+ * What a pidfd or a task watch tells. `readable`: a pidfd whose process ended, its last thread included; `hangup`: a task watch whose thread ended, or gave way to
+ * another thread of its process that called exec; `exec`: a task watch whose thread called exec itself.
+ */
+export type TargetEvent = { event: 'readable' } | { event: 'hangup' } | { event: 'exec' }
+
+/**
+ * What a side band tells: `map`: the process `pid` mapped, executable, what may be a file that the filter names; `fork`: `pid` is a new child of a process that it
+ * names, or of such a child; `lost`: there may have been more; `offline`: its CPU is, and nothing more comes. Pids are those of the own pid namespace.
+ */
+export type SidebandEvent = { event: 'map'; pid: number } | { event: 'fork'; pid: number } | { event: 'lost' } | { event: 'offline' }
+
+/** What side bands are to tell of. */
+export interface SidebandFilter {
+  /** Inodes, whatever the device: the kernel and stat(2) do not name the same one on overlayfs and btrfs. */
+  inodes: BigUint64Array
+  /** Last components of paths: on overlayfs the inode is not that of stat(2) either. */
+  names: readonly string[]
+  /** Processes whose children are wanted. Those that were born within the last moments before this are told of, too, if a side band saw them. */
+  pids: Int32Array
 }
 
 /** Options of a {@link RingReader}. */
@@ -117,6 +134,10 @@ export interface RingReader {
   drain(): Promise<void>
   /** Watches `fd` (a pidfd, or a task watch) and takes ownership of it, unless it throws; returns the watch's number, which is never used again. */
   watch(fd: number, kind: 'pidfd' | 'task'): number
+  /** The same for a side band, with a ring of `pages` pages: a power of two. */
+  watch(fd: number, kind: 'sideband', pages: number): number
+  /** Replaces what all side bands tell of; nothing at first. */
+  setSidebandFilter(filter: SidebandFilter): void
   /** Ends a watch and closes its fd. Unknown numbers are ignored. */
   unwatch(watch: number): void
   /** Keeps the event loop alive. */
@@ -202,6 +223,11 @@ export interface Native {
    * PERF_RECORD_MISC_COMM_EXEC) and whose fd hangs up when the thread ends. For `RingReader.watch(fd, 'task')`.
    */
   taskWatchOpen(tid: number): number
+  /**
+   * Opens a software dummy event that reports, of all processes, executable mappings (PERF_RECORD_MMAP2), births and ends (PERF_RECORD_FORK, PERF_RECORD_EXIT) on one
+   * CPU. For `RingReader.watch(fd, 'sideband', pages)`.
+   */
+  sidebandOpen(cpu: number): number
 
   // bpf.cc
   /** BPF_MAP_CREATE; returns the fd. */

@@ -96,6 +96,15 @@ std::vector<std::uint64_t> Arguments::Uint64Array(const Napi::Value& value, cons
   return {};
 }
 
+std::vector<int> Arguments::Int32Array(const Napi::Value& value, const char* name) {
+  if (value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_int32_array) {
+    const auto array = value.As<Napi::Int32Array>();
+    return std::vector<int>(array.Data(), array.Data() + array.ElementLength());
+  }
+  Fail(name, "an Int32Array");
+  return {};
+}
+
 std::vector<int> Arguments::FdNumbers(const Napi::Value& value, const char* name) {
   if (!value.IsArray()) {
     Fail(name, "an array of file descriptors");
@@ -113,6 +122,25 @@ std::vector<int> Arguments::FdNumbers(const Napi::Value& value, const char* name
     fds.push_back(FdNumber(element, name));
   }
   return fds;
+}
+
+std::vector<std::string> Arguments::Strings(const Napi::Value& value, const char* name) {
+  if (!value.IsArray()) {
+    Fail(name, "an array of strings");
+    return {};
+  }
+  const auto array = value.As<Napi::Array>();
+  std::vector<std::string> strings;
+  strings.reserve(array.Length());
+  for (std::uint32_t index = 0; index < array.Length() && !failed_; index++) {
+    const Napi::Value element = array.Get(index);
+    if (element.IsEmpty()) {
+      failed_ = true;
+      break;
+    }
+    strings.push_back(String(element, name));
+  }
+  return strings;
 }
 
 }  // namespace uprobe

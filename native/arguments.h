@@ -40,7 +40,9 @@ class Arguments {
   // Copies: what a worker thread reads must not move under it.
   std::vector<std::uint8_t> Bytes(const Napi::Value& value, const char* name);
   std::vector<std::uint64_t> Uint64Array(const Napi::Value& value, const char* name);
+  std::vector<int> Int32Array(const Napi::Value& value, const char* name);
   std::vector<int> FdNumbers(const Napi::Value& value, const char* name);
+  std::vector<std::string> Strings(const Napi::Value& value, const char* name);
 
   // Throws a TypeError that says what `name` must be.
   void Fail(const char* name, const char* expected);

@@ -113,6 +113,26 @@ Napi::Value TaskWatchOpen(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), opened.value().Release());
 }
 
+Napi::Value SidebandOpen(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const int cpu = arguments.Int32(arguments.At(0), "cpu", 0);
+  if (arguments.Failed()) return Napi::Value();
+  perf_event_attr attributes{};
+  attributes.size = sizeof attributes;
+  attributes.type = PERF_TYPE_SOFTWARE;
+  attributes.config = PERF_COUNT_SW_DUMMY;
+  attributes.mmap = 1;   // executable mappings only: mmap_data is for the others
+  attributes.mmap2 = 1;  // with the inode
+  attributes.task = 1;
+  attributes.exclude_kernel = 1;
+  attributes.exclude_hv = 1;
+  attributes.watermark = 1;
+  attributes.wakeup_watermark = 1;
+  Result<Fd> opened = OpenedFd(syscall(SYS_perf_event_open, &attributes, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC));
+  if (const Failure* failure = opened.failure()) return ThrowFailure(info.Env(), *failure);
+  return Napi::Number::New(info.Env(), opened.value().Release());
+}
+
 }  // namespace
 
 void InitPerfEvent(Napi::Env env, Napi::Object exports) {
@@ -121,6 +141,7 @@ void InitPerfEvent(Napi::Env env, Napi::Object exports) {
   exports.Set("perfEventEnable", Napi::Function::New<PerfEventEnable>(env, "perfEventEnable"));
   exports.Set("perfEventReadCount", Napi::Function::New<PerfEventReadCount>(env, "perfEventReadCount"));
   exports.Set("taskWatchOpen", Napi::Function::New<TaskWatchOpen>(env, "taskWatchOpen"));
+  exports.Set("sidebandOpen", Napi::Function::New<SidebandOpen>(env, "sidebandOpen"));
 }
 
 }  // namespace uprobe

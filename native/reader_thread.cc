@@ -23,6 +23,9 @@ constexpr std::uint32_t kRingEvents = EPOLLIN | EPOLLET;
 
 constexpr int kRetryMs = 10;
 
+// How many events of side bands wait at most: a machine that forks without end must not fill our memory while JavaScript is busy.
+constexpr std::size_t kMaxSidebandEvents = 4096;
+
 std::int64_t NowNs() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -93,6 +96,7 @@ std::optional<Chunk> ReaderThread::Take() {
 
 std::vector<WatchEvent> ReaderThread::TakeEvents() {
   const std::lock_guard<std::mutex> lock(mutex_);
+  sideband_events_ = 0;
   return std::exchange(events_, {});
 }
 
@@ -112,13 +116,17 @@ std::uint64_t ReaderThread::offered() {
   return offered_;
 }
 
-Result<std::uint32_t> ReaderThread::Watch(Fd& fd, WatchKind kind) {
+Result<std::uint32_t> ReaderThread::Watch(Fd& fd, WatchKind kind, std::size_t sideband_pages) {
   Watched watched;
   if (kind == WatchKind::kTask) {
     // Mapped first: perf_poll answers EPOLLHUP for an event without a ring.
     Result<TaskWatch> task = TaskWatch::Map(fd.get());
     if (const Failure* failure = task.failure()) return *failure;
     watched.task = std::move(task.value());
+  } else if (kind == WatchKind::kSideband) {
+    Result<SidebandRing> ring = SidebandRing::Map(fd.get(), sideband_pages);
+    if (const Failure* failure = ring.failure()) return *failure;
+    watched.sideband = std::move(ring.value());
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   const std::uint32_t number = next_watch_;
@@ -136,6 +144,19 @@ void ReaderThread::Unwatch(std::uint32_t number) {
   // By hand, because closing alone would not do it while a child that is about to exec has a copy of the descriptor.
   epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, found->second.fd.get(), nullptr);
   watches_.erase(found);
+}
+
+void ReaderThread::SetSidebandFilter(SidebandFilter::Wanted wanted) {
+  bool ring = false;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto sideband = std::find_if(watches_.begin(), watches_.end(), [](const auto& watch) { return watch.second.sideband.has_value(); });
+    const std::vector<SidebandEvent> missed = sideband_filter_.Set(std::move(wanted), NowNs());
+    // Any of the side bands will do: which of them saw the fork matters to nobody.
+    if (sideband != watches_.end()) PushSidebandLocked(sideband->first, missed);
+    ring = !events_.empty();
+  }
+  if (ring) options_.ring_bell();
 }
 
 // ---- what the reading thread does
@@ -207,6 +228,12 @@ void ReaderThread::HandleWatch(std::uint32_t number, std::uint32_t readiness) {
       if (watched.task->TakeExec()) events_.push_back({number, WatchEvent::Kind::kExec});
       ended = (readiness & (EPOLLHUP | EPOLLERR)) != 0;
       if (ended) events_.push_back({number, WatchEvent::Kind::kHangup});
+    } else if (watched.sideband) {
+      std::vector<SidebandEvent> found;
+      watched.sideband->Read(sideband_filter_, NowNs(), found);
+      PushSidebandLocked(number, found);
+      ended = (readiness & (EPOLLHUP | EPOLLERR)) != 0;
+      if (ended) events_.push_back({number, WatchEvent::Kind::kOffline});
     } else {
       ended = true;
       events_.push_back({number, WatchEvent::Kind::kReadable});
@@ -216,6 +243,20 @@ void ReaderThread::HandleWatch(std::uint32_t number, std::uint32_t readiness) {
     ring = events_.size() != before;
   }
   if (ring) options_.ring_bell();
+}
+
+// Beyond the bound there is one more event, which says that the rest is lost.
+void ReaderThread::PushSidebandLocked(std::uint32_t number, const std::vector<SidebandEvent>& found) {
+  for (const SidebandEvent& event : found) {
+    if (sideband_events_ > kMaxSidebandEvents) return;
+    const bool last = sideband_events_ == kMaxSidebandEvents;
+    sideband_events_++;
+    if (last || event.kind == SidebandEvent::Kind::kLost) {
+      events_.push_back({number, WatchEvent::Kind::kLost});
+    } else {
+      events_.push_back({number, event.kind == SidebandEvent::Kind::kMap ? WatchEvent::Kind::kMap : WatchEvent::Kind::kFork, event.pid});
+    }
+  }
 }
 
 // Reads what the ring has now, and no more: a reader that follows a busy writer catches up with every record, and is woken for each.

@@ -24,17 +24,19 @@
 #include "bpf_ring.h"
 #include "fd.h"
 #include "result.h"
+#include "sideband.h"
 #include "task_watch.h"
 #include "thread.h"
 
 namespace uprobe {
 
-enum class WatchKind { kPidfd, kTask };
+enum class WatchKind { kPidfd, kTask, kSideband };
 
 struct WatchEvent {
-  enum class Kind { kReadable, kHangup, kExec };
+  enum class Kind { kReadable, kHangup, kExec, kMap, kFork, kLost, kOffline };
   std::uint32_t watch;
   Kind kind;
+  int pid = 0;  // for kMap and kFork
 };
 
 class ReaderThread {
@@ -66,13 +68,17 @@ class ReaderThread {
   std::uint64_t offered();
 
   // Takes `fd` over, and returns the watch's number; on a failure `fd` stays open in the caller's hands.
-  Result<std::uint32_t> Watch(Fd& fd, WatchKind kind);
+  // `sideband_pages` is the size of the ring of a kSideband event.
+  Result<std::uint32_t> Watch(Fd& fd, WatchKind kind, std::size_t sideband_pages);
   void Unwatch(std::uint32_t number);
+  // Which records of all kSideband events become events.
+  void SetSidebandFilter(SidebandFilter::Wanted wanted);
 
  private:
   struct Watched {
     Fd fd;
-    std::optional<TaskWatch> task;  // absent for a pidfd
+    std::optional<TaskWatch> task;  // of a kTask
+    std::optional<SidebandRing> sideband;  // of a kSideband
   };
 
   explicit ReaderThread(Options options) : options_(std::move(options)) {}
@@ -85,6 +91,7 @@ class ReaderThread {
   void Read();
   void Offer(Chunk chunk);
   bool PauseUntilTaken();
+  void PushSidebandLocked(std::uint32_t number, const std::vector<SidebandEvent>& found);
   std::size_t RoomLocked() const;
 
   const Options options_;
@@ -107,6 +114,8 @@ class ReaderThread {
   std::uint64_t offered_ = 0;
   std::map<std::uint32_t, Watched> watches_;
   std::vector<WatchEvent> events_;
+  std::size_t sideband_events_ = 0;  // how many of them come from side bands
+  SidebandFilter sideband_filter_;
   std::uint32_t next_watch_ = 1;
 
   Thread thread_;  // last: it uses all the others

@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kMaxFlushIntervalMs = 60'000;
 constexpr std::int64_t kMaxRingBytes = std::int64_t{1} << 31;
+constexpr std::int64_t kMaxSidebandPages = 1 << 14;
 
 napi_value ClosedError(Napi::Env env) {
   const Napi::Error error = Napi::Error::New(env, "the ring reader is closed");
@@ -35,6 +36,14 @@ const char* EventName(WatchEvent::Kind kind) {
       return "hangup";
     case WatchEvent::Kind::kExec:
       return "exec";
+    case WatchEvent::Kind::kMap:
+      return "map";
+    case WatchEvent::Kind::kFork:
+      return "fork";
+    case WatchEvent::Kind::kLost:
+      return "lost";
+    case WatchEvent::Kind::kOffline:
+      return "offline";
   }
   return "";
 }
@@ -50,6 +59,7 @@ void RingReader::Init(Napi::Env env, Napi::Object exports) {
                                             InstanceMethod<&RingReader::RequestDrain>("drain"),
                                             InstanceMethod<&RingReader::Watch>("watch"),
                                             InstanceMethod<&RingReader::Unwatch>("unwatch"),
+                                            InstanceMethod<&RingReader::SetSidebandFilter>("setSidebandFilter"),
                                             InstanceMethod<&RingReader::SetRef>("ref"),
                                             InstanceMethod<&RingReader::SetUnref>("unref"),
                                             InstanceMethod<&RingReader::CloseByUser>("close"),
@@ -134,6 +144,7 @@ Napi::Value RingReader::TakeEvents(const Napi::CallbackInfo& info) {
     const Napi::Object object = Napi::Object::New(info.Env());
     object.Set("watch", Napi::Number::New(info.Env(), event.watch));
     object.Set("event", Napi::String::New(info.Env(), EventName(event.kind)));
+    if (event.kind == WatchEvent::Kind::kMap || event.kind == WatchEvent::Kind::kFork) object.Set("pid", Napi::Number::New(info.Env(), event.pid));
     array.Set(index++, object);
   }
   return array;
@@ -158,14 +169,17 @@ Napi::Value RingReader::Watch(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
   const int number = arguments.FdNumber(arguments.At(0), "fd");
   const std::string kind = arguments.String(arguments.At(1), "kind");
-  if (!arguments.Failed() && kind != "pidfd" && kind != "task") arguments.Fail("kind", "'pidfd' or 'task'");
+  const bool sideband = kind == "sideband";
+  if (!arguments.Failed() && kind != "pidfd" && kind != "task" && !sideband) arguments.Fail("kind", "'pidfd', 'task' or 'sideband'");
+  const auto pages = static_cast<std::size_t>(sideband ? arguments.Integer(arguments.At(2), "pages", 1, kMaxSidebandPages) : 0);
+  if (!arguments.Failed() && (pages & (pages - 1)) != 0) arguments.Fail("pages", "a power of two");
   if (arguments.Failed()) return Napi::Value();
   if (!thread_) {
     napi_throw(env_, ClosedError(env_));
     return Napi::Value();
   }
   Fd fd(number);
-  Result<std::uint32_t> watched = thread_->Watch(fd, kind == "task" ? WatchKind::kTask : WatchKind::kPidfd);
+  Result<std::uint32_t> watched = thread_->Watch(fd, sideband ? WatchKind::kSideband : kind == "task" ? WatchKind::kTask : WatchKind::kPidfd, pages);
   if (const Failure* failure = watched.failure()) {
     fd.Release();  // still the caller's
     return ThrowFailure(env_, *failure);
@@ -177,6 +191,17 @@ Napi::Value RingReader::Unwatch(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
   const std::uint32_t number = arguments.Uint32(arguments.At(0), "watch");
   if (!arguments.Failed() && thread_) thread_->Unwatch(number);
+  return info.Env().Undefined();
+}
+
+Napi::Value RingReader::SetSidebandFilter(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const Napi::Object filter = arguments.Object(0, "filter");
+  const std::vector<std::uint64_t> inodes = arguments.Uint64Array(arguments.Field(filter, "inodes"), "inodes");
+  const std::vector<std::string> names = arguments.Strings(arguments.Field(filter, "names"), "names");
+  const std::vector<int> pids = arguments.Int32Array(arguments.Field(filter, "pids"), "pids");
+  if (arguments.Failed() || !thread_) return info.Env().Undefined();
+  thread_->SetSidebandFilter({{inodes.begin(), inodes.end()}, {names.begin(), names.end()}, {pids.begin(), pids.end()}});
   return info.Env().Undefined();
 }
 

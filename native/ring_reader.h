@@ -30,6 +30,7 @@ class RingReader final : public Napi::ObjectWrap<RingReader> {
   Napi::Value RequestDrain(const Napi::CallbackInfo& info);
   Napi::Value Watch(const Napi::CallbackInfo& info);
   Napi::Value Unwatch(const Napi::CallbackInfo& info);
+  Napi::Value SetSidebandFilter(const Napi::CallbackInfo& info);
   Napi::Value SetRef(const Napi::CallbackInfo& info);
   Napi::Value SetUnref(const Napi::CallbackInfo& info);
   Napi::Value CloseByUser(const Napi::CallbackInfo& info);

@@ -8,7 +8,7 @@ import { AsyncResource } from 'node:async_hooks'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { BATCH_HEAD, forEachRecord, MAX_RECORD_BYTES } from '../capture/record.js'
 import type { Logger } from '../log.js'
-import type { Native, RingReader, WatchEvent } from '../native.js'
+import type { Native, RingReader, SidebandEvent, TargetEvent, WatchEvent } from '../native.js'
 import { BPF_MAP_TYPE_RINGBUF, createMap } from '../register/bpf-objects.js'
 
 /** Who gets the records of one probe. */
@@ -32,7 +32,7 @@ export class Ring {
   readonly mapFd: number
   readonly reader: RingReader
   readonly #sinks = new Map<number, RecordSink>()
-  readonly #watches = new Map<number, (event: WatchEvent['event']) => void>()
+  readonly #watches = new Map<number, (event: WatchEvent) => void>()
   #pumping = false
   #closed = false
   #nextProbeId = 1
@@ -83,9 +83,22 @@ export class Ring {
    * whoever made the ring, or to nobody, depending on the version of Node.
    * @returns what {@link unwatch} takes
    */
-  watch(fd: number, kind: 'pidfd' | 'task', callback: (event: WatchEvent['event']) => void): number {
+  watch(fd: number, kind: 'pidfd' | 'task', callback: (event: TargetEvent['event']) => void): number {
     const watch = this.reader.watch(fd, kind)
-    this.#watches.set(watch, AsyncResource.bind(callback))
+    const bound = AsyncResource.bind(callback)
+    this.#watches.set(watch, ({ event }) => {
+      if (event === 'readable' || event === 'hangup' || event === 'exec') bound(event)
+    })
+    return watch
+  }
+
+  /** The same for a side band, whose ring has `pages` pages. */
+  watchSideband(fd: number, pages: number, callback: (event: SidebandEvent) => void): number {
+    const watch = this.reader.watch(fd, 'sideband', pages)
+    const bound = AsyncResource.bind(callback)
+    this.#watches.set(watch, (event) => {
+      if (event.event !== 'readable' && event.event !== 'hangup' && event.event !== 'exec') bound(event)
+    })
     return watch
   }
 
@@ -133,7 +146,7 @@ export class Ring {
   }
 
   #onDoorbell(): void {
-    for (const { watch, event } of this.reader.takeEvents()) this.#watches.get(watch)?.(event)
+    for (const event of this.reader.takeEvents()) this.#watches.get(event.watch)?.(event)
     if (!this.#pumping) this.#pump().catch((error: unknown) => this.log.error({ err: error }, 'delivery failed'))
   }
 

@@ -7,7 +7,7 @@
 import type { Ring } from '../delivery/ring.js'
 import { ESRCH } from '../errno.js'
 import { errnoOf } from '../errors.js'
-import type { Native, WatchEvent } from '../native.js'
+import type { Native, TargetEvent } from '../native.js'
 import type { TargetProcess } from './process.js'
 
 /** Who is told. What these reject with is handled by the caller. */
@@ -48,7 +48,7 @@ export class TargetWatches {
   }
 
   /** Hands an fd to the reader, to be watched. */
-  #give(fd: number, kind: 'pidfd' | 'task', callback: (event: WatchEvent['event']) => void): number {
+  #give(fd: number, kind: 'pidfd' | 'task', callback: (event: TargetEvent['event']) => void): number {
     try {
       return this.ring.watch(fd, kind, callback)
     } catch (error) {
@@ -78,7 +78,7 @@ export class TargetWatches {
   }
 
   /** The watched thread called exec or ended: the process may have another program now, or another thread must stand in. */
-  #onTask(target: TargetProcess, event: WatchEvent['event']): void {
+  #onTask(target: TargetProcess, event: TargetEvent['event']): void {
     try {
       if (!this.#watches.has(target) || !target.isAlive()) return
       const before = target.tid
