@@ -20,6 +20,9 @@ const OPTIONS: Readonly<Record<string, readonly string[]>> = {
   list: [],
   trace: ['-p, --pid <pid>', '--counter <mode>', '--str <n>', '--filter <expr>', '-n, --hits <hits>', '-d, --duration <seconds>'],
   count: ['-p, --pid <pid>', '--counter <mode>', '-d, --duration <seconds>'],
+  counters: ['--lease-dir <dir>'],
+  repair: ['--apply', '--lease-dir <dir>'],
+  release: ['--lease-dir <dir>'],
   doctor: [],
   demo: [],
 }
@@ -63,6 +66,10 @@ const WRONG: ReadonlyArray<readonly [args: string, says: RegExp]> = [
   ['count -d 1', /missing required argument 'spec'/],
   ['list 1 a:b more', /too many arguments for 'list'/],
   ['doctor more', /too many arguments for 'doctor'/],
+  ['counters', /missing required argument 'pid'/],
+  ['counters 0', /'pid'.*whole number from 1 to 4194304/],
+  ['repair x', /'pid'.*whole number/],
+  ['release 1 2', /too many arguments for 'release'/],
   ['demo more', /too many arguments for 'demo'/],
   ['list 0', /'path\|pid'.*whole number from 1 to 4194304/],
   ['list 4194305', /'path\|pid'.*whole number from 1 to 4194304/],
@@ -101,6 +108,8 @@ test('what cannot be done here has exit code 1, and a line with the code of the 
   assert.match(failed(await uprobe(t, 'list', '4194304'), 1, 'ERR_UPROBE_TARGET_GONE'), /4194304 does not exist/)
   failed(await uprobe(t, 'trace', 'usdt:a:b', '-p', '4194304'), 1, 'ERR_UPROBE_TARGET_GONE')
   failed(await uprobe(t, 'count', 'usdt:a:b', '-p', '4194304'), 1, 'ERR_UPROBE_TARGET_GONE')
+  failed(await uprobe(t, 'counters', '4194304'), 1, 'ERR_UPROBE_TARGET_GONE')
+  failed(await uprobe(t, 'repair', '4194304'), 1, 'ERR_UPROBE_TARGET_GONE')
   failed(await uprobe(t, 'list', '/nowhere'), 1, 'ERR_UPROBE_FILE')
   failed(await uprobe(t, 'count', 'uprobe:no_such_function', '-p', String(process.pid)), 1, 'ERR_UPROBE_NOT_FOUND')
 })
