@@ -125,7 +125,7 @@ export class CounterClaims {
       reached('lease-about-to-be-written')
       for (const claim of this.#claims) claim.writeLease()
       reached('lease-written')
-      await this.#set(signal)
+      await this.#set(signal, warnings)
       return warnings
     } catch (error) {
       await this.#clear()
@@ -134,14 +134,22 @@ export class CounterClaims {
     }
   }
 
-  async #set(signal?: AbortSignal): Promise<void> {
+  /** @param warnings - for what fails in single processes of a probe for every process; otherwise it throws */
+  async #set(signal?: AbortSignal, warnings?: string[]): Promise<void> {
     this.#wanted = true
     reached('counter-about-to-be-set')
     try {
       for (const claim of this.#claims) {
         signal?.throwIfAborted()
         const inherited = this.#isInherited(claim)
-        if (!claim.trySet(inherited)) await claim.set(inherited)
+        try {
+          if (!claim.trySet(inherited)) await claim.set(inherited)
+        } catch (error) {
+          const isOneOfMany = this.#found.get(claim.target.pid)?.target === claim.target
+          if (!isOneOfMany || !(error instanceof UprobeError)) throw error
+          // One that is gone is told of by its watch.
+          if (error.code !== 'ERR_UPROBE_TARGET_GONE') warnings?.push(`left out: ${error.message}`)
+        }
       }
     } catch (error) {
       await this.#clear()
@@ -165,7 +173,7 @@ export class CounterClaims {
 
   async #finish(): Promise<void> {
     for (const newcomers of this.#newcomers.splice(0)) newcomers.close()
-    for (const claim of [...this.#claims]) await this.#end(claim)
+    await this.#end([...this.#claims])
     reached('lease-removed')
     for (const { target, watch } of this.#found.values()) {
       this.host.ring.unwatch(watch)
@@ -178,36 +186,35 @@ export class CounterClaims {
   }
 
   async #endTarget(target: TargetProcess): Promise<void> {
-    for (const claim of [...this.#claims]) {
-      if (claim.target !== target) continue
-      await claim.clear()
-      await this.#end(claim)
-    }
+    const ended = [...this.#claims].filter((claim) => claim.target === target)
+    for (const claim of ended) await claim.clear()
+    await this.#end(ended)
   }
 
-  async #end(claim: ProcessClaim): Promise<void> {
-    this.#claims.delete(claim)
+  /** After the bits of these claims are clear: looks for children that have inherited them, and gives the leases back. */
+  async #end(ended: readonly ProcessClaim[]): Promise<void> {
+    for (const claim of ended) this.#claims.delete(claim)
     try {
-      if (this.#context !== null) await this.#clearInherited(this.#context, claim)
+      if (this.#context !== null) await this.#clearInherited(this.#context, ended)
     } catch (error) {
       this.host.onError(error)
     } finally {
-      claim.close()
+      for (const claim of ended) claim.close()
     }
   }
 
-  async #clearInherited({ native, owner, active }: ClaimContext, { target, space, file, counters }: ProcessClaim): Promise<void> {
+  async #clearInherited({ native, owner, active }: ClaimContext, ended: readonly ProcessClaim[]): Promise<void> {
     const claimed = [...this.#claims].map((other) => other.target.pid)
     await clearInherited(
       { native, locks: owner.locks, isOurs: (key) => active.has(key), dryRun: false },
-      {
+      ended.map(({ target, space, file, counters }) => ({
         file: file.identity,
         places: counters.map(({ address, counter }) => ({ address, refCtrOffset: counter.refCtrOffset })),
         space,
         pid: target.pid,
         startTime: target.startTime,
         sharers: target.isAlive() ? [target.pid, ...claimed] : claimed,
-      },
+      })),
     )
   }
 

@@ -7,7 +7,8 @@
  */
 import { readdir } from 'node:fs/promises'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { UprobeError } from '../errors.js'
+import { ESRCH } from '../errno.js'
+import { errnoOf, UprobeError } from '../errors.js'
 import type { FileIdentity } from '../target/maps.js'
 import { TargetProcess } from '../target/process.js'
 import { type CellPlace, type ClearedBit, clearUnowned, type UnownedBits } from './cells.js'
@@ -28,14 +29,23 @@ export interface EndedClaim {
   readonly sharers: readonly number[]
 }
 
-/** Clears, or in a dry run finds, the bits that children of a claimed process were born with, as far as no agent is present at them. */
-export async function clearInherited(bits: UnownedBits, claim: EndedClaim): Promise<ClearedBit[]> {
-  const cleared: ClearedBit[] = []
+/**
+ * Clears, or in a dry run finds, the bits that children of claimed processes were born with, as far as no agent is present at them. All processes are walked through once,
+ * however many claims there are.
+ * @returns the bits, by claim
+ */
+export async function clearInherited(
+  bits: UnownedBits,
+  claims: readonly EndedClaim[],
+): Promise<ReadonlyMap<EndedClaim, readonly ClearedBit[]>> {
+  const cleared = new Map<EndedClaim, ClearedBit[]>()
+  const known = new Set(claims.flatMap(({ pid, sharers }) => [pid, ...sharers]))
+  if (claims.length === 0) return cleared
   let sliceStart = performance.now()
   for (const name of await readdir('/proc')) {
     const pid = Number(name)
-    if (!/^\d+$/.test(name) || pid === claim.pid || claim.sharers.includes(pid)) continue
-    cleared.push(...(await clearIfBorn(bits, claim, pid)))
+    if (!/^\d+$/.test(name) || known.has(pid)) continue
+    await clearIfBorn(bits, claims, pid, cleared)
     if (performance.now() - sliceStart > SLICE_MS) {
       await nextTurn()
       sliceStart = performance.now()
@@ -44,19 +54,39 @@ export async function clearInherited(bits: UnownedBits, claim: EndedClaim): Prom
   return cleared
 }
 
-async function clearIfBorn(bits: UnownedBits, claim: EndedClaim, pid: number): Promise<ClearedBit[]> {
+async function clearIfBorn(
+  bits: UnownedBits,
+  claims: readonly EndedClaim[],
+  pid: number,
+  cleared: Map<EndedClaim, ClearedBit[]>,
+): Promise<void> {
   let target: TargetProcess | null = null
   try {
     target = TargetProcess.open(bits.native, pid)
-    if (target.startTime < claim.startTime) return []
+    const { startTime } = target
+    const elder = claims.filter((claim) => startTime >= claim.startTime)
+    if (elder.length === 0) return
     const space = readSpace(target)
-    if (space?.fingerprint !== claim.space.fingerprint) return []
-    if (claim.sharers.some((other) => bits.native.sameAddressSpace(pid, other))) return []
-    return await clearUnowned(bits, target, space, claim.file, claim.places, (value) => value === CLAIM)
+    for (const claim of elder) {
+      if (space?.fingerprint !== claim.space.fingerprint) continue
+      if (claim.sharers.some((other) => sharesMemory(bits, pid, other))) continue
+      const found = await clearUnowned(bits, target, space, claim.file, claim.places, (value) => value === CLAIM)
+      if (found.length > 0) cleared.set(claim, [...(cleared.get(claim) ?? []), ...found])
+    }
   } catch (error) {
-    if (error instanceof UprobeError && (error.code === 'ERR_UPROBE_TARGET_GONE' || error.code === 'ERR_UPROBE_TARGET_DENIED')) return []
-    throw error
+    if (!(error instanceof UprobeError) || (error.code !== 'ERR_UPROBE_TARGET_GONE' && error.code !== 'ERR_UPROBE_TARGET_DENIED'))
+      throw error
   } finally {
     target?.close()
+  }
+}
+
+/** A child of vfork has the memory of its parent, and a bit in it is its parent's. Of two processes one of which is gone, it is not so. */
+function sharesMemory({ native }: UnownedBits, pid: number, other: number): boolean {
+  try {
+    return native.sameAddressSpace(pid, other)
+  } catch (error) {
+    if (errnoOf(error) === ESRCH) return false
+    throw error
   }
 }

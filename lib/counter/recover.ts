@@ -99,9 +99,9 @@ async function recoverOne(bits: UnownedBits, { name, lease }: LeaseFile, options
     const { file, counters: places, target: claimed } = lease
     const cleared = target === null ? [] : await clearUnowned(bits, target, claimed.space, file, places, () => true)
     const sharers = target === null ? [] : [target.pid]
-    cleared.push(
-      ...(await clearInherited(bits, { file, places, space: claimed.space, pid: target?.pid ?? 0, startTime: claimed.startTime, sharers })),
-    )
+    const claim = { file, places, space: claimed.space, pid: target?.pid ?? 0, startTime: claimed.startTime, sharers }
+    const born = await clearInherited(bits, [claim])
+    cleared.push(...(born.get(claim) ?? []))
     return settled(cleared.length > 0 ? 'cleared' : 'nothing-left', cleared)
   } finally {
     target?.close()
