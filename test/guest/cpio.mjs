@@ -11,6 +11,7 @@ export class Archive {
   #pieces = []
   #bytes = 0
   #inode = 1
+  #paths = new Set()
   #directories = new Set()
 
   /** Adds a file with the given content. */
@@ -30,8 +31,9 @@ export class Archive {
     this.#parents(`${path}/.`)
   }
 
-  /** Adds a file or folder of this machine; links inside a folder stay links. */
+  /** Adds a file or folder of this machine, unless it is there; links inside a folder stay links. */
   copy(path, source, options = {}) {
+    if (this.#paths.has(path)) return
     if (source === '' || source === '/') throw new Error(`refusing to archive ${JSON.stringify(source)}`)
     const stat = lstatSync(source)
     if (options.follow !== true && stat.isSymbolicLink()) this.link(path, readlinkSync(source))
@@ -56,6 +58,7 @@ export class Archive {
   }
 
   #entry(path, mode, content) {
+    this.#paths.add(path)
     const name = Buffer.from(`${path}\0`)
     const fields = [this.#inode++, mode, 0, 0, 1, 0, content.length, 0, 0, 0, 0, name.length, 0]
     const head = `070701${fields.map((field) => field.toString(16).padStart(8, '0')).join('')}`

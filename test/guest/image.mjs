@@ -1,9 +1,9 @@
 /**
  * The file system of a guest: busybox, Node with its libraries, the compiled library and tests, and the programs that the tests trace.
  */
-import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync } from 'node:fs'
-import { basename, join } from 'node:path'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync } from 'node:fs'
+import { basename, dirname, join } from 'node:path'
 import { Archive } from './cpio.mjs'
 
 const LINKAGES = {
@@ -16,12 +16,11 @@ const COMPILERS = { amd64: 'gcc', arm64: 'aarch64-linux-gnu-gcc' }
 /** What the library and its tests load at run time. */
 const MODULES = ['pino', 'commander', 'node-gyp-build', 'fast-check', 'pure-rand']
 
-/** Node, and every library that it and the addon need, with the paths they have in the guest. */
-function addNode(archive, node) {
-  archive.copy('usr/bin/node', node, { follow: true })
-  archive.link('bin/node', '/usr/bin/node')
-  for (const [, path] of execFileSync('ldd', [node], { encoding: 'utf8' }).matchAll(/(\/\S+) \(0x/g))
-    archive.copy(path.slice(1), realpathSync(path), { follow: true })
+/** A program of this machine, and every library that it needs, with the paths they have here. */
+function addProgram(archive, program, path = program.slice(1)) {
+  archive.copy(path, program, { follow: true })
+  for (const [, library] of execFileSync('ldd', [program], { encoding: 'utf8' }).matchAll(/(\/\S+) \(0x/g))
+    archive.copy(library.slice(1), realpathSync(library), { follow: true })
 }
 
 /** The same for arm64, from Debian's packages and the npm package of Node's binary. */
@@ -33,7 +32,6 @@ function addForeignNode(archive, packages, cache) {
     execFileSync('tar', ['-xzf', tarball], { cwd: directory })
   }
   archive.copy('usr/bin/node', join(directory, 'package/bin/node'))
-  archive.link('bin/node', '/usr/bin/node')
   const wanted = /^(ld-linux-aarch64\.so\.1|lib(c|m|dl|pthread|rt|atomic|gcc_s|stdc\+\+)\.so\.\d+)$/
   for (const name of ['libc6', 'libstdc++6', 'libgcc-s1', 'libatomic1']) {
     const root = packages.unpack(name)
@@ -49,20 +47,17 @@ function addForeignNode(archive, packages, cache) {
   }
 }
 
-/** The tests find sites with `readelf` and `nm`, which share none of our code. */
-function addBinutils(archive, packages, architecture) {
+/** The tests find sites with `readelf` and `nm`, which share none of our code; and take rights away with `setpriv`, of which busybox has only a part. */
+function addTools(archive, packages, architecture) {
   if (architecture === 'amd64') {
-    for (const name of ['readelf', 'nm']) {
-      archive.copy(`usr/bin/${name}`, `/usr/bin/${name}`, { follow: true })
-      for (const [, path] of execFileSync('ldd', [`/usr/bin/${name}`], { encoding: 'utf8' }).matchAll(/(\/\S+) \(0x/g))
-        archive.copy(path.slice(1), path, { follow: true })
-    }
+    for (const name of ['readelf', 'nm', 'setpriv']) addProgram(archive, `/usr/bin/${name}`)
     return
   }
   const tools = packages.unpack('binutils-aarch64-linux-gnu')
   for (const name of ['readelf', 'nm'])
     archive.copy(`usr/bin/${name}`, join(tools, 'usr/bin', `aarch64-linux-gnu-${name}`), { follow: true })
-  for (const name of ['libbinutils', 'libctf0', 'libctf-nobfd0', 'libsframe1', 'zlib1g', 'libzstd1', 'libjansson4']) {
+  archive.copy('usr/bin/setpriv', join(packages.unpack('util-linux'), 'usr/bin/setpriv'))
+  for (const name of ['libbinutils', 'libctf0', 'libctf-nobfd0', 'libsframe1', 'zlib1g', 'libzstd1', 'libjansson4', 'libcap-ng0']) {
     const folder = join(packages.unpack(name), 'usr/lib/aarch64-linux-gnu')
     for (const file of existsSync(folder) ? readdirSync(folder) : []) {
       if (file.includes('.so')) archive.copy(`lib/aarch64-linux-gnu/${file}`, join(folder, file), { follow: true })
@@ -70,51 +65,55 @@ function addBinutils(archive, packages, architecture) {
   }
 }
 
+/** Compiles test/targets: most programs in each form, some in one only. */
 function addTargets(archive, root, architecture, work) {
   const sources = join(root, 'test/targets')
+  mkdirSync(work, { recursive: true })
   for (const source of readdirSync(sources).filter((name) => name.endsWith('.c'))) {
+    const failures = []
     for (const [linkage, flags] of Object.entries(LINKAGES)) {
       const name = `${basename(source, '.c')}-${linkage}`
-      const output = join(work, name)
-      try {
-        execFileSync(COMPILERS[architecture], ['-O2', '-pthread', ...flags, '-o', output, join(sources, source), '-ldl'], { stdio: 'pipe' })
-        archive.copy(`uprobe/targets/${name}`, output)
-      } catch {
-        // Not every program exists in every form; a test that wants one that is missing says so.
-      }
+      const args = ['-O2', '-pthread', ...flags, '-o', join(work, name), join(sources, source), '-ldl']
+      const { status, stderr, error } = spawnSync(COMPILERS[architecture], args, { encoding: 'utf8' })
+      if (error !== undefined) throw new Error(`${COMPILERS[architecture]} is needed to build the targets: ${error.message}`)
+      if (status === 0) archive.copy(`uprobe/targets/${name}`, join(work, name))
+      else failures.push(stderr)
     }
+    // Not every program exists in every form, or for every architecture; a test that wants one that is missing says so.
+    if (failures.length === Object.keys(LINKAGES).length)
+      console.log(`guests: ${source} cannot be built for ${architecture}:\n${failures[0]}`)
   }
 }
 
 /**
- * Makes the initramfs of a guest.
- * @param tests - compiled test files to run, relative to the root of the compiled tree
- * @param lacks - what the guest's kernel cannot do, as test/support/features.ts takes it
+ * Makes the initramfs of the guests of one architecture.
+ * @param packages - where Debian's packages come from
+ * @param compiled - the library and its tests as JavaScript
+ * @param tests - test files by the name of the guest that runs them, relative to the root of the compiled tree
+ * @param work - a folder for what is made on the way
  */
-export function makeImage({ root, cache, packages, architecture, tests, compiled, lacks }) {
+export function makeImage({ root, cache, packages, architecture, compiled, tests, work }) {
   const archive = new Archive()
-  const work = join(cache, `targets-${architecture}`)
-  rmSync(work, { recursive: true, force: true })
-  mkdirSync(work, { recursive: true })
-  archive.copy(
-    'bin/busybox',
-    join(packages.unpack('busybox-static'), existsSync(join(packages.unpack('busybox-static'), 'bin')) ? 'bin/busybox' : 'usr/bin/busybox'),
-  )
+  const busybox = packages.unpack('busybox-static')
+  archive.copy('bin/busybox', join(busybox, existsSync(join(busybox, 'bin')) ? 'bin/busybox' : 'usr/bin/busybox'))
   archive.file('init', readFileSync(join(root, 'test/guest/init.sh')))
-  if (architecture === 'amd64') addNode(archive, process.execPath)
+  if (architecture === 'amd64') addProgram(archive, process.execPath, 'usr/bin/node')
   else addForeignNode(archive, packages, cache)
   archive.copy('uprobe/lib', join(compiled, 'lib'))
   archive.copy('uprobe/test', join(compiled, 'test'))
   archive.copy('uprobe/package.json', join(root, 'package.json'))
-  archive.copy('uprobe/run-tests.cjs', join(root, 'test/guest/run-tests.cjs'))
-  archive.file('uprobe/environment', `export UPROBE_TEST_LACKS=${lacks}\n`)
+  for (const name of ['run-tests.cjs', 'reporter.mjs']) archive.copy(`uprobe/${name}`, join(root, 'test/guest', name))
   archive.file('uprobe/tests.json', JSON.stringify(tests))
-  archive.copy('uprobe/test/targets', join(root, 'test/targets'))
-  archive.copy('uprobe/test/capture/fixtures', join(root, 'test/capture/fixtures'))
+  for (const name of readdirSync(join(root, 'test'), { recursive: true }).filter(
+    (path) => basename(dirname(path)) === 'fixtures' && !path.endsWith('.ts'),
+  ))
+    archive.copy(`uprobe/test/${name}`, join(root, 'test', name))
   const prebuild = join(root, 'prebuilds', architecture === 'amd64' ? 'linux-x64' : 'linux-arm64')
   archive.copy(`uprobe/prebuilds/${basename(prebuild)}`, prebuild)
+  // A test compares the header with what it finds in the addon.
+  archive.copy('uprobe/native', join(root, 'native'))
   for (const name of dependencies(root)) archive.copy(`uprobe/node_modules/${name}`, join(root, 'node_modules', name))
-  addBinutils(archive, packages, architecture)
+  addTools(archive, packages, architecture)
   addTargets(archive, root, architecture, work)
   for (const directory of ['proc', 'sys', 'dev', 'tmp', 'run']) archive.directory(directory)
   return archive.finish()

@@ -9,12 +9,11 @@ mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 mount -t tracefs trace /sys/kernel/tracing 2>/dev/null
 ip link set lo up 2>/dev/null
-export PATH=/bin:/usr/bin HOME=/tmp TMPDIR=/tmp UPROBE_TEST_TARGETS=/uprobe/targets
+export PATH=/usr/bin:/bin HOME=/tmp TMPDIR=/tmp NO_COLOR=1 UPROBE_TEST_TARGETS=/uprobe/targets UPROBE_TEST_GUEST=1
 cd /uprobe
-. ./environment
-echo "guest: Linux $(uname -r) $(uname -m)"
-node run-tests.cjs
+echo "guest: Linux $(uname -r) $(uname -m), up after $(cut -d ' ' -f 1 /proc/uptime) s"
+node --test-reporter=/uprobe/reporter.mjs run-tests.cjs
 echo "guest: status $?"
 # What the kernel has to say of leaked uprobes, of warnings and of worse.
-dmesg | grep -E 'uprobe|ref_ctr|WARNING|BUG|Oops' | sed 's/^/guest: kernel: /'
+dmesg | sed -E 's|^\[[^]]*\] ||; s|[0-9a-fx]*[0-9][0-9a-fx]*|N|g' | grep -E 'leaking uprobe|ref_ctr|WARNING|BUG|Oops' | sort | uniq -c | sed 's|^|guest: kernel: |'
 poweroff -f

@@ -4,15 +4,15 @@
  * They are fetched through an apt configuration of our own, with state and cache in a folder of ours, so that nothing of this machine's package management changes.
  */
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
-/** Which suites hold which kernels; `-security` has the newest of the older ones. */
-const SUITES = ['bullseye', 'bookworm', 'bookworm-backports', 'trixie', 'forky', 'sid']
+const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
 /** The address that this machine fetches Debian from. */
 function mirror() {
-  const lists = ['/etc/apt/sources.list', ...readdirSync('/etc/apt/sources.list.d').map((name) => join('/etc/apt/sources.list.d', name))]
+  const folder = '/etc/apt/sources.list.d'
+  const lists = ['/etc/apt/sources.list', ...list(folder).map((name) => join(folder, name))]
   const text = lists
     .filter(existsSync)
     .map((path) => readFileSync(path, 'utf8'))
@@ -20,25 +20,37 @@ function mirror() {
   return /^(?:URIs:|deb(?: \[[^\]]*\])?)\s+(\S+\/debian)\/?(?:\s|$)/m.exec(text)?.[1] ?? 'http://deb.debian.org/debian'
 }
 
-/** A private view of Debian's archive for one architecture. */
+function list(directory) {
+  return existsSync(directory) ? readdirSync(directory) : []
+}
+
+/** The lines in which apt says what went wrong. */
+function complaint(error) {
+  const lines = String(error.stderr ?? error.message).split('\n')
+  return lines.filter((line) => /^[EW]:/.test(line)).join('\n') || lines.join('\n').trim()
+}
+
+/** A private view of one suite of Debian's archive for one architecture. */
 export class Packages {
   #directory
   #config
+  #what
+  #fresh = false
 
   /**
    * @param directory - kept between runs, so that packages are fetched once
    * @param architecture - `amd64` or `arm64`
+   * @param suite - such as `bookworm`
    */
-  constructor(directory, architecture) {
-    this.#directory = join(directory, `apt-${architecture}`)
+  constructor(directory, architecture, suite) {
+    if (!existsSync(KEYRING)) throw new Error(`there is no ${KEYRING}: guests need the package debian-archive-keyring`)
+    const archive = mirror()
+    this.#what = `${archive} ${suite} (${architecture})`
+    this.#directory = join(directory, `apt-${architecture}-${suite}`)
     this.#config = join(this.#directory, 'apt.conf')
-    for (const name of ['state/lists/partial', 'cache/archives/partial', 'debs', 'roots', 'empty'])
+    for (const name of ['state/lists/partial', 'cache/archives/partial', 'roots', 'empty'])
       mkdirSync(join(this.#directory, name), { recursive: true })
-    const keyring = '/usr/share/keyrings/debian-archive-keyring.gpg'
-    writeFileSync(
-      join(this.#directory, 'sources.list'),
-      SUITES.map((suite) => `deb [signed-by=${keyring}] ${mirror()} ${suite} main`).join('\n'),
-    )
+    writeFileSync(join(this.#directory, 'sources.list'), `deb [signed-by=${KEYRING}] ${archive} ${suite} main\n`)
     writeFileSync(
       this.#config,
       [
@@ -51,55 +63,88 @@ export class Packages {
         `APT::Architectures { "${architecture}"; };`,
         'Acquire::Languages "none";',
         'Acquire::Check-Valid-Until "false";',
+        'Acquire::Retries "3";',
+        // Without this, apt-get update succeeds when nothing could be fetched.
+        'APT::Update::Error-Mode "any";',
         'APT::Sandbox::User "root";',
       ].join('\n'),
     )
   }
 
-  #run(program, ...args) {
+  #run(directory, program, ...args) {
     return execFileSync(program, args, {
-      cwd: join(this.#directory, 'debs'),
+      cwd: directory,
       encoding: 'utf8',
-      env: { ...process.env, APT_CONFIG: this.#config },
+      env: { ...process.env, LC_ALL: 'C', APT_CONFIG: this.#config },
       stdio: ['ignore', 'pipe', 'pipe'],
       maxBuffer: 1 << 28,
     })
   }
 
-  /** Fetches the lists, if that was not done yet. */
-  update() {
-    if (!readdirSync(join(this.#directory, 'state/lists')).some((name) => name.endsWith('Packages'))) {
-      try {
-        this.#run('apt-get', 'update')
-      } catch (error) {
-        // A suite that does not exist (any more) is no reason to do without the others.
-        if (!readdirSync(join(this.#directory, 'state/lists')).some((name) => /_Packages/.test(name))) throw error
-      }
+  #update() {
+    if (this.#fresh) return
+    try {
+      this.#run(this.#directory, 'apt-get', 'update')
+    } catch (error) {
+      throw new Error(`the list of packages of ${this.#what} could not be fetched:\n${complaint(error)}`)
     }
+    this.#fresh = true
   }
 
-  /** Names of packages that match, newest version number last. */
-  names(pattern) {
-    const names = this.#run('apt-cache', 'pkgnames')
-      .split('\n')
-      .filter((name) => pattern.test(name))
-    return names.sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))
+  /** Name of the newest package that matches. */
+  newest(pattern) {
+    const listed = list(join(this.#directory, 'state/lists')).some((name) => name.endsWith('_Packages'))
+    if (!listed) this.#update()
+    const names = this.#run(this.#directory, 'apt-cache', 'pkgnames').split('\n')
+    const name = names
+      .filter((candidate) => pattern.test(candidate))
+      .sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))
+      .at(-1)
+    if (name === undefined) throw new Error(`no package of ${this.#what} matches ${pattern}`)
+    return name
   }
 
   /** Fetches and unpacks a package; returns the folder of its files. */
   unpack(name) {
     const root = join(this.#directory, 'roots', name)
     if (existsSync(root)) return root
-    this.#run('apt-get', 'download', name)
-    const file = readdirSync(join(this.#directory, 'debs')).find((candidate) => candidate.startsWith(`${name}_`))
-    if (file === undefined) throw new Error(`apt-get did not fetch ${name}`)
-    try {
-      execFileSync('dpkg', ['-x', join(this.#directory, 'debs', file), root])
-    } catch (error) {
-      rmSync(root, { recursive: true, force: true })
-      throw error
-    }
-    rmSync(join(this.#directory, 'debs', file))
+    this.newest(/^dpkg$/)
+    const making = join(this.#directory, 'making')
+    rmSync(making, { recursive: true, force: true })
+    mkdirSync(making)
+    this.#download(making, name)
+    const file = readdirSync(making).find((candidate) => candidate.endsWith('.deb'))
+    if (file === undefined) throw new Error(`apt-get fetched no ${name} from ${this.#what}`)
+    execFileSync('dpkg-deb', ['-x', join(making, file), join(making, 'root')])
+    // What is there under its name is complete.
+    renameSync(join(making, 'root'), root)
+    rmSync(making, { recursive: true })
     return root
   }
+
+  #download(directory, name) {
+    try {
+      this.#run(directory, 'apt-get', 'download', name)
+    } catch (error) {
+      // A list that was kept from an earlier run names packages that the archive has replaced meanwhile.
+      if (this.#fresh) throw new Error(`${name} could not be fetched from ${this.#what}:\n${complaint(error)}`)
+      this.#update()
+      this.#download(directory, name)
+    }
+  }
+}
+
+/** The image of the newest kernel whose package's name matches, and its version. */
+export function kernelOf(packages, pattern) {
+  const name = packages.newest(pattern)
+  const files = packages.unpack(name)
+  const folders = ['boot', ...list(join(files, 'usr/lib/modules')).map((version) => `usr/lib/modules/${version}`)]
+  for (const folder of folders) {
+    const image = list(join(files, folder)).find((file) => file.startsWith('vmlinuz'))
+    if (image !== undefined) return join(files, folder, image)
+  }
+  // Some packages have the image in another one.
+  const binary = name.replace('linux-image', 'linux-binary')
+  if (binary === name) throw new Error(`${name} holds no kernel`)
+  return kernelOf(packages, new RegExp(`^${binary.replace(/[.+]/g, '\\$&')}$`))
 }

@@ -1,144 +1,148 @@
 /**
- * Runs tests in virtual machines with other kernels, under qemu's software emulation: what this machine's kernel cannot show, and what could crash it.
+ * Runs tests in virtual machines with other kernels: what this machine's kernel cannot show, and what could crash it.
  *
- *     npm run test:guest                      every kernel below
- *     npm run test:guest -- 5.10 arm64-6.12   only these
- *     npm run test:guest -- 7.2 --tests=usdt  only test files whose name contains a word
+ *     npm run test:guest                           every guest of guests.mjs
+ *     npm run test:guest -- 5.10 arm64-6.12        only these
+ *     npm run test:guest -- newest --tests=usdt    only test files whose name contains a word
+ *     npm run test:guest -- --jobs=1               one guest at a time; default: two
  *
- * A run needs qemu-system-x86 and qemu-system-arm, gcc, and for arm64 g++-aarch64-linux-gnu. Kernels come from Debian's archive and are kept in
- * UPROBE_GUEST_CACHE (default: a folder in the system's temporary directory).
+ * It takes Debian's qemu-system-x86, qemu-system-arm, gcc, binutils, and g++-aarch64-linux-gnu. Kernels come from Debian's archive and are kept in UPROBE_GUEST_CACHE (default: a
+ * folder in the system's temporary directory). Variables of the environment that begin with UPROBE_TEST_ reach the tests.
  */
-import { execFileSync, spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { availableParallelism, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { GUESTS, guestTests } from './guests.mjs'
 import { makeImage } from './image.mjs'
-import { Packages } from './packages.mjs'
+import { boot } from './machine.mjs'
+import { kernelOf, Packages } from './packages.mjs'
+
+const LIMIT_MS = 20 * 60_000
 
 const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))))
 const cache = process.env.UPROBE_GUEST_CACHE ?? join(tmpdir(), 'uprobe-guests')
 
-/** Kernel series by the name of the guest, and what they lack (test/support/features.ts). The newest there is of each series is taken. */
-const GUESTS = {
-  '5.10': { architecture: 'amd64', lacks: 'multi,sleepable', kernel: /^linux-image-5\.10\.\d.*-cloud-amd64$/ },
-  6.1: { architecture: 'amd64', lacks: 'multi,sleepable', kernel: /^linux-image-6\.1\.\d.*-cloud-amd64$/ },
-  6.12: { architecture: 'amd64', kernel: /^linux-image-6\.12\.\d.*-cloud-amd64$/ },
-  newest: { architecture: 'amd64', kernel: /^linux-image-([7-9]|\d\d)\.\d+\.\d.*-cloud-amd64$/ },
-  'arm64-6.12': { architecture: 'arm64', kernel: /^linux-image-6\.12\.\d.*-cloud-arm64$/ },
+function option(name) {
+  return process.argv.find((word) => word.startsWith(`--${name}=`))?.slice(name.length + 3)
 }
 
-/** Tests that need no more than a guest has: no compiler, no Debian packages, no other tracer. */
-const TESTS = [
-  'test/native/perf_event.test.js',
-  'test/native/bpf.test.js',
-  'test/native/ring_reader.test.js',
-  'test/capture/verifier.test.js',
-  'test/capture/values.test.js',
-  'test/capture/absent.test.js',
-  'test/integration/usdt.test.js',
-  'test/integration/processes.test.js',
-  'test/integration/accounting.test.js',
-  'test/integration/lifecycle.test.js',
-  'test/native/killed.test.js',
-]
-
-const MACHINES = {
-  amd64: ['qemu-system-x86_64', '-cpu', 'max', '-append', 'console=ttyS0 panic=-1 quiet'],
-  arm64: ['qemu-system-aarch64', '-M', 'virt', '-cpu', 'max,pauth-impdef=on', '-append', 'console=ttyAMA0 panic=-1 quiet'],
-}
-const BOOT_LIMIT_MS = 15 * 60_000
-
-function compile() {
-  const output = join(cache, 'compiled')
-  rmSync(output, { recursive: true, force: true })
-  execFileSync(
-    process.execPath,
-    [join(root, 'node_modules/typescript/bin/tsc'), '-p', join(root, 'tsconfig.guest.json'), '--outDir', output],
-    { stdio: 'inherit' },
-  )
-  return output
+/** When a file changed, or the newest one in a folder. */
+function changed(path) {
+  const stat = statSync(path)
+  return stat.isDirectory() ? Math.max(stat.mtimeMs, ...readdirSync(path).map((name) => changed(join(path, name)))) : stat.mtimeMs
 }
 
-function kernelOf(packages, pattern) {
-  const names = packages.names(pattern)
-  const name = names.at(-1)
-  if (name === undefined) throw new Error(`no kernel matches ${pattern}`)
-  const files = packages.unpack(name)
-  for (const folder of ['boot', ...safeList(join(files, 'usr/lib/modules')).map((version) => `usr/lib/modules/${version}`)]) {
-    const image = safeList(join(files, folder)).find((file) => file.startsWith('vmlinuz'))
-    if (image !== undefined) return join(files, folder, image)
-  }
-  // Newer packages put the image into a package of its own.
-  return kernelOf(packages, new RegExp(`^${name.replace('linux-image', 'linux-binary').replaceAll('+', '\\+').replaceAll('.', '\\.')}$`))
-}
-
-function safeList(directory) {
-  return existsSync(directory) ? readdirSync(directory) : []
-}
-
-/** Boots a guest and shows what it prints; resolves to whether its tests passed. */
-function boot(architecture, kernel, image) {
-  const [program, ...options] = MACHINES[architecture]
-  const args = [
-    ...options,
-    '-accel',
-    'tcg,thread=multi',
-    '-m',
-    '1536',
-    '-smp',
-    '2',
-    '-nographic',
-    '-no-reboot',
-    '-nodefaults',
-    '-serial',
-    'stdio',
-    '-kernel',
-    kernel,
-    '-initrd',
-    image,
-  ]
-  return new Promise((resolve, reject) => {
-    const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] })
-    const limit = setTimeout(() => child.kill('SIGKILL'), BOOT_LIMIT_MS)
-    let text = ''
-    child.stdout.setEncoding('utf8').on('data', (piece) => {
-      text += piece
-      process.stdout.write(piece)
-    })
-    child.on('error', reject)
-    child.on('close', () => {
-      clearTimeout(limit)
-      resolve(/^guest: status 0\r?$/m.test(text))
-    })
+/** Builds the addon for the guests, where it is older than its sources. */
+function buildAddons() {
+  const sources = Math.max(changed(join(root, 'native')), changed(join(root, 'binding.gyp')))
+  const stale = ['x64', 'arm64'].filter((name) => {
+    const folder = join(root, 'prebuilds', `linux-${name}`)
+    return !existsSync(folder) || changed(folder) < sources
   })
+  if (stale.length > 0) execFileSync(process.execPath, [join(root, 'scripts/prebuilds.mjs'), ...stale], { stdio: 'inherit' })
 }
 
-const words = process.argv.slice(2).filter((word) => !word.startsWith('--'))
-const filter = process.argv.find((word) => word.startsWith('--tests='))?.slice('--tests='.length)
-const wanted = Object.keys(GUESTS).filter((name) => words.length === 0 || words.includes(name))
-const tests = TESTS.filter((name) => filter === undefined || name.includes(filter))
-if (wanted.length === 0 || tests.length === 0) {
-  console.error(`no such guest or test; there are ${Object.keys(GUESTS).join(', ')}`)
-  process.exit(2)
+function compile(output) {
+  const tsc = join(root, 'node_modules/typescript/bin/tsc')
+  execFileSync(process.execPath, [tsc, '-p', join(root, 'tsconfig.guest.json'), '--outDir', output], { stdio: 'inherit' })
 }
-mkdirSync(cache, { recursive: true })
-// Always anew: an addon older than its sources would be tested otherwise.
-execFileSync(process.execPath, [join(root, 'scripts/prebuilds.mjs')], { stdio: 'inherit' })
-const compiled = compile()
-const results = []
-for (const name of wanted) {
-  const { architecture, kernel: pattern, lacks = '' } = GUESTS[name]
-  const packages = new Packages(cache, architecture)
-  packages.update()
-  const kernel = kernelOf(packages, pattern)
-  const image = join(cache, `image-${architecture}.cpio`)
-  writeFileSync(image, makeImage({ root, cache, packages, architecture, tests, compiled, lacks }))
-  console.log(`\n== guest ${name}`)
-  results.push([name, await boot(architecture, kernel, image)])
+
+/** Says what a step took, since a run is long. */
+function timed(what, step) {
+  const begin = performance.now()
+  const value = step()
+  console.log(`guests: ${what}: ${((performance.now() - begin) / 1000).toFixed(0)} s`)
+  return value
 }
-console.log('')
-for (const [name, passed] of results) console.log(`guest ${name}: ${passed ? 'passed' : 'failed'}`)
-const failed = results.filter(([, passed]) => !passed).length
-console.log(`${results.length - failed} passed, ${failed} failed`)
-process.exit(failed === 0 ? 0 : 1)
+
+/** Makes the image of each architecture and finds each guest's kernel. */
+function prepare(names, tests, work) {
+  timed('addon', buildAddons)
+  const compiled = join(work, 'compiled')
+  timed('JavaScript', () => compile(compiled))
+  const archives = new Map()
+  const packagesOf = (architecture, suite) => {
+    const key = `${architecture} ${suite}`
+    if (!archives.has(key)) archives.set(key, new Packages(cache, architecture, suite))
+    return archives.get(key)
+  }
+  const kernels = new Map(
+    names.map((name) => {
+      const { architecture, suite, kernel } = GUESTS[name]
+      return [name, timed(`kernel of ${name}`, () => kernelOf(packagesOf(architecture, suite), kernel))]
+    }),
+  )
+  const images = new Map()
+  for (const name of names) {
+    const { architecture, suite } = GUESTS[name]
+    if (images.has(architecture)) continue
+    const image = join(work, `${architecture}.cpio`)
+    const packages = packagesOf(architecture, suite)
+    const targets = join(work, `targets-${architecture}`)
+    const make = () => makeImage({ root, cache, packages, architecture, compiled, tests, work: targets })
+    writeFileSync(image, timed(`image of ${architecture}`, make))
+    images.set(architecture, image)
+  }
+  return { kernels, images }
+}
+
+/** Runs `work` for each item, so many at a time, in order. */
+async function eachOf(items, atATime, work) {
+  const rest = [...items]
+  const worker = async () => {
+    for (let item = rest.shift(); item !== undefined; item = rest.shift()) await work(item)
+  }
+  await Promise.all(Array.from({ length: atATime }, worker))
+}
+
+async function main() {
+  const words = process.argv.slice(2).filter((word) => !word.startsWith('--'))
+  const names = Object.keys(GUESTS).filter((name) => words.length === 0 || words.includes(name))
+  const unknown = words.filter((word) => !(word in GUESTS))
+  const filter = option('tests')
+  const files = guestTests(root).filter((file) => filter === undefined || file.includes(filter))
+  if (unknown.length > 0 || files.length === 0) {
+    console.error(`no such guest or test; there are ${Object.keys(GUESTS).join(', ')}`)
+    return 2
+  }
+  const jobs = Number(option('jobs') ?? Math.min(2, availableParallelism()))
+  mkdirSync(cache, { recursive: true })
+  const work = mkdtempSync(join(cache, 'run-'))
+  try {
+    const { kernels, images } = prepare(names, Object.fromEntries(names.map((name) => [name, files])), work)
+    const results = new Map()
+    await eachOf(names, jobs, async (name) => {
+      const { architecture, lacks } = GUESTS[name]
+      const begin = performance.now()
+      const own = Object.entries(process.env).filter(([variable]) => variable.startsWith('UPROBE_TEST_'))
+      const settings = { ...Object.fromEntries(own), UPROBE_GUEST: name, UPROBE_TEST_LACKS: lacks }
+      const print = (line) => console.log(`${name.padEnd(10)} | ${line}`)
+      const result = await boot({
+        architecture,
+        kernel: kernels.get(name),
+        image: images.get(architecture),
+        settings,
+        limitMs: LIMIT_MS,
+        print,
+      })
+      results.set(name, { ...result, seconds: (performance.now() - begin) / 1000 })
+    })
+    for (const name of names) {
+      const { passed, failed, skipped, wrong, seconds } = results.get(name)
+      console.log(`guest ${name}: ${wrong ?? 'passed'} (${passed} passed, ${failed} failed, ${skipped} skipped; ${seconds.toFixed(0)} s)`)
+    }
+    return [...results.values()].every(({ wrong }) => wrong === null) ? 0 : 1
+  } finally {
+    rmSync(work, { recursive: true, force: true })
+  }
+}
+
+main().then(
+  (status) => process.exit(status),
+  (error) => {
+    console.error(`guests: ${error.message}`)
+    process.exit(1)
+  },
+)

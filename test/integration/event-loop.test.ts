@@ -1,5 +1,7 @@
 /**
  * Attaching and detaching never hold the event loop for more than 10 ms beyond its idle delay.
+ *
+ * Not for guests: emulated processors are too slow for it.
  */
 import assert from 'node:assert/strict'
 import { monitorEventLoopDelay } from 'node:perf_hooks'

@@ -1,5 +1,7 @@
 /**
  * A process, or a Worker, may end at any moment of a reader's life. Nothing may crash then, hang, or outlive it.
+ *
+ * Not for guests: it is about Node, and no kernel makes a difference.
  */
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'

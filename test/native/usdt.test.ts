@@ -1,3 +1,8 @@
+/**
+ * The addon's own probes.
+ *
+ * Not for guests: it is about the file, and wants tools of binutils that guests have not.
+ */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'

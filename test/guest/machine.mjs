@@ -1,0 +1,82 @@
+/**
+ * A virtual machine: qemu's software emulation, so that it also works where there is no hardware for it.
+ *
+ * Its two processors take turns on one thread of qemu. With a thread each, code that one processor changes is at times executed by the other as it was: kernels die of a
+ * breakpoint in their own code that was removed a moment ago (they patch themselves whenever the first perf event comes or the last one goes), and Node of compiled JavaScript.
+ */
+import { spawn } from 'node:child_process'
+import { createInterface } from 'node:readline'
+
+const MACHINES = {
+  // Without cx16: qemu 7.2 at times leaves garbage in the flags after a cmpxchg16b without lock prefix, with which kernels allocate memory (mm/slub.c), and the kernel dies of it.
+  amd64: { program: 'qemu-system-x86_64', package: 'qemu-system-x86', options: ['-cpu', 'max,-cx16'], console: 'ttyS0' },
+  arm64: {
+    program: 'qemu-system-aarch64',
+    package: 'qemu-system-arm',
+    options: ['-M', 'virt', '-cpu', 'max,pauth-impdef=on'],
+    console: 'ttyAMA0',
+  },
+}
+const MEMORY_MIB = 1536
+/** Two, since much of what is tested is about what happens at the same time. */
+const PROCESSORS = 2
+const PARAMETERS = [
+  'panic=-1',
+  'quiet',
+  // Tests look for leaked uprobes in the log, which others fill with refusals.
+  'log_buf_len=16M',
+  // Closing a probe waits for the kernel's grace periods, which are long where processors are slow.
+  'rcupdate.rcu_expedited=1',
+]
+/** Colours and cursor movements of the firmware. */
+const ESCAPES = new RegExp(`${String.fromCharCode(27)}(\\[[\\d;?]*[a-zA-Z]|c)`, 'g')
+
+/**
+ * Boots a guest.
+ * @param settings - variables for the environment of its first process
+ * @param limitMs - it is killed after this time
+ * @param print - is given each line it prints
+ * @returns how many tests passed and failed as the guest says itself, and why it does not count as passed, if so
+ */
+export function boot({ architecture, kernel, image, settings, limitMs, print }) {
+  const machine = MACHINES[architecture]
+  const variables = Object.entries(settings).map(([name, value]) => `${name}=${value}`)
+  const commandLine = [`console=${machine.console}`, ...PARAMETERS, ...variables].join(' ')
+  const args = [
+    ...machine.options,
+    ...['-accel', 'tcg,thread=single', '-m', String(MEMORY_MIB), '-smp', String(PROCESSORS)],
+    ...['-nographic', '-no-reboot', '-nodefaults', '-serial', 'stdio'],
+    ...['-kernel', kernel, '-initrd', image, '-append', commandLine],
+  ]
+  return new Promise((resolve, reject) => {
+    const child = spawn(machine.program, args, { stdio: ['ignore', 'pipe', 'inherit'] })
+    child.once('error', (error) => reject(new Error(`${machine.program} cannot be started (Debian: ${machine.package}): ${error.message}`)))
+    let late = false
+    const limit = setTimeout(() => {
+      late = true
+      child.kill('SIGKILL')
+    }, limitMs)
+    const result = { passed: 0, failed: 0, skipped: 0, status: null }
+    createInterface({ input: child.stdout }).on('line', (raw) => {
+      const line = raw.replace(ESCAPES, '').trimEnd()
+      const counts = /^guest: (\d+) passed, (\d+) failed, (\d+) skipped$/.exec(line)
+      if (counts !== null) [result.passed, result.failed, result.skipped] = counts.slice(1).map(Number)
+      result.status = /^guest: status (\d+)$/.exec(line)?.[1] ?? result.status
+      if (line !== '') print(line)
+    })
+    child.once('close', () => {
+      clearTimeout(limit)
+      const { passed, failed, status } = result
+      const wrong = late
+        ? `not done after ${limitMs / 60_000} minutes`
+        : status === null
+          ? 'it ended before its tests did'
+          : failed > 0 || status !== '0'
+            ? `${failed} tests failed`
+            : passed === 0
+              ? 'no test ran'
+              : null
+      resolve({ ...result, wrong })
+    })
+  })
+}

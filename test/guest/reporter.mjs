@@ -1,0 +1,24 @@
+/**
+ * What a guest prints: a line a test with its duration, a line a file, every diagnostic, and each failure at once and in full, since a kernel that crashes later takes what was
+ * not printed with it.
+ */
+import { inspect } from 'node:util'
+
+const MARKS = { pass: 'ok  ', fail: 'FAIL', skip: 'skip' }
+
+export default async function* report(events) {
+  const count = { pass: 0, fail: 0, skip: 0 }
+  for await (const { type, data } of events) {
+    if (type === 'test:diagnostic' && data.nesting > 0) yield `     ${data.message}\n`
+    if (type !== 'test:pass' && type !== 'test:fail') continue
+    const { name, nesting, skip, details } = data
+    const isFile = nesting === 0
+    const outcome = type === 'test:fail' ? 'fail' : skip === undefined ? 'pass' : 'skip'
+    if (!isFile && details.type !== 'suite') count[outcome]++
+    const seconds = `${(details.duration_ms / 1000).toFixed(1)} s`
+    const why = typeof skip === 'string' ? ` (${skip})` : ''
+    yield `${isFile ? 'file' : MARKS[outcome]} ${seconds.padStart(7)} ${'  '.repeat(Math.max(0, nesting - 1))}${name}${why}\n`
+    if (outcome === 'fail' && !isFile) yield `${inspect(details.error?.cause ?? details.error, { depth: 6 })}\n`
+  }
+  yield `guest: ${count.pass} passed, ${count.fail} failed, ${count.skip} skipped\n`
+}
