@@ -20,6 +20,7 @@ import type { Lease, LeaseOwner } from './lease-owner.js'
 import { counterPlaces } from './places.js'
 import { CLAIM, type FileCounter } from './read.js'
 import { readSpace, type SpaceId } from './space.js'
+import { reached } from './steps.js'
 import { unclaimable } from './unreachable.js'
 
 /** What all claims of a tracer share. */
@@ -226,7 +227,9 @@ export class ProcessClaim {
           if (active.add(one.key)) owner.locks.enter(one.key)
           one.active = true
           set.push(one)
+          reached('counter-read-again')
           const after = one.cell.setMsb()
+          reached('counter-stored')
           if (after !== CLAIM) throw this.#foreign(one, after)
         }
       })

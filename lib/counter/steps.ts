@@ -10,6 +10,8 @@ export const STEPS = [
   'lease-about-to-be-written',
   'lease-written',
   'counter-about-to-be-set',
+  'counter-read-again',
+  'counter-stored',
   'counter-set',
   'breakpoints-in',
   'counter-about-to-be-cleared',

@@ -16,7 +16,7 @@ import { detachComplete, newTracer } from '../support/tracing.js'
 const GCC = needs({ programs: ['gcc'] })
 
 /** The counter of t:shared while an agent that was killed at a step has left it. */
-const LEFT: ReadonlySet<string> = new Set(['counter-set', 'breakpoints-in', 'counter-about-to-be-cleared'])
+const LEFT: ReadonlySet<string> = new Set(['counter-stored', 'counter-set', 'breakpoints-in', 'counter-about-to-be-cleared'])
 
 for (const step of STEPS) {
   test(`killed at ${step}: the next tracer finds what is left, and counts with the kernel`, GCC, async (t) => {
