@@ -1,9 +1,9 @@
 /**
  * `counters()`: every USDT counter of a process, what it reads, and who holds it.
  */
-import { type CounterInfo, inspectProcess, leasesIn, toInfo } from './counter/inspect.js'
+import { type CounterInfo, inspectProcess, toInfo } from './counter/inspect.js'
+import { KnownOwners } from './counter/known-owners.js'
 import { defaultLeaseDirectory, LeaseDirectory } from './counter/lease-directory.js'
-import { kernelHolders } from './counter/owners.js'
 import { UprobeError } from './errors.js'
 import { loadNative } from './native.js'
 import { TargetProcess } from './target/process.js'
@@ -29,8 +29,7 @@ export async function counters(pid: number, options: CountersOptions = {}): Prom
     const directory = LeaseDirectory.open(native, options.leaseDir ?? defaultLeaseDirectory(), 'ignore')
     try {
       const found: CounterInfo[] = []
-      const context = { native, leases: leasesIn(directory), holders: await kernelHolders(native) }
-      await inspectProcess(context, target, (inspected) => {
+      await inspectProcess(new KnownOwners(native, directory), target, (inspected) => {
         for (const one of inspected) found.push(...toInfo(target.pid, one))
       })
       if (target.addressSpaceGone()) throw target.goneError()

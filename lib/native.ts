@@ -197,10 +197,12 @@ export interface TaskFdInfo {
 
 /** A BPF link as the kernel describes it. */
 export interface BpfLinkInfo {
-  /** BPF_LINK_TYPE_*; 12 is uprobe_multi. */
+  /** BPF_LINK_TYPE_*; 12 is uprobe_multi, 7 a perf event. */
   type: number
   progId: number
-  /** For uprobe_multi (Linux 6.8 and later), else `null`. */
+  /** For a perf event that is a uprobe (Linux 6.6 and later), else `null`. */
+  perfUprobe: { path: string; fileOffset: bigint; retprobe: boolean } | null
+  /** For uprobe_multi (Linux 6.8 and later), else `null`. `pid` is 0 for every process. */
   uprobeMulti: { path: string; fileOffsets: BigUint64Array; refCtrOffsets: BigUint64Array; pid: number; retprobe: boolean } | null
 }
 
@@ -277,7 +279,10 @@ export interface Native {
   // bpf_query.cc
   /** BPF_TASK_FD_QUERY; `null` if no BPF program is behind the fd. */
   bpfTaskFdQuery(pid: number, fd: number): TaskFdInfo | null
-  /** BPF_LINK_GET_FD_BY_ID and BPF_OBJ_GET_INFO_BY_FD; `null` if there is no such link (any more). */
+  /**
+   * BPF_LINK_GET_FD_BY_ID and BPF_OBJ_GET_INFO_BY_FD; `null` if there is no such link (any more). The link is open for the moment, and is closed on the closing
+   * thread: if its owner closes it at the same time, we are the last.
+   */
   bpfLinkInfo(linkId: number): BpfLinkInfo | null
 
   // process.cc

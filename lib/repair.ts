@@ -3,9 +3,9 @@
  */
 import { readdirSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { type InspectContext, inspectProcess, leasesIn } from './counter/inspect.js'
+import { inspectProcess } from './counter/inspect.js'
+import { KnownOwners } from './counter/known-owners.js'
 import { defaultLeaseDirectory, LeaseDirectory } from './counter/lease-directory.js'
-import { kernelHolders } from './counter/owners.js'
 import { type Recovered, recoverOrphans } from './counter/recover.js'
 import { isRepairable, type RepairEntry, repairCounter } from './counter/repair.js'
 import { UprobeError } from './errors.js'
@@ -42,14 +42,14 @@ export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]
   try {
     const entries =
       directory === null ? [] : (await recoverOrphans(native, directory, log, { pid, dryRun })).flatMap((one) => toEntries(one, dryRun))
-    const context = { native, leases: leasesIn(directory), holders: await kernelHolders(native) }
+    const owners = new KnownOwners(native, directory)
     if (pid !== undefined) {
-      entries.push(...(await repairProcess(context, TargetProcess.open(native, pid), dryRun, log)))
+      entries.push(...(await repairProcess(owners, TargetProcess.open(native, pid), dryRun, log)))
       return entries
     }
     for (const target of everyProcess(native)) {
       try {
-        entries.push(...(await repairProcess(context, target, dryRun, log)))
+        entries.push(...(await repairProcess(owners, target, dryRun, log)))
       } catch (error) {
         if (!isPassed(error)) throw error
       }
@@ -61,12 +61,12 @@ export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]
   }
 }
 
-async function repairProcess(context: InspectContext, target: TargetProcess, dryRun: boolean, log: Logger): Promise<RepairEntry[]> {
+async function repairProcess(owners: KnownOwners, target: TargetProcess, dryRun: boolean, log: Logger): Promise<RepairEntry[]> {
   try {
     const entries: RepairEntry[] = []
-    await inspectProcess(context, target, async (inspected) => {
+    await inspectProcess(owners, target, async (inspected) => {
       for (const one of inspected)
-        if (isRepairable(one.state)) entries.push(await repairCounter({ native: context.native, target, dryRun, log }, one))
+        if (isRepairable(one.state)) entries.push(await repairCounter({ native: owners.native, target, dryRun, log }, one))
     })
     return entries
   } finally {

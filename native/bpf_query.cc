@@ -1,5 +1,9 @@
 // Who else traces? The kernel lists what goes through BPF: a perf event with a program (BPF_TASK_FD_QUERY, Linux 4.18) by the descriptor of the process that holds it, and links by
-// their ids. A uprobe_multi link tells its sites since Linux 6.8 (commit e56fdbfb06e2). What has no BPF program, as `perf stat`, is listed nowhere.
+// their ids. A link on a perf event tells its site since Linux 6.6 (commit 1b715e1b0ec5), a uprobe_multi link since 6.8 (commit e56fdbfb06e2). What has no BPF
+// program, as `perf stat`, is listed nowhere.
+//
+// Asking takes a reference for a moment. If the owner closes at the same moment, ours is the last one, and letting go of it takes the probe out of its targets: with a link that is done
+// by the closing thread; with an event the kernel does it when the question returns.
 
 #include "bpf_query.h"
 
@@ -7,10 +11,11 @@
 #include <unistd.h>
 
 #include <climits>
-#include <cstring>
+#include <utility>
 #include <vector>
 
 #include "arguments.h"
+#include "closer.h"
 #include "errors.h"
 #include "fd.h"
 
@@ -22,7 +27,10 @@ namespace {
 enum Command { kObjGetInfo = 15, kTaskFdQuery = 20, kLinkGetFdById = 30 };
 // enum bpf_task_fd_type
 enum TaskFdType { kFdUprobe = 4, kFdUretprobe = 5 };
-constexpr std::uint32_t kLinkUprobeMulti = 12;      // BPF_LINK_TYPE_UPROBE_MULTI
+// enum bpf_link_type
+enum LinkType { kLinkPerfEvent = 7, kLinkUprobeMulti = 12 };
+// enum bpf_perf_event_type
+enum PerfEventType { kPerfUprobe = 1, kPerfUretprobe = 2 };
 constexpr std::uint32_t kUprobeMultiReturn = 1u << 0;  // BPF_F_UPROBE_MULTI_RETURN
 // The kernel takes at most 2^20 sites for a link (MAX_UPROBE_MULTI_CNT, kernel/trace/bpf_trace.c).
 constexpr std::uint32_t kMaxSites = 1u << 20;
@@ -44,11 +52,21 @@ struct ObjGetInfo {
   std::uint64_t info;
 };
 
-// struct bpf_link_info with the part for uprobe_multi.
+// struct bpf_link_info with the parts for uprobe_multi and for perf events that are uprobes.
 struct LinkInfo {
   std::uint32_t type, id, prog_id, padding;
-  std::uint64_t path, offsets, ref_ctr_offsets, cookies;
-  std::uint32_t path_size, count, flags, pid;
+  union {
+    struct {
+      std::uint64_t path, offsets, ref_ctr_offsets, cookies;
+      std::uint32_t path_size, count, flags, pid;
+    } multi;
+    struct {
+      std::uint32_t type, padding;
+      std::uint64_t path;
+      std::uint32_t path_size, offset;
+      std::uint64_t cookie;
+    } perf;
+  };
 };
 static_assert(sizeof(LinkInfo) == 64, "layout of the kernel's");
 
@@ -92,29 +110,48 @@ Napi::BigUint64Array ToArray(Napi::Env env, const std::vector<std::uint64_t>& va
   return array;
 }
 
-// The sites of a uprobe_multi link. The first question gives sizes, the second fills the arrays.
-Napi::Value UprobeMultiInfo(Napi::Env env, int link_fd, LinkInfo link) {
-  if (link.type != kLinkUprobeMulti || link.count == 0 || link.count > kMaxSites) return env.Null();
-  char path[PATH_MAX] = {};
-  std::vector<std::uint64_t> offsets(link.count);
-  std::vector<std::uint64_t> ref_ctr_offsets(link.count);
-  link.path = Pointer(path);
-  link.path_size = sizeof path;
-  link.offsets = Pointer(offsets.data());
-  link.ref_ctr_offsets = Pointer(ref_ctr_offsets.data());
-  link.cookies = 0;
+bool AskLink(int link_fd, LinkInfo& link) {
   ObjGetInfo question{};
   question.bpf_fd = static_cast<std::uint32_t>(link_fd);
   question.info_len = sizeof link;
   question.info = Pointer(&link);
-  if (Bpf(kObjGetInfo, question) < 0) return env.Null();
+  return Bpf(kObjGetInfo, question) == 0;
+}
+
+// The sites of a uprobe_multi link. The first question gave sizes, the second fills the arrays; null where the kernel does not tell.
+Napi::Value UprobeMultiInfo(Napi::Env env, int link_fd, LinkInfo link) {
+  if (link.type != kLinkUprobeMulti || link.multi.count == 0 || link.multi.count > kMaxSites) return env.Null();
+  char path[PATH_MAX] = {};
+  std::vector<std::uint64_t> offsets(link.multi.count);
+  std::vector<std::uint64_t> ref_ctr_offsets(link.multi.count);
+  link.multi.path = Pointer(path);
+  link.multi.path_size = sizeof path;
+  link.multi.offsets = Pointer(offsets.data());
+  link.multi.ref_ctr_offsets = Pointer(ref_ctr_offsets.data());
+  link.multi.cookies = 0;
+  if (!AskLink(link_fd, link)) return env.Null();
   path[sizeof path - 1] = '\0';
   const Napi::Object result = Napi::Object::New(env);
   result.Set("path", Napi::String::New(env, path));
   result.Set("fileOffsets", ToArray(env, offsets));
   result.Set("refCtrOffsets", ToArray(env, ref_ctr_offsets));
-  result.Set("pid", Napi::Number::New(env, link.pid));
-  result.Set("retprobe", Napi::Boolean::New(env, (link.flags & kUprobeMultiReturn) != 0));
+  result.Set("pid", Napi::Number::New(env, link.multi.pid));
+  result.Set("retprobe", Napi::Boolean::New(env, (link.multi.flags & kUprobeMultiReturn) != 0));
+  return result;
+}
+
+// The site of a link on a perf event, likewise.
+Napi::Value PerfUprobeInfo(Napi::Env env, int link_fd, LinkInfo link) {
+  if (link.type != kLinkPerfEvent || (link.perf.type != kPerfUprobe && link.perf.type != kPerfUretprobe)) return env.Null();
+  char path[PATH_MAX] = {};
+  link.perf.path = Pointer(path);
+  link.perf.path_size = sizeof path;
+  if (!AskLink(link_fd, link)) return env.Null();
+  path[sizeof path - 1] = '\0';
+  const Napi::Object result = Napi::Object::New(env);
+  result.Set("path", Napi::String::New(env, path));
+  result.Set("fileOffset", Napi::BigInt::New(env, static_cast<std::uint64_t>(link.perf.offset)));
+  result.Set("retprobe", Napi::Boolean::New(env, link.perf.type == kPerfUretprobe));
   return result;
 }
 
@@ -125,22 +162,24 @@ Napi::Value BpfLinkInfo(const Napi::CallbackInfo& info) {
   if (arguments.Failed()) return Napi::Value();
   GetId by_id{};
   by_id.id = id;
-  const Fd fd(static_cast<int>(Bpf(kLinkGetFdById, by_id)));
+  Fd fd(static_cast<int>(Bpf(kLinkGetFdById, by_id)));
   if (!fd.valid()) {
     if (errno == EPERM || errno == ENOSYS) return ThrowFailure(env, LastFailure("bpf(BPF_LINK_GET_FD_BY_ID)"));
     return env.Null();
   }
   LinkInfo link{};
-  ObjGetInfo question{};
-  question.bpf_fd = static_cast<std::uint32_t>(fd.get());
-  question.info_len = sizeof link;
-  question.info = Pointer(&link);
-  if (Bpf(kObjGetInfo, question) < 0) return ThrowFailure(env, LastFailure("bpf(BPF_OBJ_GET_INFO_BY_FD)"));
-  const Napi::Object result = Napi::Object::New(env);
-  result.Set("type", Napi::Number::New(env, link.type));
-  result.Set("progId", Napi::Number::New(env, link.prog_id));
-  result.Set("uprobeMulti", UprobeMultiInfo(env, fd.get(), link));
-  return result;
+  const bool answered = AskLink(fd.get(), link);
+  const Failure failure = LastFailure("bpf(BPF_OBJ_GET_INFO_BY_FD)");
+  Napi::Object result;
+  if (answered) {
+    result = Napi::Object::New(env);
+    result.Set("type", Napi::Number::New(env, link.type));
+    result.Set("progId", Napi::Number::New(env, link.prog_id));
+    result.Set("perfUprobe", PerfUprobeInfo(env, fd.get(), link));
+    result.Set("uprobeMulti", UprobeMultiInfo(env, fd.get(), link));
+  }
+  CloseInBackground(std::move(fd));
+  return answered ? result : ThrowFailure(env, failure);
 }
 
 }  // namespace

@@ -1,35 +1,35 @@
 /**
  * Looking at every counter of a process: what it reads, what is armed, who is known to hold it, and what that means.
  *
- * Nothing is written, and nothing is believed at first sight: a tracer that comes or goes changes the counter and the breakpoint one after the other, so what looks like a leak
- * is looked at until it stands still.
+ * Nothing is written, and nothing bad is believed at first sight. A tracer that comes or goes changes counter, breakpoint and what is listed of it one after the other, so it may look like
+ * a leak or like a breakpoint of nobody for a moment. What looks wrong is looked at again, and everybody asked anew, until it has looked the same for longer than
+ * a registration takes to go; what never stands still in the time that is given to it is *in transit*: somebody is at work there, and it is called `counted`, with what was last read.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { ElfFile } from '../elf/elf-file.js'
 import { readUsdtNotes } from '../elf/stapsdt.js'
 import { UprobeError } from '../errors.js'
-import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
-import { type Mapping, mappingsOf } from '../target/maps.js'
+import { counterAddress, type Mapping, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { resolveFiles } from '../target/resolve.js'
-import type { LeaseDirectory, LeaseFile } from './lease-directory.js'
-import { type CounterOwner, holdersOf, type KernelHolder } from './owners.js'
-import { counterPlaces, kernelFindsCounter } from './places.js'
-import { BREAKPOINT_BYTES, CLAIM, type FileCounter, inspectAt, type SharingSite } from './read.js'
-import { readSpace, type SpaceId, sameSpace } from './space.js'
+import type { KnownClaim, KnownOwners } from './known-owners.js'
+import { type CounterOwner, holdersOf } from './owners.js'
+import { besideCode, type CounterCopy } from './places.js'
+import { armedOffsets, BREAKPOINT_BYTES, CLAIM, type FileCounter, inspectAt, type SharingSite } from './read.js'
+import { readSpace, type SpaceId } from './space.js'
 
 /**
  * What is the matter with a counter: the first of these that applies.
- * - `unreachable`: it cannot be read, or lies where the kernel never finds it;
+ * - `unreachable`: it cannot be read, or it lies where the kernel never finds it and nobody has claimed it;
  * - `claimed`: bit 15 is set, and a living agent has a lease for it;
  * - `orphan-claim`: bit 15 is set, and the agent that had the lease is dead;
  * - `foreign-claim`: it reads 0x8000, and there is no lease;
  * - `underflow`: it is negative otherwise;
- * - `leaked-count`: it is larger than the number of its armed sites;
+ * - `leaked-count`: it is larger than what its armed sites account for;
  * - `stuck-breakpoint`: a site is armed, and nobody is known to hold it: a suspicion;
- * - `counted`: it is what the kernel counts; `idle`: it is 0, so that the probe is off. A site may be armed all the same, by a claim that is paused or a tracer that knows
- *   nothing of counters.
+ * - `counted`: it is what the kernel counts, or a tracer is coming or going at this moment;
+ * - `idle`: it is 0, so that the probe is off. A site may be armed all the same, by a claim that is paused or by a tracer that knows nothing of counters.
  */
 export type CounterState =
   | 'unreachable'
@@ -49,13 +49,13 @@ export interface CounterInfo {
   readonly path: string
   readonly provider: string
   readonly name: string
-  /** Address of the counter; `null` if it has none in this process. */
+  /** Address of the counter; `null` if the process does not map its code. */
   readonly address: bigint | null
   /** The 16 bits, unsigned; `null` if they cannot be read. */
   readonly value: number | null
   /** The low 15 bits; `null` if the value is negative without a claim, or cannot be read. */
   readonly kernelCount: number | null
-  /** Whether bit 15 is set on account of a lease. */
+  /** Whether bit 15 is set as a claim: of a living agent, of a dead one, or of somebody who is not known. While a claim is paused it is not, and `owners` names its agent. */
   readonly claimed: boolean
   /** Sites of the counter whose breakpoint is in, whoever put it there. */
   readonly armedSites: number
@@ -69,46 +69,51 @@ export interface InspectedCounter {
   readonly file: TargetFile
   readonly counter: FileCounter
   /** Names of all probes that share it. */
-  readonly names: ReadonlyArray<{ readonly provider: string; readonly name: string }>
+  readonly names: readonly ProbeName[]
   readonly address: bigint | null
   readonly value: number | null
+  /** Breakpoints at its sites, as the kernel counts them: what the value should be. */
+  readonly breakpoints: number
   readonly armedSites: number
   readonly claimed: boolean
   readonly owners: readonly CounterOwner[]
   readonly state: CounterState
 }
 
-/** What is known of the machine when a process is looked at. */
-export interface InspectContext {
-  readonly native: Native
-  readonly leases: readonly LeaseFile[]
-  readonly holders: readonly KernelHolder[]
+/** How a probe is named in its file. */
+export interface ProbeName {
+  readonly provider: string
+  readonly name: string
 }
 
-/** How often, and how far apart, something that looks wrong is looked at again. */
-const LOOKS = 5
-const LOOK_MS = 3
+/** Time between two looks at what looks wrong, and for how long it must look the same. To close a perf event takes the kernel about 0.1 s. */
+const LOOK_MS = 20
+const STEADY_MS = 160
+/** How long to wait for it to stand still. */
+const PATIENCE_MS = 1000
+
+/** States that a tracer which is just coming or going can look like. */
+const SUSPECT: ReadonlySet<CounterState> = new Set(['orphan-claim', 'foreign-claim', 'underflow', 'leaked-count', 'stuck-breakpoint'])
 
 /**
  * Looks at all counters of a process. Calls back with each file's counters while the file is open.
- * @throws {UprobeError} `ERR_UPROBE_TARGET_DENIED`, `ERR_UPROBE_LIMIT`
+ * @throws {UprobeError} `ERR_UPROBE_TARGET_DENIED`, `ERR_UPROBE_BPF_PERMISSION`, `ERR_UPROBE_LIMIT`
  */
 export async function inspectProcess(
-  context: InspectContext,
+  owners: KnownOwners,
   target: TargetProcess,
   onFile: (counters: readonly InspectedCounter[]) => void | Promise<void>,
 ): Promise<void> {
   const space = readSpace(target)
-  const files = await resolveFiles(context.native, null, [target])
+  const files = await resolveFiles(owners.native, null, [target])
   try {
     for (const { file } of files) {
       const counters = await countersOf(file)
       if (counters.length === 0) continue
       const all = await target.maps(true)
-      const view: View = { context, target, file, space, all, ofFile: mappingsOf(target.procDirectory, all, file.identity) }
-      const found: InspectedCounter[] = []
-      for (const each of counters) found.push(await inspectOne(view, each))
-      await onFile(found)
+      const view: View = { owners, target, file, space, ofFile: mappingsOf(target.procDirectory, all, file.identity) }
+      const places = counters.flatMap((named) => placesOf(named, all, view.ofFile))
+      await onFile(await settle(view, places))
     }
   } finally {
     for (const { file } of files) file.close()
@@ -135,23 +140,9 @@ export function toInfo(pid: number, inspected: InspectedCounter): CounterInfo[] 
   }))
 }
 
-/** The leases, or none where there is no directory. */
-export function leasesIn(directory: LeaseDirectory | null): readonly LeaseFile[] {
-  return directory === null ? [] : directory.list()
-}
-
 interface NamedCounter {
   readonly counter: FileCounter
-  readonly names: ReadonlyArray<{ readonly provider: string; readonly name: string }>
-}
-
-interface View {
-  readonly context: InspectContext
-  readonly target: TargetProcess
-  readonly file: TargetFile
-  readonly space: SpaceId | null
-  readonly all: readonly Mapping[]
-  readonly ofFile: readonly Mapping[]
+  readonly names: readonly ProbeName[]
 }
 
 /** All counters of a file. A mapped file that is no ELF file has none. */
@@ -163,7 +154,7 @@ async function countersOf(file: TargetFile): Promise<NamedCounter[]> {
     if (error instanceof UprobeError && error.code === 'ERR_UPROBE_BAD_ELF') return []
     throw error
   }
-  const counters = new Map<bigint, { counter: FileCounter & { sites: SharingSite[] }; names: Array<{ provider: string; name: string }> }>()
+  const counters = new Map<bigint, { counter: FileCounter & { sites: SharingSite[] }; names: ProbeName[] }>()
   for (const { semaphoreVaddr, refCtrOffset, provider, name, vaddr, fileOffset } of await readUsdtNotes(elf)) {
     if (semaphoreVaddr === null || fileOffset === null) continue
     let known = counters.get(semaphoreVaddr)
@@ -179,68 +170,166 @@ async function countersOf(file: TargetFile): Promise<NamedCounter[]> {
   return [...counters.values()]
 }
 
-async function inspectOne(view: View, named: NamedCounter): Promise<InspectedCounter> {
-  let seen = look(view, named)
-  for (let again = 1; again < LOOKS && isSuspect(seen.state); again++) {
-    await delay(LOOK_MS)
-    const next = look(view, named)
-    const steady = next.value === seen.value && next.armedSites === seen.armedSites && next.state === seen.state
-    seen = next
-    // What moves is in transit: it begins anew, as long as there is patience.
-    if (!steady && again === LOOKS - 1) return { ...next, state: 'counted' }
-  }
-  return seen
+/** A process that is looked at, and where it maps the file. */
+interface View {
+  readonly owners: KnownOwners
+  readonly target: TargetProcess
+  readonly file: TargetFile
+  readonly space: SpaceId | null
+  readonly ofFile: readonly Mapping[]
 }
 
-/** States that a tracer which is just coming or going can look like. */
-function isSuspect(state: CounterState): boolean {
-  return state === 'leaked-count' || state === 'stuck-breakpoint' || state === 'foreign-claim' || state === 'underflow'
+/** A counter in one copy of the file, and the mappings whose breakpoints count on it. */
+interface Place extends NamedCounter {
+  /** `null` if no copy of its code is mapped. */
+  readonly address: bigint | null
+  /** Whether the kernel counts here. */
+  readonly counted: boolean
+  readonly mappings: readonly Mapping[]
 }
 
-function look({ context, target, file, space, all, ofFile }: View, { counter, names }: NamedCounter): InspectedCounter {
-  const [place] = counterPlaces(all, ofFile, counter).places
-  const address = place?.address ?? null
-  const { value, armedSites, steady } = inspectAt(target, ofFile, address, counter.sites)
-  const leased = value === null || space === null ? null : claimOf(context.leases, space, address, value)
-  const claim = value !== null && (value & CLAIM) !== 0 ? leased : null
-  const fileOffsets = counter.sites.map((site) => site.fileOffset)
-  // Whoever has a lease keeps others away, also while its claim is paused.
-  const owners = [...(leased?.owners ?? []), ...holdersOf(context.holders, file.identity, fileOffsets, target.pid)]
-  const reachable = kernelFindsCounter(ofFile, counter)
-  const state = steady ? stateOf(value, armedSites, claim, owners.length > 0, reachable) : 'counted'
-  return { file, counter, names, address, value, armedSites, claimed: claim !== null, owners, state }
-}
-
-interface Claim {
-  readonly alive: boolean
-  readonly owners: readonly CounterOwner[]
-}
-
-/** The leases on a counter: for this very space, or, if it reads exactly 0x8000, one under which the process was forked. */
-function claimOf(leases: readonly LeaseFile[], space: SpaceId, address: bigint | null, value: number): Claim | null {
-  const matching = leases.filter(({ lease }) => {
-    if (lease === null || !lease.counters.some((counter) => counter.address === address)) return false
-    const { space: claimed } = lease.target
-    return sameSpace(claimed, space) || (value === CLAIM && claimed.fingerprint === space.fingerprint)
+/**
+ * A process may map a file more than once (dlmopen); each copy has a counter of its own. The kernel does not care: it counts every breakpoint of the file on the first mapping that it finds
+ * (`find_ref_ctr_vma`, kernel/events/uprobes.c).
+ */
+function placesOf({ counter, names }: NamedCounter, all: readonly Mapping[], ofFile: readonly Mapping[]): Place[] {
+  const { refCtrOffset } = counter
+  // An odd offset is refused (`uprobe_register`).
+  const byKernel = refCtrOffset === null || refCtrOffset % 2n !== 0n ? null : counterAddress(ofFile, refCtrOffset)
+  const copies = new Map<bigint, CounterCopy>()
+  for (const site of counter.sites) for (const copy of besideCode(all, ofFile, counter, site)) copies.set(copy.address, copy)
+  if (copies.size === 0) return [{ counter, names, address: null, counted: false, mappings: ofFile }]
+  return [...copies.values()].map(({ address, bias }) => {
+    const counted = address === byKernel
+    return { counter, names, address, counted, mappings: counted ? ofFile : ofFile.filter((mapping) => isOfCopy(mapping, counter, bias)) }
   })
-  if (matching.length === 0) return null
-  const alive = matching.filter(({ ownerAlive, released }) => ownerAlive && !released)
-  return {
-    alive: alive.length > 0,
-    owners: alive.flatMap(({ lease }) =>
-      lease === null ? [] : [{ pid: lease.owner.pid, comm: lease.owner.comm, kind: 'lease' as const }],
-    ),
+}
+
+/** Whether a mapping has code of a counter at the distance from the file that its copy has. */
+function isOfCopy({ start, fileOffset: first }: Mapping, { sites }: FileCounter, bias: bigint): boolean {
+  return sites.some(({ fileOffset, vaddr }) => start + fileOffset - first - vaddr === bias)
+}
+
+/** A counter that is looked at. */
+interface Looked {
+  readonly place: Place
+  reading: Reading
+  found: InspectedCounter
+  /** Since when it has stood still. */
+  sinceMs: number
+  settled: boolean
+}
+
+/** Looks at counters until none is suspect, or those that are have stood still for long enough. */
+async function settle(view: View, places: readonly Place[]): Promise<InspectedCounter[]> {
+  const startMs = performance.now()
+  const all = await Promise.all(
+    places.map(async (place): Promise<Looked> => {
+      const reading = read(view, place)
+      const found = await judge(view, place, reading)
+      return { place, reading, found, sinceMs: startMs, settled: !SUSPECT.has(found.state) }
+    }),
+  )
+  for (;;) {
+    const pending = all.filter(({ settled }) => !settled)
+    if (pending.length === 0) return all.map(({ found }) => found)
+    await delay(LOOK_MS)
+    const now = performance.now()
+    for (const one of pending) noteMotion(one, read(view, one.place))
+    const late = now - startMs > PATIENCE_MS
+    const ripe = late ? pending : pending.filter(({ sinceMs }) => now - sinceMs >= STEADY_MS)
+    if (ripe.length === 0) continue
+    // Whoever came meanwhile is in no old list. Asking walks through all of /proc, so it is done once for all of them, and last.
+    view.owners.forget()
+    for (const one of ripe) await believe(view, one, late)
   }
 }
 
-function stateOf(value: number | null, armedSites: number, claim: Claim | null, held: boolean, reachable: boolean): CounterState {
+function noteMotion(one: Looked, reading: Reading): void {
+  const { value, breakpoints } = one.reading
+  const same = reading.steady && reading.value === value && reading.breakpoints === breakpoints
+  one.reading = reading
+  if (!same) one.sinceMs = performance.now()
+}
+
+/** Asks anew about a suspect. It settles if it still looks the same, or does not look wrong any more, or there is no more time. */
+async function believe(view: View, one: Looked, late: boolean): Promise<void> {
+  const before = one.found
+  noteMotion(one, read(view, one.place))
+  const found = await judge(view, one.place, one.reading)
+  const same = found.state === before.state && found.value === before.value && found.breakpoints === before.breakpoints
+  const moved = !same || !one.reading.steady
+  if (moved) one.sinceMs = performance.now()
+  const suspect = SUSPECT.has(found.state)
+  one.found = late && moved && suspect ? { ...found, claimed: false, state: 'counted' } : found
+  one.settled = late || !moved || !suspect
+}
+
+/** What is in the memory of the process. */
+interface Reading {
+  readonly value: number | null
+  readonly breakpoints: number
+  /** Offsets in the file of the armed sites. */
+  readonly armed: readonly bigint[]
+  /** Whether two readings in a row were the same. */
+  readonly steady: boolean
+}
+
+function read({ target }: View, { counter, address, mappings }: Place): Reading {
+  const { value, armedSites: breakpoints, steady } = inspectAt(target, mappings, address, counter.sites)
+  return { value, breakpoints, armed: [...new Set(armedOffsets(target, mappings, counter.sites))], steady }
+}
+
+/** What a reading means, given everybody who is known. */
+async function judge(view: View, { counter, names, address, counted }: Place, reading: Reading): Promise<InspectedCounter> {
+  const { owners: known, target, file, space } = view
+  const { value, breakpoints, armed } = reading
+  const { startTime, pid } = target
+  const claim =
+    space === null || address === null || value === null ? null : known.claimOn({ space, startTime, file: file.identity, address, value })
+  const { owners, held } = armed.length === 0 ? NOBODY : holdersOf(await known.holders(), heldFile(view, pid), armed)
+  // Whoever has a lease has all the sites, also while its claim is paused.
+  const unheld = claim?.alive !== true && armed.some((site) => !held.has(site))
+  const state = stateOf({ value, breakpoints, claim, counted, unheld })
+  return {
+    file,
+    counter,
+    names,
+    address,
+    value,
+    breakpoints,
+    armedSites: armed.length,
+    claimed: state === 'claimed' || state === 'orphan-claim' || state === 'foreign-claim',
+    owners: [...(claim?.owners ?? []), ...owners],
+    state,
+  }
+}
+
+const NOBODY = { owners: [], held: new Set<bigint>() }
+
+function heldFile({ file, ofFile }: View, pid: number): Parameters<typeof holdersOf>[1] {
+  return { identity: file.identity, path: file.path, deleted: ofFile.some(({ deleted }) => deleted), pid }
+}
+
+interface Evidence {
+  readonly value: number | null
+  readonly breakpoints: number
+  readonly claim: KnownClaim | null
+  /** Whether the kernel counts here. */
+  readonly counted: boolean
+  /** Whether a site is armed that nobody is known to hold. */
+  readonly unheld: boolean
+}
+
+function stateOf({ value, breakpoints, claim, counted, unheld }: Evidence): CounterState {
   if (value === null) return 'unreachable'
-  if (claim !== null) return claim.alive ? 'claimed' : 'orphan-claim'
-  // Where the kernel never counts, what somebody else has written is still worth saying.
-  if (!reachable && value === 0) return 'unreachable'
+  const set = (value & CLAIM) !== 0
+  if (set && claim !== null) return claim.alive ? 'claimed' : 'orphan-claim'
   if (value === CLAIM) return 'foreign-claim'
-  if ((value & CLAIM) !== 0) return 'underflow'
-  if (value > armedSites) return 'leaked-count'
-  if (armedSites > 0 && !held) return 'stuck-breakpoint'
+  // Where the kernel never counts nothing can be expected, only claimed.
+  if (!counted) return 'unreachable'
+  if (set) return 'underflow'
+  if (value > breakpoints) return 'leaked-count'
+  if (unheld) return 'stuck-breakpoint'
   return value > 0 ? 'counted' : 'idle'
 }

@@ -1,144 +1,229 @@
 /**
- * Who else traces: what the kernel lists of uprobes that other processes hold.
+ * Who has registered uprobes: what the kernel lists of them, whichever tool they belong to.
  *
- * There are three lists, and none is complete: BPF links, whose sites the kernel tells; perf events with a BPF program, which are asked for by the process and descriptor that hold
- * them; and the events that were written into tracefs. A perf event without a program, as `perf stat` and `perf record` hold it, is in none of them.
+ * There are three lists, and none is complete:
+ *  - *BPF links*. Each says its kind and number in /proc/PID/fdinfo, and the kernel its file and sites: of a uprobe_multi link since Linux 6.8, of one on a perf event since 6.6;
+ *  - *perf events with a BPF program*, asked for by the process and descriptor that hold them (BPF_TASK_FD_QUERY, Linux 4.18);
+ *  - the events that were written into tracefs.
+ *
+ * A perf event without a program, as `perf stat` and `perf record` hold it, is in none of them; nor is a link that is pinned in a BPF file system and held by no process. So a
+ * breakpoint without an owner here may have one all the same.
+ *
+ * The kernel says for which file a registration is by its path, and paths mean different things to different processes. So a path is looked up wherever it may have been meant,
+ * and what counts is device and inode of what is found.
  */
-import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
+import { readdirSync, readlinkSync, statSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { isSystemCallError } from '../errors.js'
+import { ENOSYS, EPERM } from '../errno.js'
+import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
 import { type FileIdentity, sameFile } from '../target/maps.js'
 
 /** Somebody who holds a counter or a breakpoint. */
 export interface CounterOwner {
-  /** The process; 0 for an event in tracefs, which belongs to none. */
+  /** The process; 0 for an event in tracefs, which belongs to none. Of a lease: as its agent sees itself, in its own pid namespace. */
   readonly pid: number
   /** Name of the process, or of the event. */
   readonly comm: string
   /**
    * - `lease`: an agent of this package that has claimed the counter;
    * - `bpf-link`: a uprobe_multi link; `perf-event`: a perf event with a BPF program;
-   * - `uprobe-events`: an event in tracefs.
+   * - `uprobe-events`: an event in tracefs that is switched on.
    */
   readonly kind: 'lease' | 'bpf-link' | 'perf-event' | 'uprobe-events'
 }
 
 /** A registration that the kernel lists. */
 export interface KernelHolder extends CounterOwner {
-  readonly file: FileIdentity
+  /** The file, as the kernel names it. */
+  readonly path: string
   readonly fileOffsets: ReadonlySet<bigint>
   /** The process that it is for; `null` for every process, or if the kernel does not say. */
   readonly target: number | null
 }
 
+/** A file in a process, for whose sites holders are looked for. */
+export interface HeldFile {
+  readonly identity: FileIdentity
+  /** As the process's memory map names it. */
+  readonly path: string
+  readonly deleted: boolean
+  /** The process that maps it. */
+  readonly pid: number
+}
+
+/** How long the walk through /proc keeps the event loop at a time. */
 const SLICE_MS = 4
-/** BPF_LINK_TYPE_UPROBE_MULTI */
-const LINK_UPROBE_MULTI = 12
+/** How many descriptors of one process are looked at between two looks at the clock. */
+const SLICE_FDS = 64
 const TRACEFS = ['/sys/kernel/tracing', '/sys/kernel/debug/tracing']
 
-/** Everything that is listed, as far as our rights go: without CAP_SYS_PTRACE and CAP_SYS_ADMIN less is. */
+/**
+ * Everything that is listed. Walks through the descriptors of every process, in slices that leave the event loop free.
+ * @throws {UprobeError} `ERR_UPROBE_BPF_PERMISSION` if BPF may not be asked, so that nobody could be told from nobody known
+ */
 export async function kernelHolders(native: Native): Promise<KernelHolder[]> {
-  const holders: KernelHolder[] = uprobeEvents()
+  const holders = uprobeEvents()
   let sliceStart = performance.now()
+  const breathe = async (): Promise<void> => {
+    if (performance.now() - sliceStart <= SLICE_MS) return
+    await nextTurn()
+    sliceStart = performance.now()
+  }
   for (const name of listOrNone('/proc')) {
     if (!/^\d+$/.test(name)) continue
-    const pid = Number(name)
-    for (const fd of listOrNone(`/proc/${pid}/fd`)) {
-      const found = holderOf(native, pid, fd)
+    let looked = 0
+    for (const fd of listOrNone(`/proc/${name}/fd`)) {
+      const found = holderOf(native, Number(name), fd)
       if (found !== null) holders.push(found)
+      if (++looked % SLICE_FDS === 0) await breathe()
     }
-    if (performance.now() - sliceStart > SLICE_MS) {
-      await nextTurn()
-      sliceStart = performance.now()
-    }
+    await breathe()
   }
   return holders
 }
 
-/** Those of the holders that have one of the sites in a process. */
-export function holdersOf(
-  holders: readonly KernelHolder[],
-  file: FileIdentity,
-  fileOffsets: readonly bigint[],
-  pid: number,
-): CounterOwner[] {
-  return holders
-    .filter(
-      (one) => sameFile(one.file, file) && (one.target === null || one.target === pid) && fileOffsets.some((at) => one.fileOffsets.has(at)),
-    )
-    .map(({ pid: holder, comm, kind }) => ({ pid: holder, comm, kind }))
-}
-
-function holderOf(native: Native, pid: number, fd: string): KernelHolder | null {
-  const link = linkOrNull(`/proc/${pid}/fd/${fd}`)
-  if (link === 'anon_inode:[perf_event]') return perfEvent(native, pid, Number(fd))
-  // The name had brackets before Linux 6.x, and has a hyphen or an underscore.
-  if (link !== null && /^anon_inode:\[?bpf[-_]link\]?$/.test(link)) return bpfLink(native, pid, fd)
-  return null
-}
-
-function perfEvent(native: Native, pid: number, fd: number): KernelHolder | null {
-  const info = native.bpfTaskFdQuery(pid, fd)
-  if (info === null || info.kind === 'other') return null
-  const file = identityOf(pid, info.path)
-  return file === null ? null : { pid, comm: commOf(pid), kind: 'perf-event', file, fileOffsets: new Set([info.fileOffset]), target: null }
-}
-
-function bpfLink(native: Native, pid: number, fd: string): KernelHolder | null {
-  const id = /^link_id:\s*(\d+)$/m.exec(readTextOrNull(`/proc/${pid}/fdinfo/${fd}`) ?? '')?.[1]
-  const info = id === undefined ? null : native.bpfLinkInfo(Number(id))
-  if (info?.type !== LINK_UPROBE_MULTI || info.uprobeMulti === null) return null
-  const { path, fileOffsets, pid: target } = info.uprobeMulti
-  const file = identityOf(pid, path)
-  return file === null
-    ? null
-    : { pid, comm: commOf(pid), kind: 'bpf-link', file, fileOffsets: new Set(fileOffsets), target: target === 0 ? null : target }
+/** Who holds the sites of a file in a process. */
+export interface SiteHolders {
+  /** Each once, however many registrations it has. */
+  readonly owners: readonly CounterOwner[]
+  /** Those of the sites that have a holder. */
+  readonly held: ReadonlySet<bigint>
 }
 
 /**
- * The file that a process meant by a path. Of a perf event the kernel keeps the path as it was given, which for this package is that of a descriptor of the process
- * itself.
+ * Finds the holders of sites.
+ * @param armed - offsets in the file of the sites whose breakpoint is in; where none is, nobody holds anything in this process
  */
-function identityOf(pid: number, path: string): FileIdentity | null {
-  const descriptor = /^\/proc\/self\/fd\/(\d+)$/.exec(path)?.[1]
-  const real = path.replace(/ \(deleted\)$/, '')
-  return identityOrNull(descriptor === undefined ? `/proc/${pid}/root${real}` : `/proc/${pid}/fd/${descriptor}`)
+export function holdersOf(holders: readonly KernelHolder[], file: HeldFile, armed: readonly bigint[]): SiteHolders {
+  const owners = new Map<string, CounterOwner>()
+  const held = new Set<bigint>()
+  for (const holder of holders) {
+    const { pid, comm, kind, fileOffsets, target } = holder
+    if (target !== null && target !== file.pid) continue
+    const sites = armed.filter((offset) => fileOffsets.has(offset))
+    if (sites.length === 0 || !isFor(holder, file)) continue
+    for (const site of sites) held.add(site)
+    owners.set(`${pid} ${kind} ${comm}`, { pid, comm, kind })
+  }
+  return { owners: [...owners.values()], held }
 }
 
+const PERF_EVENT = 'anon_inode:[perf_event]'
+/** A link that was made by one call has another name than one that was opened by its number (`bpf_link_prime` and `bpf_link_new_fd`, kernel/bpf/syscall.c). */
+const BPF_LINK = /^anon_inode:\[?bpf[-_]link\]?$/
+
+/** `link_type` of links that may have uprobes; names as kernels of different ages write them (`bpf_link_show_fdinfo`, kernel/bpf/syscall.c). */
+const UPROBE_LINKS: ReadonlySet<string> = new Set(['uprobe_multi', 'uretprobe_multi', 'perf', 'perf_event'])
+
+function holderOf(native: Native, pid: number, fd: string): KernelHolder | null {
+  const link = linkOrNull(`/proc/${pid}/fd/${fd}`)
+  if (link === PERF_EVENT) return perfEvent(native, pid, Number(fd))
+  return link !== null && BPF_LINK.test(link) ? bpfLink(native, pid, fd) : null
+}
+
+function perfEvent(native: Native, pid: number, fd: number): KernelHolder | null {
+  const info = asked(() => native.bpfTaskFdQuery(pid, fd))
+  if (info === null || info.kind === 'other') return null
+  return { pid, comm: commOf(pid), kind: 'perf-event', path: info.path, fileOffsets: new Set([info.fileOffset]), target: null }
+}
+
+function bpfLink(native: Native, pid: number, fd: string): KernelHolder | null {
+  const about = readTextOrNull(`/proc/${pid}/fdinfo/${fd}`) ?? ''
+  const type = /^link_type:\s*(\S+)$/m.exec(about)?.[1]
+  const id = /^link_id:\s*(\d+)$/m.exec(about)?.[1]
+  // A machine has many links, on control groups above all, that are none of our business.
+  if (id === undefined || type === undefined || !UPROBE_LINKS.has(type)) return null
+  const info = asked(() => native.bpfLinkInfo(Number(id)))
+  if (info === null) return null
+  const { uprobeMulti, perfUprobe } = info
+  if (perfUprobe !== null) {
+    const { path, fileOffset } = perfUprobe
+    return { pid, comm: commOf(pid), kind: 'perf-event', path, fileOffsets: new Set([fileOffset]), target: null }
+  }
+  if (uprobeMulti === null) return null
+  const { path, fileOffsets, pid: target } = uprobeMulti
+  return { pid, comm: commOf(pid), kind: 'bpf-link', path, fileOffsets: new Set(fileOffsets), target: target === 0 ? null : target }
+}
+
+/** What the kernel answers about BPF; without the right to ask, nothing can be said of anybody. */
+function asked<T>(question: () => T): T {
+  try {
+    return question()
+  } catch (error) {
+    const errno = errnoOf(error)
+    if (errno !== EPERM && errno !== ENOSYS) throw error
+    throw new UprobeError(
+      'ERR_UPROBE_BPF_PERMISSION',
+      'The kernel may not be asked who holds breakpoints: that takes CAP_SYS_ADMIN, and a container runtime that lets bpf(2) pass. Run as root on the host.',
+      { cause: error, errno, syscall: 'bpf' },
+    )
+  }
+}
+
+/** `p:GROUP/NAME PATH:0xOFFSET(0xCOUNTER) ARGUMENTS`, `r` for the return (`trace_uprobe_show`, kernel/trace/trace_uprobe.c). */
 const EVENT = /^[pr]\d*:(\S+) (.+):0x([0-9a-f]+)(?:\(0x[0-9a-f]+\))?(?: |$)/
 
-function uprobeEvents(): KernelHolder[] {
-  const root = TRACEFS.find((path) => readTextOrNull(`${path}/uprobe_events`) !== null)
-  const text = root === undefined ? null : readTextOrNull(`${root}/uprobe_events`)
-  return (text ?? '').split('\n').flatMap((line) => {
+/** The events of a text as tracefs gives it, with their names. */
+export function parseUprobeEvents(text: string): Array<{ event: string; path: string; fileOffset: bigint }> {
+  return text.split('\n').flatMap((line) => {
     const [, event, path, offset] = EVENT.exec(line) ?? []
-    if (event === undefined || path === undefined || offset === undefined) return []
-    // Written down is not yet in the target.
-    if (readTextOrNull(`${root}/events/${event}/enable`)?.trim() === '0') return []
-    const file = identityOrNull(path)
-    return file === null
-      ? []
-      : [{ pid: 0, comm: event, kind: 'uprobe-events' as const, file, fileOffsets: new Set([BigInt(`0x${offset}`)]), target: null }]
+    return event === undefined || path === undefined || offset === undefined ? [] : [{ event, path, fileOffset: BigInt(`0x${offset}`) }]
   })
 }
 
-function identityOrNull(path: string): FileIdentity | null {
+/** Events that are switched on. One that is only written down has no breakpoint; one that `perf` uses is not switched on, and cannot be told from it. */
+function uprobeEvents(): KernelHolder[] {
+  for (const root of TRACEFS) {
+    const text = readTextOrNull(`${root}/uprobe_events`)
+    if (text === null) continue
+    return parseUprobeEvents(text)
+      .filter(({ event }) => readTextOrNull(`${root}/events/${event}/enable`)?.startsWith('1'))
+      .map(({ event, path, fileOffset }) => ({
+        pid: 0,
+        comm: event,
+        kind: 'uprobe-events',
+        path,
+        fileOffsets: new Set([fileOffset]),
+        target: null,
+      }))
+  }
+  return []
+}
+
+const DELETED = ' (deleted)'
+
+/** Whether a registration is for a file. */
+function isFor({ pid, path }: KernelHolder, file: HeldFile): boolean {
+  if (meanings(pid, path, file.pid).some((meaning) => isFile(meaning, file.identity))) return true
+  // The name of a file that was deleted leads nowhere; that the process's memory map has the same one is what can be known.
+  return file.deleted && path === `${file.path}${DELETED}`
+}
+
+/**
+ * What a path may mean: of a perf event the kernel keeps what its maker wrote, for this package the name of a descriptor; of a link it makes a name that begins at our root, or at
+ * that of the mount namespace that the file is in.
+ */
+function meanings(holder: number, path: string, target: number): string[] {
+  const own = /^\/proc\/(?:self|thread-self)(\/.*)$/.exec(path)?.[1]
+  if (own !== undefined) return [`/proc/${holder}${own}`]
+  const targets = `/proc/${target}/root`
+  if (holder === 0) return [path, `${targets}${path}`]
+  return path.startsWith('/') ? [path, `/proc/${holder}/root${path}`, `${targets}${path}`] : [`/proc/${holder}/cwd/${path}`]
+}
+
+function isFile(path: string, identity: FileIdentity): boolean {
   try {
     const stat = statSync(path, { bigint: true, throwIfNoEntry: false })
-    return stat === undefined ? null : { device: stat.dev, inode: stat.ino }
+    return stat !== undefined && sameFile({ device: stat.dev, inode: stat.ino }, identity)
   } catch (error) {
-    return noneIfRefused(error, null)
+    return noneIfRefused(error, false)
   }
 }
 
 function commOf(pid: number): string {
-  try {
-    return readFileSync(`/proc/${pid}/comm`, 'utf8').trimEnd()
-  } catch (error) {
-    return noneIfRefused(error, '?')
-  }
+  return readTextOrNull(`/proc/${pid}/comm`)?.replace(/\n$/, '') ?? '?'
 }
 
 function listOrNone(path: string): string[] {

@@ -62,9 +62,12 @@ export function counterPlaces(all: readonly Mapping[], ofFile: readonly Mapping[
   return { places, problem: candidates.length > 0 ? 'read-only' : 'lost' }
 }
 
-interface Candidate {
+/** A counter beside one copy of its code, writable or not. */
+export interface CounterCopy {
   readonly address: bigint
   readonly mapping: Mapping
+  /** How far everything in this copy lies from its virtual address in the file. */
+  readonly bias: bigint
 }
 
 /**
@@ -72,7 +75,7 @@ interface Candidate {
  * offset: where the last page of one segment and the first of the next are one page of the file, the same offset is mapped twice, and only one of the two is what the
  * program looks at.
  */
-function besideCode(all: readonly Mapping[], ofFile: readonly Mapping[], counter: FileCounter, site: SharingSite): Candidate[] {
+export function besideCode(all: readonly Mapping[], ofFile: readonly Mapping[], counter: FileCounter, site: SharingSite): CounterCopy[] {
   return ofFile
     .filter((mapping) => mapping.executable && covers(mapping, site.fileOffset))
     .flatMap((code) => {
@@ -83,7 +86,7 @@ function besideCode(all: readonly Mapping[], ofFile: readonly Mapping[], counter
       const ofProgram =
         ofFile.some((m) => m.start === mapping.start) ||
         (isAnonymous(mapping) && counter.anonymousStart !== null && mapping.start >= bias + counter.anonymousStart)
-      return ofProgram ? [{ address, mapping }] : []
+      return ofProgram ? [{ address, mapping, bias }] : []
     })
 }
 

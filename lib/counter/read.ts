@@ -1,8 +1,8 @@
 /**
  * Reading counters in a target, and what the kernel should have made of them.
  *
- * The kernel adds 1 when it writes a breakpoint into an address space, once for each uprobe that carries this counter, however many tracers share it
- * (`update_ref_ctr` in `install_breakpoint`, kernel/events/uprobes.c). So the expected value in a process is the number of
+ * The kernel adds 1 when it writes a breakpoint, once for each uprobe that carries this counter and each mapping of its instruction, however many tracers share it
+ * (`update_ref_ctr` in `uprobe_write_opcode`, kernel/events/uprobes.c). So the expected value in a process is the number of
  * its sites of this counter that are armed; whether a site is armed shows in its bytes, which differ from those of the file.
  */
 import { codeAddress, counterAddress, type Mapping } from '../target/maps.js'
@@ -17,7 +17,7 @@ export interface CounterReading {
   readonly address: bigint | null
   /** The 16 bits, unsigned; `null` if they could not be read. */
   readonly value: number | null
-  /** Sites of this counter whose breakpoint is in, whoever put it there. */
+  /** Sites of this counter whose breakpoint is in, whoever put it there; each as often as the process maps it with one ({@link armedOffsets}), as the kernel counts. */
   readonly armedSites: number
   /** Whether two readings in a row were the same; otherwise somebody was just coming or going. */
   readonly steady: boolean
@@ -32,6 +32,21 @@ export function isArmed(target: Memory, mappings: readonly Mapping[], fileOffset
   if (address === null) return null
   const bytes = target.readMemory(address, BREAKPOINT_BYTES)
   return bytes === null ? null : !bytes.equals(original.subarray(0, BREAKPOINT_BYTES))
+}
+
+/**
+ * Where breakpoints are in, as offsets in the file: a site once for each mapping that has it. The kernel puts a breakpoint into every private mapping of the code that is not writable,
+ * also where nobody executes it (a program that maps its own file to read its symbols), and counts each (`valid_vma` and `uprobe_write_opcode`, kernel/events/uprobes.c).
+ */
+export function armedOffsets(target: Memory, mappings: readonly Mapping[], sites: readonly CounterSite[]): bigint[] {
+  const eligible = mappings.filter(({ shared, writable }) => !shared && !writable)
+  return sites.flatMap(({ fileOffset, original }) =>
+    eligible.flatMap(({ start, end, fileOffset: first }) => {
+      if (fileOffset < first || fileOffset - first >= end - start) return []
+      const bytes = target.readMemory(start + fileOffset - first, BREAKPOINT_BYTES)
+      return bytes === null || bytes.equals(original.subarray(0, BREAKPOINT_BYTES)) ? [] : [fileOffset]
+    }),
+  )
 }
 
 /** The 16-bit counter at an address; `null` if it cannot be read. Both supported architectures are little-endian. */
@@ -94,7 +109,7 @@ export function inspectAt(
   let last: CounterReading = { address, value: null, armedSites: -1, steady: false }
   for (let reading = 0; reading < READINGS && !last.steady; reading++) {
     const before = address === null ? null : readCounter(target, address)
-    const armedSites = sites.filter((site) => isArmed(target, mappings, site.fileOffset, site.original) === true).length
+    const armedSites = armedOffsets(target, mappings, sites).length
     const value = address === null ? null : readCounter(target, address)
     last = { address, value, armedSites, steady: before === value && last.value === value && last.armedSites === armedSites }
   }

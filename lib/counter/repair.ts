@@ -90,10 +90,10 @@ export async function repairCounter(context: RepairContext, inspected: Inspected
 }
 
 async function attempt(context: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
-  const { value, armedSites, state } = inspected
+  const { value, breakpoints, state } = inspected
   const debuggerPid = tracerOf(context.target)
   if (debuggerPid !== 0) return left(value, `process ${debuggerPid} debugs this one, and a debugger may be the reason; end it first`)
-  if (context.dryRun) return { after: expectedAfter(inspected), applied: false, note: intention(state, value ?? 0, armedSites) }
+  if (context.dryRun) return { after: expectedAfter(inspected), applied: false, note: intention(state, value ?? 0, breakpoints) }
   try {
     switch (state) {
       case 'foreign-claim':
@@ -115,9 +115,9 @@ function left(value: number | null, note: string): Outcome {
   return { after: value, applied: false, note }
 }
 
-function expectedAfter({ state, value, armedSites }: InspectedCounter): number | null {
+function expectedAfter({ state, value, breakpoints }: InspectedCounter): number | null {
   if (state === 'foreign-claim') return 0
-  if (state === 'leaked-count') return armedSites
+  if (state === 'leaked-count') return breakpoints
   // Breakpoints without a holder come out, and with them their count.
   return state === 'underflow' ? 0 : value
 }

@@ -95,7 +95,7 @@ test('claimed by an agent, which is named; switched off while it is paused; orph
 })
 
 for (const [value, wanted] of [
-  [0x8000, [0x8000, null, false, 0, 'foreign-claim']],
+  [0x8000, [0x8000, 0, true, 0, 'foreign-claim']],
   [0x8001, [0x8001, null, false, 0, 'underflow']],
   [0xffff, [0xffff, null, false, 0, 'underflow']],
   [3, [3, 3, false, 0, 'leaked-count']],
