@@ -2,8 +2,8 @@
 // their ids. A link on a perf event tells its site since Linux 6.6 (commit 1b715e1b0ec5), a uprobe_multi link since 6.8 (commit e56fdbfb06e2). What has no BPF
 // program, as `perf stat`, is listed nowhere.
 //
-// Asking takes a reference for a moment. If the owner closes at the same moment, ours is the last one, and letting go of it takes the probe out of its targets: with a link that is done
-// by the closing thread; with an event the kernel does it when the question returns.
+// Asking takes a reference for a moment. If the owner closes at the same moment, ours is the last one, and letting go of it takes the probe out of its targets. So both are let go
+// of where SIGKILL does not cut that short (apart.h), and as soon as may be.
 
 #include "bpf_query.h"
 
@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "apart.h"
 #include "arguments.h"
-#include "closer.h"
 #include "errors.h"
 #include "fd.h"
 
@@ -89,7 +89,8 @@ Napi::Value BpfTaskFdQuery(const Napi::CallbackInfo& info) {
   query.fd = static_cast<std::uint32_t>(fd);
   query.buf_len = sizeof path;
   query.buf = Pointer(path);
-  if (Bpf(kTaskFdQuery, query) < 0) {
+  // The kernel lets go of the descriptor's file when the call returns.
+  if (RunApart(SYS_bpf, {kTaskFdQuery, Argument(&query), sizeof query}) < 0) {
     // ENOTSUPP (524) or EINVAL: a descriptor of another kind, or without a program; ENOENT, ESRCH, EBADF: the process or the descriptor is gone.
     if (errno == EPERM || errno == ENOSYS) return ThrowFailure(env, LastFailure("bpf(BPF_TASK_FD_QUERY)"));
     return env.Null();
@@ -178,7 +179,7 @@ Napi::Value BpfLinkInfo(const Napi::CallbackInfo& info) {
     result.Set("perfUprobe", PerfUprobeInfo(env, fd.get(), link));
     result.Set("uprobeMulti", UprobeMultiInfo(env, fd.get(), link));
   }
-  CloseInBackground(std::move(fd));
+  RunApart(SYS_close, {fd.Release()});
   return answered ? result : ThrowFailure(env, failure);
 }
 

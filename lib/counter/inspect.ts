@@ -227,24 +227,39 @@ async function settle(view: View, places: readonly Place[]): Promise<InspectedCo
     places.map(async (place): Promise<Looked> => {
       const reading = read(view, place)
       const found = await judge(view, place, reading)
-      return { place, reading, found, sinceMs: startMs, settled: !SUSPECT.has(found.state) }
+      return { place, reading, found, sinceMs: performance.now(), settled: !SUSPECT.has(found.state) }
     }),
   )
   for (;;) {
     const pending = all.filter(({ settled }) => !settled)
     if (pending.length === 0) return all.map(({ found }) => found)
     await delay(LOOK_MS)
-    const now = performance.now()
-    for (const one of pending) noteMotion(one, read(view, one.place))
-    const late = now - startMs > PATIENCE_MS
-    const ripe = late ? pending : pending.filter(({ sinceMs }) => now - sinceMs >= STEADY_MS)
-    if (ripe.length === 0) continue
+    for (const one of pending) await lookAgain(view, one)
+    const ripe = pending.filter(({ settled, sinceMs }) => !settled && performance.now() - sinceMs >= STEADY_MS)
     // Whoever came meanwhile is in no old list. Asking walks through all of /proc, so it is done once for all of them, and last.
-    view.owners.forget()
-    for (const one of ripe) await believe(view, one, late)
+    if (ripe.length > 0) view.owners.forget()
+    for (const one of ripe) {
+      const before = one.sinceMs
+      await lookAgain(view, one)
+      // Whoever was asked may have left while others were asked.
+      if (!one.settled) noteMotion(one, read(view, one.place))
+      if (one.sinceMs === before) one.settled = true
+    }
+    if (performance.now() - startMs <= PATIENCE_MS) continue
+    for (const one of pending) if (!one.settled) Object.assign(one, { found: inTransit(one.found), settled: true })
   }
 }
 
+/** Looks at a suspect again. It settles if nothing looks wrong any more. */
+async function lookAgain(view: View, one: Looked): Promise<void> {
+  noteMotion(one, read(view, one.place))
+  const before = one.found.state
+  one.found = await judge(view, one.place, one.reading)
+  if (one.found.state !== before) one.sinceMs = performance.now()
+  one.settled = !SUSPECT.has(one.found.state)
+}
+
+/** Takes a new reading; if it is another one, the time in which it has to stand still begins anew. */
 function noteMotion(one: Looked, reading: Reading): void {
   const { value, breakpoints } = one.reading
   const same = reading.steady && reading.value === value && reading.breakpoints === breakpoints
@@ -252,17 +267,9 @@ function noteMotion(one: Looked, reading: Reading): void {
   if (!same) one.sinceMs = performance.now()
 }
 
-/** Asks anew about a suspect. It settles if it still looks the same, or does not look wrong any more, or there is no more time. */
-async function believe(view: View, one: Looked, late: boolean): Promise<void> {
-  const before = one.found
-  noteMotion(one, read(view, one.place))
-  const found = await judge(view, one.place, one.reading)
-  const same = found.state === before.state && found.value === before.value && found.breakpoints === before.breakpoints
-  const moved = !same || !one.reading.steady
-  if (moved) one.sinceMs = performance.now()
-  const suspect = SUSPECT.has(found.state)
-  one.found = late && moved && suspect ? { ...found, claimed: false, state: 'counted' } : found
-  one.settled = late || !moved || !suspect
+/** What is said of a counter that never stands still: somebody is counting on it, and what was read last means nothing. */
+function inTransit(found: InspectedCounter): InspectedCounter {
+  return { ...found, claimed: false, state: 'counted' }
 }
 
 /** What is in the memory of the process. */
