@@ -55,8 +55,6 @@ export interface HeldFile {
 
 /** How long the walk through /proc keeps the event loop at a time. */
 const SLICE_MS = 4
-/** How many descriptors of one process are looked at between two looks at the clock. */
-const SLICE_FDS = 64
 const TRACEFS = ['/sys/kernel/tracing', '/sys/kernel/debug/tracing']
 
 /**
@@ -66,20 +64,15 @@ const TRACEFS = ['/sys/kernel/tracing', '/sys/kernel/debug/tracing']
 export async function kernelHolders(native: Native): Promise<KernelHolder[]> {
   const holders = uprobeEvents()
   let sliceStart = performance.now()
-  const breathe = async (): Promise<void> => {
-    if (performance.now() - sliceStart <= SLICE_MS) return
-    await nextTurn()
-    sliceStart = performance.now()
-  }
   for (const name of listOrNone('/proc')) {
     if (!/^\d+$/.test(name)) continue
-    let looked = 0
     for (const fd of listOrNone(`/proc/${name}/fd`)) {
       const found = holderOf(native, Number(name), fd)
       if (found !== null) holders.push(found)
-      if (++looked % SLICE_FDS === 0) await breathe()
+      if (performance.now() - sliceStart <= SLICE_MS) continue
+      await nextTurn()
+      sliceStart = performance.now()
     }
-    await breathe()
   }
   return holders
 }
