@@ -34,7 +34,8 @@ function complaint(error) {
 export class Packages {
   #directory
   #config
-  #what
+  /** How it is called in messages. */
+  name
   #fresh = false
 
   /**
@@ -45,7 +46,7 @@ export class Packages {
   constructor(directory, architecture, suite) {
     if (!existsSync(KEYRING)) throw new Error(`there is no ${KEYRING}: guests need the package debian-archive-keyring`)
     const archive = mirror()
-    this.#what = `${archive} ${suite} (${architecture})`
+    this.name = `${archive} ${suite} (${architecture})`
     this.#directory = join(directory, `apt-${architecture}-${suite}`)
     this.#config = join(this.#directory, 'apt.conf')
     for (const name of ['state/lists/partial', 'cache/archives/partial', 'roots', 'empty'])
@@ -86,35 +87,29 @@ export class Packages {
     try {
       this.#run(this.#directory, 'apt-get', 'update')
     } catch (error) {
-      throw new Error(`the list of packages of ${this.#what} could not be fetched:\n${complaint(error)}`)
+      throw new Error(`the list of packages of ${this.name} could not be fetched:\n${complaint(error)}`)
     }
     this.#fresh = true
   }
 
-  /** Name of the newest package that matches. */
-  newest(pattern) {
-    const listed = list(join(this.#directory, 'state/lists')).some((name) => name.endsWith('_Packages'))
-    if (!listed) this.#update()
+  /** Names of packages that match. */
+  names(pattern) {
+    if (!list(join(this.#directory, 'state/lists')).some((name) => name.endsWith('_Packages'))) this.#update()
     const names = this.#run(this.#directory, 'apt-cache', 'pkgnames').split('\n')
-    const name = names
-      .filter((candidate) => pattern.test(candidate))
-      .sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))
-      .at(-1)
-    if (name === undefined) throw new Error(`no package of ${this.#what} matches ${pattern}`)
-    return name
+    return names.filter((name) => pattern.test(name))
   }
 
   /** Fetches and unpacks a package; returns the folder of its files. */
   unpack(name) {
     const root = join(this.#directory, 'roots', name)
     if (existsSync(root)) return root
-    this.newest(/^dpkg$/)
+    this.names(/^$/)
     const making = join(this.#directory, 'making')
     rmSync(making, { recursive: true, force: true })
     mkdirSync(making)
     this.#download(making, name)
     const file = readdirSync(making).find((candidate) => candidate.endsWith('.deb'))
-    if (file === undefined) throw new Error(`apt-get fetched no ${name} from ${this.#what}`)
+    if (file === undefined) throw new Error(`apt-get fetched no ${name} from ${this.name}`)
     execFileSync('dpkg-deb', ['-x', join(making, file), join(making, 'root')])
     // What is there under its name is complete.
     renameSync(join(making, 'root'), root)
@@ -127,24 +122,36 @@ export class Packages {
       this.#run(directory, 'apt-get', 'download', name)
     } catch (error) {
       // A list that was kept from an earlier run names packages that the archive has replaced meanwhile.
-      if (this.#fresh) throw new Error(`${name} could not be fetched from ${this.#what}:\n${complaint(error)}`)
+      if (this.#fresh) throw new Error(`${name} could not be fetched from ${this.name}:\n${complaint(error)}`)
       this.#update()
       this.#download(directory, name)
     }
   }
 }
 
-/** The image of the newest kernel whose package's name matches, and its version. */
-export function kernelOf(packages, pattern) {
-  const name = packages.newest(pattern)
-  const files = packages.unpack(name)
+/**
+ * The image of a kernel.
+ * @param suites - where to look for it; the newest of all is taken
+ * @param pattern - what the name of its package matches
+ */
+export function kernelOf(suites, pattern) {
+  const found = suites.flatMap((packages) => packages.names(pattern).map((name) => ({ packages, name })))
+  // Behind a plus sign is the name of Debian's release, which says nothing of the kernel's age.
+  const age = ({ name }) => name.replace(/\+.*/, '')
+  const newest = found.sort((a, b) => age(a).localeCompare(age(b), 'en', { numeric: true })).at(-1)
+  if (newest === undefined) throw new Error(`no package of ${suites.map(({ name }) => name).join(' or ')} matches ${pattern}`)
+  // Some packages have the image in another one.
+  const image =
+    imageIn(newest.packages.unpack(newest.name)) ?? imageIn(newest.packages.unpack(newest.name.replace('linux-image', 'linux-binary')))
+  if (image === undefined) throw new Error(`${newest.name} holds no kernel`)
+  return image
+}
+
+function imageIn(files) {
   const folders = ['boot', ...list(join(files, 'usr/lib/modules')).map((version) => `usr/lib/modules/${version}`)]
   for (const folder of folders) {
     const image = list(join(files, folder)).find((file) => file.startsWith('vmlinuz'))
     if (image !== undefined) return join(files, folder, image)
   }
-  // Some packages have the image in another one.
-  const binary = name.replace('linux-image', 'linux-binary')
-  if (binary === name) throw new Error(`${name} holds no kernel`)
-  return kernelOf(packages, new RegExp(`^${binary.replace(/[.+]/g, '\\$&')}$`))
+  return undefined
 }

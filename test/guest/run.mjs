@@ -20,6 +20,8 @@ import { boot } from './machine.mjs'
 import { kernelOf, Packages } from './packages.mjs'
 
 const LIMIT_MS = 20 * 60_000
+/** Where programs and libraries of guests come from. */
+const PROGRAMS_SUITE = 'trixie'
 
 const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))))
 const cache = process.env.UPROBE_GUEST_CACHE ?? join(tmpdir(), 'uprobe-guests')
@@ -70,16 +72,24 @@ function prepare(names, tests, work) {
   }
   const kernels = new Map(
     names.map((name) => {
-      const { architecture, suite, kernel } = GUESTS[name]
-      return [name, timed(`kernel of ${name}`, () => kernelOf(packagesOf(architecture, suite), kernel))]
+      const { architecture, suites, kernel } = GUESTS[name]
+      return [
+        name,
+        timed(`kernel of ${name}`, () =>
+          kernelOf(
+            suites.map((suite) => packagesOf(architecture, suite)),
+            kernel,
+          ),
+        ),
+      ]
     }),
   )
   const images = new Map()
   for (const name of names) {
-    const { architecture, suite } = GUESTS[name]
+    const { architecture } = GUESTS[name]
     if (images.has(architecture)) continue
     const image = join(work, `${architecture}.cpio`)
-    const packages = packagesOf(architecture, suite)
+    const packages = packagesOf(architecture, PROGRAMS_SUITE)
     const targets = join(work, `targets-${architecture}`)
     const make = () => makeImage({ root, cache, packages, architecture, compiled, tests, work: targets })
     writeFileSync(image, timed(`image of ${architecture}`, make))
@@ -102,8 +112,10 @@ async function main() {
   const names = Object.keys(GUESTS).filter((name) => words.length === 0 || words.includes(name))
   const unknown = words.filter((word) => !(word in GUESTS))
   const filter = option('tests')
-  const files = guestTests(root).filter((file) => filter === undefined || file.includes(filter))
-  if (unknown.length > 0 || files.length === 0) {
+  const tests = Object.fromEntries(
+    names.map((name) => [name, guestTests(root, name).filter((file) => filter === undefined || file.includes(filter))]),
+  )
+  if (unknown.length > 0 || names.every((name) => tests[name].length === 0)) {
     console.error(`no such guest or test; there are ${Object.keys(GUESTS).join(', ')}`)
     return 2
   }
@@ -111,7 +123,7 @@ async function main() {
   mkdirSync(cache, { recursive: true })
   const work = mkdtempSync(join(cache, 'run-'))
   try {
-    const { kernels, images } = prepare(names, Object.fromEntries(names.map((name) => [name, files])), work)
+    const { kernels, images } = prepare(names, tests, work)
     const results = new Map()
     await eachOf(names, jobs, async (name) => {
       const { architecture, lacks } = GUESTS[name]
@@ -130,8 +142,10 @@ async function main() {
       results.set(name, { ...result, seconds: (performance.now() - begin) / 1000 })
     })
     for (const name of names) {
-      const { passed, failed, skipped, wrong, seconds } = results.get(name)
-      console.log(`guest ${name}: ${wrong ?? 'passed'} (${passed} passed, ${failed} failed, ${skipped} skipped; ${seconds.toFixed(0)} s)`)
+      const { passed, failed, skipped, wrong, seconds, processorSeconds } = results.get(name)
+      console.log(
+        `guest ${name}: ${wrong ?? 'passed'} (${passed} passed, ${failed} failed, ${skipped} skipped; ${seconds.toFixed(0)} s, ${processorSeconds.toFixed(0)} s of a processor)`,
+      )
     }
     return [...results.values()].every(({ wrong }) => wrong === null) ? 0 : 1
   } finally {

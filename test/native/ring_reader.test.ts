@@ -1,3 +1,8 @@
+/**
+ * The thread that reads the records of BPF programs and hands them to JavaScript in batches.
+ *
+ * In guests on 5.10 and newest only: it takes long, and the others do not differ here.
+ */
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { type TestContext, test } from 'node:test'

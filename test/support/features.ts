@@ -12,5 +12,8 @@ export const HAS_MULTI = !lacking.has('multi')
 /** Whether programs on uprobes may sleep and fetch memory with bpf_copy_from_user: seen on 6.12, refused by 6.1. */
 export const HAS_SLEEPABLE = !lacking.has('sleepable')
 
+/** Whether probes may be on nops of five bytes: from 6.18 on, until it was repaired, the kernel replaces them in ways that harm the program. */
+export const HAS_SAFE_NOP5 = !lacking.has('nop5')
+
 /** The ways to register that can be forced here. */
 export const REGISTRATIONS: ReadonlyArray<'perf' | 'multi'> = HAS_MULTI ? ['perf', 'multi'] : ['perf']

@@ -7,16 +7,20 @@
  *
  *     PROBE("t", "gated", "t_gated_semaphore", "-4@%[a] 8@%[b]", [a] "nor"(number), [b] "nor"(text));
  *
- * The nop has one byte on x86-64: longer ones are replaced by some kernels in ways that harm the program.
+ * The nop has one byte on x86-64: longer ones are replaced by some kernels in ways that harm the program. PROBE_NOP is another instruction.
  */
 #ifndef TARGET_PROBE_H
 #define TARGET_PROBE_H
 
 #define NO_SEMAPHORE "0"
 
+#ifndef PROBE_NOP
+#define PROBE_NOP "nop"
+#endif
+
 /* The text for the assembler: the nop and its note. */
 #define PROBE_TEXT(provider, name, semaphore, arguments)                                                                        \
-  "990: nop\n"                                                                                                                  \
+  "990: " PROBE_NOP "\n"                                                                                                        \
   ".pushsection .note.stapsdt, \"\", \"note\"\n"                                                                                \
   ".balign 4\n"                                                                                                                 \
   ".4byte 992f - 991f, 994f - 993f, 3\n"                                                                                        \
