@@ -86,11 +86,16 @@ export interface ProbeName {
   readonly name: string
 }
 
-/** Time between two looks at what looks wrong, and for how long it must look the same. To close a perf event takes the kernel about 0.1 s. */
+/** Time between two looks at what looks wrong. */
 const LOOK_MS = 20
-const STEADY_MS = 160
+/**
+ * How long it must look the same. While a perf event is closed it is no process's any more, and its breakpoint is still in for some grace periods of the kernel: 0.1 s on a machine that is
+ * idle, several times that on a busy one. Counts move within microseconds of their breakpoints.
+ */
+const STEADY_MS = 100
+const STEADY_STUCK_MS = 600
 /** How long to wait for it to stand still. */
-const PATIENCE_MS = 1000
+const PATIENCE_MS = 3000
 
 /** States that a tracer which is just coming or going can look like. */
 const SUSPECT: ReadonlySet<CounterState> = new Set(['orphan-claim', 'foreign-claim', 'underflow', 'leaked-count', 'stuck-breakpoint'])
@@ -235,7 +240,7 @@ async function settle(view: View, places: readonly Place[]): Promise<InspectedCo
     if (pending.length === 0) return all.map(({ found }) => found)
     await delay(LOOK_MS)
     for (const one of pending) await lookAgain(view, one)
-    const ripe = pending.filter(({ settled, sinceMs }) => !settled && performance.now() - sinceMs >= STEADY_MS)
+    const ripe = pending.filter(isRipe)
     // Whoever came meanwhile is in no old list. Asking walks through all of /proc, so it is done once for all of them, and last.
     if (ripe.length > 0) view.owners.forget()
     for (const one of ripe) {
@@ -248,6 +253,10 @@ async function settle(view: View, places: readonly Place[]): Promise<InspectedCo
     if (performance.now() - startMs <= PATIENCE_MS) continue
     for (const one of pending) if (!one.settled) Object.assign(one, { found: inTransit(one.found), settled: true })
   }
+}
+
+function isRipe({ settled, sinceMs, found }: Looked): boolean {
+  return !settled && performance.now() - sinceMs >= (found.state === 'stuck-breakpoint' ? STEADY_STUCK_MS : STEADY_MS)
 }
 
 /** Looks at a suspect again. It settles if nothing looks wrong any more. */

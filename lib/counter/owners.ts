@@ -13,7 +13,7 @@
  * and what counts is device and inode of what is found.
  */
 import { readdirSync, readlinkSync, statSync } from 'node:fs'
-import { setImmediate as nextTurn } from 'node:timers/promises'
+import { TimeSlice } from '../elf/time-slice.js'
 import { ENOSYS, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
@@ -53,8 +53,6 @@ export interface HeldFile {
   readonly pid: number
 }
 
-/** How long the walk through /proc keeps the event loop at a time. */
-const SLICE_MS = 4
 const TRACEFS = ['/sys/kernel/tracing', '/sys/kernel/debug/tracing']
 
 /**
@@ -63,15 +61,14 @@ const TRACEFS = ['/sys/kernel/tracing', '/sys/kernel/debug/tracing']
  */
 export async function kernelHolders(native: Native): Promise<KernelHolder[]> {
   const holders = uprobeEvents()
-  let sliceStart = performance.now()
+  const slice = new TimeSlice()
   for (const name of listOrNone('/proc')) {
     if (!/^\d+$/.test(name)) continue
+    if (slice.isOver) await slice.rest()
     for (const fd of listOrNone(`/proc/${name}/fd`)) {
       const found = holderOf(native, Number(name), fd)
       if (found !== null) holders.push(found)
-      if (performance.now() - sliceStart <= SLICE_MS) continue
-      await nextTurn()
-      sliceStart = performance.now()
+      if (slice.isOver) await slice.rest()
     }
   }
   return holders

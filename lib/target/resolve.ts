@@ -8,7 +8,8 @@
  */
 import { readlinkSync } from 'node:fs'
 import { resolve as resolvePath } from 'node:path'
-import { UprobeError } from '../errors.js'
+import { EACCES, EPERM } from '../errno.js'
+import { errnoOf, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { TargetFile } from './file.js'
@@ -47,7 +48,10 @@ export async function resolveFiles(native: Native, path: string | null, processe
     for (const target of processes) {
       const mapped = distinctFiles(await target.maps())
       if (path === null) {
-        for (const mapping of mapped) addIfPresent(native, target, mapping, add)
+        const refusals = mapped.map((mapping) => addIfPresent(native, target, mapping, add)).filter((refusal) => refusal !== null)
+        const [refusal] = refusals
+        // A single file may be refused by its file system. All of them are by the kernel, and to have found nothing would be a lie.
+        if (refusal !== undefined && refusals.length === mapped.length && !target.addressSpaceGone()) throw denied(target, refusal)
       } else {
         add(fileOfProcess(native, target, mapped, path), target)
       }
@@ -69,18 +73,29 @@ function distinctFiles(mappings: readonly Mapping[]): Mapping[] {
   })
 }
 
-/** Opens a mapped file, unless the mapping went away since it was listed, or is of a device. */
+/** Opens a mapped file, unless the mapping went away since it was listed, or is of a device. Returns the error if it may not be opened. */
 function addIfPresent(
   native: Native,
   target: TargetProcess,
   mapping: Mapping,
   add: (file: TargetFile, target: TargetProcess) => void,
-): void {
+): UprobeError | null {
   try {
     add(TargetFile.openMapped(native, target.procDirectory, mapping), target)
+    return null
   } catch (error) {
     if (!(error instanceof UprobeError) || error.code !== 'ERR_UPROBE_FILE') throw error
+    const errno = errnoOf(error.cause)
+    return errno === EACCES || errno === EPERM ? error : null
   }
+}
+
+function denied(target: TargetProcess, cause: UprobeError): UprobeError {
+  return new UprobeError(
+    'ERR_UPROBE_TARGET_DENIED',
+    `The files that process ${target.pid} maps may not be opened. Run with CAP_SYS_PTRACE and CAP_SYS_ADMIN in the initial user namespace, or name the file.`,
+    { cause, errno: errnoOf(cause.cause), pid: target.pid },
+  )
 }
 
 function fileOfProcess(native: Native, target: TargetProcess, mapped: readonly Mapping[], path: string): TargetFile {

@@ -64,7 +64,7 @@ test(
     const { gated, ...others } = await countersOf(t, target)
     assert.deepEqual(others, {
       shared: { ...idle, value: 3, kernelCount: 3, armedSites: 3, owners: owners(cli.pid, 'bpf-link'), state: 'counted' },
-      ungated: { ...idle, value: 0x8000, kernelCount: null, state: 'foreign-claim' },
+      ungated: { ...idle, value: 0x8000, claimed: true, state: 'foreign-claim' },
       twin: { ...idle, value: 0xffff, kernelCount: null, state: 'underflow' },
     })
     const { owners: holders, ...rest } = gated as { owners: Array<{ pid: number; kind: string }> }

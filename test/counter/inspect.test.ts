@@ -3,17 +3,18 @@
  */
 import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
-import { type CounterInfo, counters } from '../../lib/index.js'
-import { loadNative } from '../../lib/native.js'
+import { type CounterInfo, counters, repair } from '../../lib/index.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
-import { HAS_MULTI } from '../support/features.js'
+import { REGISTRATIONS } from '../support/features.js'
 import { leaseDirectory } from '../support/leases.js'
-import { writeCounter } from '../support/memory.js'
+import { isArmed, writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
-import { gatedNote, notesOf } from '../support/notes.js'
+import { gatedNote, type Note, notesOf } from '../support/notes.js'
+import { startRestless } from '../support/restless.js'
 import { Target } from '../support/target.js'
-import { newTracer, refused } from '../support/tracing.js'
+import { detachComplete, newTracer, refused } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
 import { register } from './places.js'
 
 const GCC = needs({ programs: ['gcc'] })
@@ -64,7 +65,7 @@ test('idle counters of a process, and who they are', GCC, async (t) => {
   for (const name of ['gated', 'ungated', 'twin']) assert.equal((await look(name)).state, 'idle')
 })
 
-for (const registration of HAS_MULTI ? (['perf', 'multi'] as const) : (['perf'] as const)) {
+for (const registration of REGISTRATIONS) {
   test(`counted by the kernel for a tracer, which is named (${registration})`, GCC, async (t) => {
     const { target, look } = await scene(t)
     const agent = await startAgent(t)
@@ -126,30 +127,131 @@ test('a breakpoint without a program behind it is a suspicion', GCC, async (t) =
   assert.deepEqual(row(await look('gated')), [0, 0, false, 0, 'idle'])
 })
 
-test('counters that the kernel never finds', GCC, async (t) => {
-  const { look } = await scene(t, 'bad-counter')
-  assert.deepEqual(row(await look('bss')), [0, 0, false, 0, 'unreachable'])
-  assert.equal((await look('readonly')).state, 'unreachable')
-  assert.equal((await look('good')).state, 'idle')
+test(
+  'counters that the kernel never finds are unreachable, though they have an address and a value, unless they are claimed',
+  GCC,
+  async (t) => {
+    const { target, leaseDir, look } = await scene(t, 'bad-counter')
+    for (const name of ['bss', 'readonly', 'odd']) {
+      const info = await look(name)
+      assert.deepEqual(row(info), [0, 0, false, 0, 'unreachable'], name)
+      assert.notEqual(info.address, null)
+    }
+    assert.equal((await look('good')).state, 'idle')
+    const tracer = newTracer(t, { leaseDir })
+    const probe = await tracer.attach('usdt:t:bss', { pid: target.pid, counter: 'msb' })
+    assert.deepEqual(row(await look('bss')), [0x8000, 0, true, 1, 'claimed'])
+    await probe.detach()
+    assert.deepEqual(row(await look('bss')), [0, 0, false, 0, 'unreachable'])
+  },
+)
+
+test('a claim that is paused is not set, its breakpoint is no suspicion, and its agent is named', GCC, async (t) => {
+  const { target, leaseDir, look } = await scene(t)
+  const probe = await newTracer(t, { leaseDir }).attach('usdt:t:shared', { pid: target.pid, counter: 'msb' })
+  await probe.pause()
+  const info = await look('shared')
+  assert.deepEqual(row(info), [0, 0, false, 3, 'idle'])
+  assert.ok(info.owners.some(({ pid, kind }) => pid === process.pid && kind === 'lease'))
+  await probe.detach()
+  assert.deepEqual((await look('shared')).owners, [])
 })
 
-test('a counter on which a tracer comes and goes without pause is never called leaked', GCC, async (t) => {
+test('a claim of one counter says nothing of another, nor one in another lease directory of this one', GCC, async (t) => {
   const { target, look } = await scene(t)
-  const notes = notesOf(target.program, 't:shared')
+  const elsewhere = leaseDirectory()
+  await newTracer(t, { leaseDir: elsewhere }).attach('usdt:t:gated', { pid: target.pid, counter: 'msb' })
+  assert.equal((await look('gated')).state, 'foreign-claim')
+  assert.deepEqual(row(await look('ungated')), [0, 0, false, 0, 'idle'])
+  const known = (await counters(target.pid, { leaseDir: elsewhere })).find(({ name }) => name === 'gated')
+  assert.equal(known?.state, 'claimed')
+})
+
+test('after exec nothing is claimed', GCC, async (t) => {
+  const { target, leaseDir, look } = await scene(t)
+  const agent = await startAgent(t, [], leaseDir)
+  assert.equal(await attachIn(agent, 'usdt:t:gated', { pid: target.pid, counter: 'msb' }), 'attached')
+  // Killed, so that the lease stays.
+  await agent.stop()
+  assert.equal((await look('gated')).state, 'orphan-claim')
+  assert.equal(await target.ask('exec'), 'ready')
+  assert.deepEqual(row(await look('gated')), [0, 0, false, 0, 'idle'])
+  writeCounter(target.pid, target.program, gatedNote(target.program, 't:gated').refCtrOffset, 0x8000)
+  assert.equal((await look('gated')).state, 'foreign-claim')
+})
+
+test('a program that maps its own file: the kernel counts the breakpoint in each mapping, and nothing is leaked', GCC, async (t) => {
+  const { target, leaseDir, look } = await scene(t, 'copies')
+  assert.equal(await target.ask('map'), 'mapped 0')
+  const probe = await newTracer(t).attach('usdt:t:mapped', { pid: target.pid })
+  assert.deepEqual(probe.warnings, [])
+  assert.deepEqual(row(await look('mapped')), [2, 2, false, 1, 'counted'])
+  const { refCtrOffset } = gatedNote(target.program, 't:mapped')
+  writeCounter(target.pid, target.program, refCtrOffset, 5)
+  assert.equal((await look('mapped')).state, 'leaked-count')
+  assert.deepEqual(
+    (await repair({ pid: target.pid, leaseDir, dryRun: false })).map(({ before, after, applied }) => [before, after, applied]),
+    [[5, 2, true]],
+  )
+  await detachComplete(probe, 0)
+  assert.deepEqual(row(await look('mapped')), [0, 0, false, 0, 'idle'])
+})
+
+test('a library that is loaded twice has two counters, of which the kernel finds the first', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'copies'))
+  const library = buildTarget(t, 'lib', 'shared')
+  assert.equal(await target.ask(`load ${library}`), 'loaded 1')
+  assert.equal(await target.ask(`load ${library}`), 'loaded 2')
+  const look = async (): Promise<CounterInfo[]> =>
+    (await counters(target.pid, { leaseDir: leaseDirectory() })).filter(({ path, name }) => path === library && name === 'own')
+  const before = await look()
+  assert.deepEqual(before.map(row), [
+    [0, 0, false, 0, 'idle'],
+    [0, 0, false, 0, 'unreachable'],
+  ])
+  const [note] = notesOf(library, 't:own')
+  assert.ok(note)
+  const takeBack = await register(t, target, note, 'with its counter', library)
+  assert.deepEqual((await look()).map(row), [
+    [2, 2, false, 1, 'stuck-breakpoint'],
+    [0, 0, false, 1, 'unreachable'],
+  ])
+  await takeBack()
+  assert.deepEqual(await look(), before)
+})
+
+/** Looks at a counter again and again, each time just when a site of it was seen armed, and asserts that it never looks wrong. */
+async function lookWhileMoving({ target, look }: Scene, { fileOffset }: Note): Promise<void> {
+  for (let i = 0; i < 12; i++) {
+    await waitFor('the breakpoint', () => isArmed(target.pid, target.program, fileOffset))
+    const { state, value, armedSites } = await look('shared')
+    assert.ok(state === 'idle' || state === 'counted', `${state}, value ${value}, ${armedSites} armed`)
+  }
+}
+
+for (const registration of REGISTRATIONS) {
+  test(`a counter on which a tracer comes and goes without pause never looks wrong (${registration})`, GCC, async (t) => {
+    const seen = await scene(t)
+    const { pid, program: path } = seen.target
+    const [note] = notesOf(path, 't:shared')
+    assert.ok(note?.refCtrOffset)
+    const plan = { registration, firstOffset: note.fileOffset, refCtrOffset: note.refCtrOffset, sites: 1, instructionBytes: 1 }
+    await startRestless(t, { path, pid, ...plan })
+    await lookWhileMoving(seen, note)
+  })
+}
+
+test('a tracer that is listed nowhere, coming and going, is in transit and not a suspicion', GCC, async (t) => {
+  const seen = await scene(t)
+  const [note] = notesOf(seen.target.program, 't:shared')
+  assert.ok(note)
   let going = true
   const coming = (async () => {
-    const native = loadNative()
-    while (going) {
-      const takeBack = await register(t, target, notes[0] ?? assert.fail(), 'with its counter')
-      await takeBack()
-    }
-    return native
+    while (going) await (await register(t, seen.target, note, 'with its counter'))()
   })()
-  const states = new Set<string>()
-  for (let i = 0; i < 30; i++) states.add((await look('shared')).state)
+  await lookWhileMoving(seen, note)
   going = false
   await coming
-  for (const state of states) assert.ok(['idle', 'counted', 'stuck-breakpoint'].includes(state), state)
 })
 
 test('a process that is not there', async () => {

@@ -65,17 +65,18 @@ export function sitesOf(notes: readonly Note[]): Site[] {
   }))
 }
 
-/** Registers a site in a process, as any tracer may, with its counter or without. The function that is returned takes it back; so does the end of the test. */
+/** Registers a site of the program, or of a library, in a process, as any tracer may, with its counter or without. The function that is returned takes it back; so does the end of the test. */
 export async function register(
   t: Cleanup,
   target: Target,
   note: Note,
   counter: 'with its counter' | 'without a counter',
+  path: string = target.program,
 ): Promise<() => Promise<void>> {
   const native = loadNative()
   let fd: number | null = await native.perfEventOpenUprobe({
     type: readUprobePmu().type,
-    path: target.program,
+    path,
     fileOffset: note.fileOffset,
     refCtrOffset: counter === 'with its counter' ? Number(note.refCtrOffset) : 0,
     retprobe: false,

@@ -1,0 +1,154 @@
+/**
+ * What should be: processes, counters, the kernel's registrations and claims, as simple sets. The rules are those of docs/counters.md, written down a second time and
+ * without any of the package's code.
+ */
+
+/** The counters of the target program test/targets/usdt.c that take part, and how many sites share each. */
+export const SITES = { gated: 1, shared: 3 } as const
+export type Counter = keyof typeof SITES
+export const COUNTERS = Object.keys(SITES) as Counter[]
+
+export const CLAIMED = 0x8000
+
+/** Two tracers of this process, and one in a process that is killed now and then. */
+export type Agent = 'first' | 'second' | 'mortal'
+
+/** A probe of this package. `scope` is a process, or `null` for every process. */
+export interface ModelProbe {
+  readonly id: string
+  readonly agent: Agent
+  readonly counter: Counter
+  readonly mode: 'kernel' | 'msb'
+  readonly scope: number | null
+  state: 'attached' | 'paused'
+}
+
+/** A registration of another tool, at one site. */
+export interface ModelForeign {
+  readonly id: string
+  readonly counter: Counter
+  readonly site: number
+  readonly scope: number | null
+}
+
+export interface ModelProcess {
+  /** Set for a child that was forked and waits. */
+  readonly parent: number | null
+  readonly leaks: Record<Counter, number>
+  /** Counters whose bit is set although no living claim covers the process: inherited, or left by a dead agent. */
+  readonly bits: Set<Counter>
+}
+
+/** What a killed agent left: claims on a counter in some processes. */
+interface Orphan {
+  readonly counter: Counter
+  readonly processes: readonly number[]
+}
+
+export class Model {
+  readonly processes = new Map<number, ModelProcess>()
+  readonly probes = new Map<string, ModelProbe>()
+  readonly foreign = new Map<string, ModelForeign>()
+  orphans: Orphan[] = []
+  #next = 0
+
+  newId(): string {
+    return String(this.#next++)
+  }
+
+  addProcess(id: number, parent: number | null = null): ModelProcess {
+    const of = parent === null ? undefined : this.processes.get(parent)
+    const added: ModelProcess = { parent, leaks: { gated: 0, shared: 0, ...of?.leaks }, bits: new Set() }
+    this.processes.set(id, added)
+    return added
+  }
+
+  /** Processes that are not children, in their order. */
+  get targets(): number[] {
+    return [...this.processes].filter(([, { parent }]) => parent === null).map(([id]) => id)
+  }
+
+  childOf(id: number): number | undefined {
+    return [...this.processes].find(([, { parent }]) => parent === id)?.[0]
+  }
+
+  /** Probes that are switched on in a process. */
+  covering(id: number, counter: Counter): ModelProbe[] {
+    return [...this.probes.values()].filter(
+      (probe) => probe.counter === counter && probe.state === 'attached' && (probe.scope === null || probe.scope === id),
+    )
+  }
+
+  isClaimed(id: number, counter: Counter): boolean {
+    return this.covering(id, counter).some(({ mode }) => mode === 'msb')
+  }
+
+  /** The value that a counter must have. */
+  expected(id: number, counter: Counter): number {
+    const { bits, leaks } = this.process(id)
+    if (bits.has(counter) || this.isClaimed(id, counter)) return CLAIMED
+    const foreign = [...this.foreign.values()].filter((one) => one.counter === counter && (one.scope === null || one.scope === id))
+    const sites = this.covering(id, counter).length > 0 ? SITES[counter] : new Set(foreign.map(({ site }) => site)).size
+    return sites + leaks[counter]
+  }
+
+  /** Claims that are held, paused or not: they keep kernel tracers away everywhere. */
+  claims(counter: Counter): ModelProbe[] {
+    return [...this.probes.values()].filter((probe) => probe.counter === counter && probe.mode === 'msb')
+  }
+
+  /** Registrations that the kernel counts, whoever made them. */
+  isCounted(counter: Counter): boolean {
+    const ours = [...this.probes.values()].some((p) => p.counter === counter && p.mode === 'kernel' && p.state === 'attached')
+    return ours || [...this.foreign.values()].some((one) => one.counter === counter)
+  }
+
+  hasBits(counter: Counter, scope: number | null): boolean {
+    return [...this.processes].some(([id, { bits }]) => (scope === null || scope === id) && bits.has(counter))
+  }
+
+  hasLeaks(counter: Counter, scope: number | null): boolean {
+    return [...this.processes].some(([id, { leaks }]) => (scope === null || scope === id) && leaks[counter] > 0)
+  }
+
+  /** A bit goes where no living claim keeps it. */
+  clearBit(id: number, counter: Counter): void {
+    if (!this.isClaimed(id, counter)) this.processes.get(id)?.bits.delete(counter)
+  }
+
+  /** What a probe for every process clears when it is switched off: everywhere, since children have claims of their own. */
+  clearEverywhere(counter: Counter): void {
+    for (const id of this.processes.keys()) this.clearBit(id, counter)
+  }
+
+  /** The next agent that attaches, or a repair, clears what dead ones left, and what children inherited from it. */
+  recover(): void {
+    for (const { counter, processes } of this.orphans) {
+      for (const id of processes) {
+        this.clearBit(id, counter)
+        const child = this.childOf(id)
+        if (child !== undefined) this.clearBit(child, counter)
+      }
+    }
+    this.orphans = []
+  }
+
+  /** Every probe and every other tool is gone. */
+  clearAll(): void {
+    this.probes.clear()
+    this.foreign.clear()
+    this.orphans = []
+    for (const { bits } of this.processes.values()) bits.clear()
+  }
+
+  removeProcess(id: number): void {
+    this.processes.delete(id)
+    for (const [key, probe] of this.probes) if (probe.scope === id) this.probes.delete(key)
+  }
+
+  process(id: number): ModelProcess {
+    const found = this.processes.get(id)
+    if (found === undefined) throw new Error(`the model has no process ${id}`)
+    return found
+  }
+}
