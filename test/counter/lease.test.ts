@@ -1,0 +1,315 @@
+/**
+ * Leases on disk: which directory is trusted, what is read from it, and what happens when it cannot be written.
+ */
+import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import {
+  chmodSync,
+  chownSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import test, { type TestContext } from 'node:test'
+import { Worker } from 'node:worker_threads'
+import fc from 'fast-check'
+import { formatLease, type LeaseRecord, parseLease } from '../../lib/counter/lease.js'
+import { LeaseDirectory } from '../../lib/counter/lease-directory.js'
+import { type LeaseClaim, LeaseOwner } from '../../lib/counter/lease-owner.js'
+import { Tracer } from '../../lib/index.js'
+import { loadNative } from '../../lib/native.js'
+import { buildTarget } from '../support/build.js'
+import { leaseFiles } from '../support/leases.js'
+import { isArmed } from '../support/memory.js'
+import { needs } from '../support/needs.js'
+import { gatedNote } from '../support/notes.js'
+import { Target } from '../support/target.js'
+import { detachComplete, newTracer, refused } from '../support/tracing.js'
+
+const ROOT = needs()
+const GCC = needs({ programs: ['gcc'] })
+
+function folder(t: TestContext): string {
+  const path = mkdtempSync(join(tmpdir(), 'uprobe-lease-'))
+  t.after(() => rmSync(path, { recursive: true, force: true }))
+  return path
+}
+
+function open(path: string, absent: 'create' | 'ignore' = 'create'): LeaseDirectory | null {
+  return LeaseDirectory.open(loadNative(), path, absent)
+}
+
+function opened(t: TestContext, path: string): LeaseDirectory {
+  const directory = open(path)
+  assert.ok(directory)
+  t.after(() => directory.close())
+  return directory
+}
+
+const CLAIM: LeaseClaim = {
+  target: { pid: 77, startTime: 123n, space: { pidNamespace: '4026531836', pid: 77, fingerprint: '0123456789abcdef0123456789abcdef' } },
+  file: { device: 2049n, inode: 5n, path: '/bin/a\n"b' },
+  counters: [
+    { provider: 'p', name: 'n', refCtrOffset: 0x4122n, vaddr: 0x4122n, address: 0x7fff_ffff_0000n },
+    { provider: 'p', name: 'bss', refCtrOffset: null, vaddr: 0x9000n, address: 0x9000n },
+  ],
+}
+
+function makeWithMode(path: string, mode: number): void {
+  mkdirSync(path)
+  chmodSync(path, mode)
+}
+
+function makeForeign(path: string): void {
+  mkdirSync(path, 0o700)
+  chownSync(path, 65534, 65534)
+}
+
+test('a directory is made for us alone, and one that is not there can be ignored', ROOT, (t) => {
+  const path = join(folder(t), 'leases')
+  assert.equal(open(path, 'ignore'), null)
+  opened(t, path)
+  assert.equal(statSync(path).mode & 0o7777, 0o700)
+  const found = open(path, 'ignore')
+  assert.ok(found)
+  found.close()
+})
+
+for (const [what, prepare] of [
+  ['is a symbolic link', (path: string) => symlinkSync(mkdtempSync(join(tmpdir(), 'uprobe-lease-')), path)],
+  ['is open to the group', (path: string) => makeWithMode(path, 0o750)],
+  ['is open to others', (path: string) => makeWithMode(path, 0o701)],
+  ['belongs to somebody else', makeForeign],
+  ['is a file', (path: string) => writeFileSync(path, '')],
+  ['lies behind a symbolic link', null],
+  ['has no directory to be in', null],
+] as const) {
+  test(`a directory that ${what} is refused, for claiming and for looking`, ROOT, async (t) => {
+    let path = join(folder(t), 'leases')
+    if (what === 'lies behind a symbolic link') {
+      const real = folder(t)
+      mkdirSync(join(real, 'leases'), 0o700)
+      symlinkSync(real, path)
+      path = join(path, 'leases')
+    } else if (what === 'has no directory to be in') {
+      path = join(path, 'absent', 'leases')
+    } else {
+      prepare?.(path)
+    }
+    await refused((async () => open(path, 'create'))(), 'ERR_UPROBE_LEASE')
+    if (what !== 'has no directory to be in') await refused((async () => open(path, 'ignore'))(), 'ERR_UPROBE_LEASE')
+  })
+}
+
+test('a lease is there when it was written, names its owner, and is read back as it was', ROOT, (t) => {
+  const directory = opened(t, join(folder(t), 'leases'))
+  const owner = LeaseOwner.create(directory, loadNative())
+  const lease = owner.write(CLAIM)
+  const [found, ...others] = directory.list()
+  assert.deepEqual(others, [])
+  assert.ok(found?.lease)
+  const { owner: holder, bootId, sinceNs, sinceTicks, version, ...claim } = found.lease
+  assert.deepEqual(claim, CLAIM)
+  assert.equal(version, 1)
+  assert.deepEqual(
+    [holder.pid, holder.package],
+    [process.pid, JSON.parse(readFileSync(join(__dirname, '..', '..', 'package.json'), 'utf8')).version],
+  )
+  assert.equal(bootId, readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim())
+  assert.equal(sinceTicks, sinceNs / 10_000_000n)
+  assert.deepEqual([found.ownerAlive, found.released], [true, false])
+  owner.release(lease)
+  owner.release(lease)
+  assert.deepEqual(
+    directory.list().map(({ released }) => released),
+    [true],
+  )
+  owner.remove(lease)
+  owner.remove(lease)
+  assert.deepEqual(directory.list(), [])
+  owner.close()
+  owner.close()
+  assert.deepEqual(leaseFiles(directory.path), ['locks'])
+})
+
+test('an owner that is closed with leases left is a dead owner', ROOT, (t) => {
+  const directory = opened(t, join(folder(t), 'leases'))
+  const owner = LeaseOwner.create(directory, loadNative())
+  owner.write(CLAIM)
+  const other = LeaseOwner.create(directory, loadNative())
+  other.write(CLAIM)
+  owner.close()
+  assert.deepEqual(
+    directory
+      .list()
+      .map(({ ownerId, ownerAlive }) => [ownerId === owner.id, ownerAlive])
+      .sort(),
+    [
+      [false, true],
+      [true, false],
+    ],
+  )
+  other.close()
+})
+
+test('hostile and broken files are read as corrupt, never followed and never waited for', ROOT, (t) => {
+  const directory = opened(t, join(folder(t), 'leases'))
+  const at = (n: number): string => directory.pathOf(`lease-1-2-0123abcd-${n}.json`)
+  writeFileSync(at(0), '')
+  writeFileSync(at(1), '{"version":1')
+  writeFileSync(at(2), '[]')
+  writeFileSync(at(3), `${'['.repeat(100_000)}`)
+  writeFileSync(at(4), '')
+  truncateSync(at(4), 2 ** 32)
+  symlinkSync('/etc/passwd', at(5))
+  mkdirSync(at(6))
+  assert.equal(spawnSync('mkfifo', [join(directory.path, 'lease-1-2-0123abcd-7.json')]).status, 0)
+  writeFileSync(directory.pathOf('lease-not-a-lease'), '')
+  assert.deepEqual(
+    directory.list().map(({ lease }) => lease),
+    Array.from({ length: 8 }, () => null),
+  )
+})
+
+test('a lease with any one thing cut or changed is refused, or means the same', () => {
+  const record: LeaseRecord = {
+    version: 1,
+    owner: { pid: 5, startTime: 6n, comm: 'agent', package: '0.1.0', pidNamespace: '4026531836' },
+    bootId: 'boot',
+    sinceNs: 1n,
+    sinceTicks: 0n,
+    ...CLAIM,
+  }
+  const text = formatLease(record)
+  assert.deepEqual(parseLease(text), record)
+  fc.assert(
+    fc.property(fc.nat({ max: text.length - 3 }), (length) => {
+      assert.equal(parseLease(text.slice(0, length)), null)
+    }),
+  )
+  for (const [from, to] of [
+    ['"version":1', '"version":2'],
+    ['"pid":77,"start', '"pid":0,"start'],
+    ['"pid":77,"start', '"pid":"77","start'],
+    ['0123456789abcdef', '0123456789abcdeg'],
+    ['"0x4122"', '"16674"'],
+    ['"0x4122"', '"0x41222222222222222"'],
+    ['"inode":"5"', '"inode":5'],
+    ['"counters":[', '"counters":[1,'],
+    ['"provider":"p"', '"provider":["p"]'],
+  ] as const) {
+    assert.ok(text.includes(from))
+    assert.equal(parseLease(text.replace(from, to)), null, to)
+  }
+})
+
+/** Runs a function of this file in a mount namespace of its own, so that what it mounts goes with it. */
+function inMountNamespace(setup: string, program: string): { status: number | null; output: string } {
+  const { status, stdout, stderr } = spawnSync(
+    'unshare',
+    ['-m', '--propagation', 'private', 'sh', '-c', `${setup} && exec "$@"`, 'sh', process.execPath, '--import', 'tsx', '-e', program],
+    {
+      encoding: 'utf8',
+      cwd: join(__dirname, '..', '..'),
+    },
+  )
+  return { status, output: stdout + stderr }
+}
+
+for (const [what, setup] of [
+  ['full', (path: string) => `mount -t tmpfs -o size=4k,nr_inodes=2,mode=700 none ${path}`],
+  ['read-only', (path: string) => `mount -t tmpfs -o ro,mode=700 none ${path}`],
+] as const) {
+  test(`a ${what} directory fails the attach before anything is written to the target`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const path = folder(t)
+    chmodSync(path, 0o700)
+    const program = `
+      const { Tracer } = require('./lib/index.ts')
+      void (async () => {
+        const tracer = new Tracer({ leaseDir: ${JSON.stringify(path)} })
+        try { await tracer.attach('usdt:t:gated', { pid: ${target.pid}, counter: 'msb' }); console.log('attached') }
+        catch (error) { console.log(error.code) }
+        await tracer.close()
+        console.log('files', require('node:fs').readdirSync(${JSON.stringify(path)}).filter((name) => name !== 'locks').length)
+      })()`
+    const { output } = inMountNamespace(setup(path), program)
+    assert.match(output, /ERR_UPROBE_LEASE\nfiles 0\n/)
+    assert.equal(await target.ask('counters'), '0 0 0 0')
+    assert.equal(isArmed(target.pid, target.program, gatedNote(target.program, 't:gated').fileOffset), false)
+  })
+}
+
+test('an agent in another pid namespace that shares the directory keeps the counter, and its death is noticed', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const leaseDir = join(folder(t), 'leases')
+  const probe = await newTracer(t, { leaseDir }).attach('usdt:t:gated', { pid: target.pid, counter: 'msb' })
+  // The other one cannot see the target; that it lives, and that there is a lease, it can.
+  const program = `
+    const { LeaseDirectory } = require('./lib/counter/lease-directory.ts')
+    const { recoverOrphans } = require('./lib/counter/recover.ts')
+    const { loadNative } = require('./lib/native.ts')
+    void (async () => {
+      const directory = LeaseDirectory.open(loadNative(), ${JSON.stringify(leaseDir)}, 'ignore')
+      console.log(JSON.stringify(directory.list().map(({ ownerAlive }) => ownerAlive)))
+      const log = { warn: () => undefined }
+      console.log(JSON.stringify((await recoverOrphans(loadNative(), directory, log)).map(({ outcome }) => outcome)))
+    })()`
+  const elsewhere = (): string =>
+    spawnSync('unshare', ['--pid', '--fork', '--mount-proc', process.execPath, '--import', 'tsx', '-e', program], {
+      encoding: 'utf8',
+      cwd: join(__dirname, '..', '..'),
+    }).stdout
+  assert.equal(elsewhere(), '[true]\n[]\n')
+  assert.equal(await target.ask('counters'), '32768 0 0 0')
+  await detachComplete(probe, 0)
+  const directory = opened(t, leaseDir)
+  const owner = LeaseOwner.create(directory, loadNative())
+  owner.write(CLAIM)
+  owner.close()
+  assert.equal(elsewhere(), '[false]\n["unreachable"]\n')
+  assert.deepEqual(readdirSync(leaseDir).filter((name) => name.startsWith('lease')).length, 1)
+})
+
+test('tracers of one process each have an owner of their own', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const leaseDir = join(folder(t), 'leases')
+  const tracers = [new Tracer({ leaseDir }), new Tracer({ leaseDir })]
+  for (const tracer of tracers) await tracer.attach('usdt:t:gated', { pid: target.pid, counter: 'msb' })
+  assert.deepEqual(leaseFiles(leaseDir), ['lease.json', 'lease.json', 'locks', 'owner.json', 'owner.json', 'owner.sock', 'owner.sock'])
+  await tracers[0]?.close()
+  assert.equal(await target.ask('counters'), '32768 0 0 0')
+  await tracers[1]?.close()
+  assert.equal(await target.ask('counters'), '0 0 0 0')
+  assert.deepEqual(leaseFiles(leaseDir), ['locks'])
+})
+
+test('a Worker that claims the same counter keeps it when the main thread gives it back, and its end clears it', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const leaseDir = join(folder(t), 'leases')
+  const probe = await newTracer(t, { leaseDir }).attach('usdt:t:gated', { pid: target.pid, counter: 'msb' })
+  const program = `
+    require('tsx/cjs')
+    const { parentPort } = require('node:worker_threads')
+    const { Tracer } = require(${JSON.stringify(join(__dirname, '..', '..', 'lib', 'index.ts'))})
+    const tracer = new Tracer({ leaseDir: ${JSON.stringify(leaseDir)} })
+    tracer.attach('usdt:t:gated', { pid: ${target.pid}, counter: 'msb' }).then(() => parentPort.postMessage('attached'))
+    parentPort.once('message', () => tracer.close().then(() => process.exit()))`
+  const worker = new Worker(program, { eval: true })
+  assert.deepEqual(await once(worker, 'message'), ['attached'])
+  await detachComplete(probe, 0)
+  assert.equal(await target.ask('counters'), '32768 0 0 0')
+  worker.postMessage('close')
+  await once(worker, 'exit')
+  assert.equal(await target.ask('counters'), '0 0 0 0')
+  assert.equal(leaseFiles(leaseDir).filter((name) => name.startsWith('lease')).length, 0)
+})
