@@ -8,6 +8,7 @@ export const {
   EFAULT,
   EINVAL,
   EIO,
+  ELOOP,
   EMFILE,
   ENFILE,
   ENODEV,
@@ -19,6 +20,7 @@ export const {
   ENXIO,
   EPERM,
   EPROTO,
+  ERANGE,
   ESRCH,
   ESTALE,
 } = constants.errno

@@ -2,8 +2,10 @@
  * Counters of a process by their addresses, as a lease names them: what is there now must still be what was claimed.
  */
 import { closeSync, openSync } from 'node:fs'
-import { isSystemCallError } from '../errors.js'
+import { ENOENT, ERANGE, ESRCH } from '../errno.js'
+import { errnoOf, UprobeError } from '../errors.js'
 import type { CounterCell, Native } from '../native.js'
+import { limitError } from '../shortage.js'
 import { type FileIdentity, type Mapping, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { type CounterKey, type CounterLocks, counterKey } from './counter-locks.js'
@@ -39,7 +41,9 @@ export interface UnownedBits {
 /**
  * Clears the bits that nobody owns: at which no agent is present.
  * @param wanted - the values that may be touched; others are left as they are
- * @returns what was cleared, or would have been in a dry run
+ * @param kin - the spaces of other processes that have the same memory, so that whoever is present there is present here
+ * @returns what was cleared, or would have been in a dry run; nothing if the process is gone, or is another program by now
+ * @throws {UprobeError} `ERR_UPROBE_TARGET_DENIED`, `ERR_UPROBE_LIMIT`
  */
 export async function clearUnowned(
   { native, locks, isOurs, dryRun }: UnownedBits,
@@ -48,12 +52,13 @@ export async function clearUnowned(
   file: FileIdentity,
   places: readonly CellPlace[],
   wanted: (value: number) => boolean,
+  kin: readonly SpaceId[] = [],
 ): Promise<ClearedBit[]> {
   const all = await target.maps(true)
   const ofFile = mappingsOf(target.procDirectory, all, file)
   const valid = places.flatMap((place) => {
     const mapping = all.find((m) => place.address >= m.start && place.address + 2n <= m.end)
-    return mapping !== undefined && isStill(place, mapping, ofFile) ? [{ place, mapping }] : []
+    return mapping !== undefined && isStill(place, mapping, all, ofFile) ? [{ place, mapping }] : []
   })
   const fds: number[] = []
   try {
@@ -72,51 +77,73 @@ export async function clearUnowned(
         fileOffset,
         own: target.pid === process.pid,
       })
-      return { address: place.address, cell, key: counterKey(space, place.address) }
+      // What is no file's memory may be something else by now, and is told by its value.
+      const isOurBit = place.refCtrOffset === null ? (value: number) => value === CLAIM && wanted(value) : wanted
+      return { address: place.address, cell, keys: [space, ...kin].map((one) => counterKey(one, place.address)), wanted: isOurBit }
     })
-    const free = cells.filter(({ key }) => !isOurs(key))
+    const free = cells.filter(({ keys }) => !keys.some(isOurs))
     return await locks.step(
-      free.map(({ key }) => key),
-      () => free.flatMap((one) => clearOne(target.pid, one, locks, wanted, dryRun)),
+      free.flatMap(({ keys }) => keys),
+      () => free.flatMap((one) => clearOne(target.pid, one, locks, dryRun)),
     )
   } finally {
     for (const fd of fds) closeSync(fd)
   }
 }
 
-function clearOne(
-  pid: number,
-  { address, cell, key }: { address: bigint; cell: CounterCell; key: CounterKey },
-  locks: CounterLocks,
-  wanted: (value: number) => boolean,
-  dryRun: boolean,
-): ClearedBit[] {
-  if (locks.othersPresent(key)) return []
+interface UnownedCell {
+  readonly address: bigint
+  readonly cell: CounterCell
+  readonly keys: readonly CounterKey[]
+  wanted(value: number): boolean
+}
+
+function clearOne(pid: number, { address, cell, keys, wanted }: UnownedCell, locks: CounterLocks, dryRun: boolean): ClearedBit[] {
+  if (keys.some((key) => locks.othersPresent(key))) return []
   try {
     const before = cell.read()
     if ((before & CLAIM) === 0 || !wanted(before)) return []
     return [{ pid, address, before, after: dryRun ? before & ~CLAIM : cell.clearMsb() }]
   } catch (error) {
-    if (isGone(error)) return []
+    // Out of range: it has a value that no claim leaves.
+    if (isGone(error) || errnoOf(error) === ERANGE) return []
     throw error
   }
 }
 
 /** Whether a mapping is the one in which the counter was claimed. */
-function isStill({ address, refCtrOffset }: CellPlace, mapping: Mapping, ofFile: readonly Mapping[]): boolean {
+function isStill({ address, refCtrOffset }: CellPlace, mapping: Mapping, all: readonly Mapping[], ofFile: readonly Mapping[]): boolean {
   if (!mapping.writable || mapping.shared) return false
   const isFile = ofFile.some(({ start }) => start === mapping.start)
-  if (refCtrOffset === null) return isFile || mapping.fileKey.endsWith(' 0')
+  if (refCtrOffset === null) return isFile || followsFile(mapping, all, ofFile)
   return isFile && mapping.fileOffset + address - mapping.start === refCtrOffset
+}
+
+/** Whether memory that is no file's is what the loader added to the data of the file, for its `.bss`: it begins where that ends. */
+function followsFile(mapping: Mapping, all: readonly Mapping[], ofFile: readonly Mapping[]): boolean {
+  let first = mapping
+  while (first.fileKey.endsWith(' 0')) {
+    const before = all.find(({ end }) => end === first.start)
+    if (before === undefined) return false
+    first = before
+  }
+  return ofFile.some(({ start }) => start === first.start)
 }
 
 function openFor(target: TargetProcess, name: 'mem' | 'maps', fds: number[]): number | null {
   try {
-    const fd = openSync(`${target.procDirectory}/${name}`, name === 'mem' ? 'r+' : 'r')
+    const fd = openSync(`${target.procDirectory}/${name}`, name === 'mem' && target.pid !== process.pid ? 'r+' : 'r')
     fds.push(fd)
     return fd
   } catch (error) {
-    if (isSystemCallError(error)) return null
-    throw error
+    const errno = errnoOf(error)
+    if (errno === ENOENT || errno === ESRCH) return null
+    throw (
+      limitError(error, `The memory of process ${target.pid} cannot be opened`) ??
+      new UprobeError('ERR_UPROBE_TARGET_DENIED', `The memory of process ${target.pid} may not be written. Run with CAP_SYS_PTRACE.`, {
+        cause: error,
+        pid: target.pid,
+      })
+    )
   }
 }

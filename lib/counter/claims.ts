@@ -204,17 +204,16 @@ export class CounterClaims {
   }
 
   async #clearInherited({ native, owner, active }: ClaimContext, ended: readonly ProcessClaim[]): Promise<void> {
-    const claimed = [...this.#claims].map((other) => other.target.pid)
     await clearInherited(
       { native, locks: owner.locks, isOurs: (key) => active.has(key), dryRun: false },
-      ended.map(({ target, space, file, counters }) => ({
+      ended.map(({ target, space, file, counters, sinceTicks }) => ({
         file: file.identity,
         places: counters.map(({ address, counter }) => ({ address, refCtrOffset: counter.refCtrOffset })),
         space,
-        pid: target.pid,
-        startTime: target.startTime,
-        sharers: target.isAlive() ? [target.pid, ...claimed] : claimed,
+        pid: target.isAlive() ? target.pid : null,
+        sinceTicks,
       })),
+      { onFailure: (_claim, error) => this.host.onError(error) },
     )
   }
 

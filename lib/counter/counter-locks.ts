@@ -88,9 +88,17 @@ export class CounterLocks {
     return !alone
   }
 
-  /** Runs what only one may do at a time: looking for what dead agents left. */
-  async recovering<T>(work: () => Promise<T>): Promise<T> {
-    while (!this.native.lockByte(this.fd, RECOVERY_BYTE, 'exclusive')) await delay(RETRY_MS)
+  /**
+   * Runs what only one may do at a time: looking for what dead agents left.
+   * @param patienceMs - how long to wait for another who does
+   * @returns what `work` returns; `null` if the other was not through in that time
+   */
+  async recovering<T>(patienceMs: number, work: () => Promise<T>): Promise<T | null> {
+    const deadline = performance.now() + patienceMs
+    while (!this.native.lockByte(this.fd, RECOVERY_BYTE, 'exclusive')) {
+      if (performance.now() > deadline) return null
+      await delay(RETRY_MS)
+    }
     try {
       return await work()
     } finally {

@@ -11,11 +11,12 @@
  * ours, and open to nobody else. From then on everything is reached through its descriptor.
  */
 import { closeSync, constants, fstatSync, mkdirSync, openSync, readdirSync, readSync } from 'node:fs'
-import { dirname, join } from 'node:path'
-import { ENOENT } from '../errno.js'
+import { basename, dirname, join } from 'node:path'
+import { EACCES, ELOOP, ENOENT, ENXIO, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
+import { limitError } from '../shortage.js'
 import { type LeaseHolder, type LeaseRecord, MAX_LEASE_BYTES, NotALease, parseHolder, parseLease } from './lease.js'
 
 /** A lease as it is found. */
@@ -46,6 +47,9 @@ export function defaultLeaseDirectory(): string {
 
 const LEASE = /^(lease|released)-(\d+-\d+-[0-9a-f]{8})-\d+\.json$/
 const OWNER = /^owner-(\d+-\d+-[0-9a-f]{8})\.json$/
+
+/** What stands under a name: its descriptor, or why there is none. */
+type Opened = number | 'absent' | 'no-file' | 'forbidden'
 
 /** An open lease directory. The opener closes it. */
 export class LeaseDirectory {
@@ -89,28 +93,42 @@ export class LeaseDirectory {
     return `/proc/self/fd/${this.fd}/${name}`
   }
 
-  /** Everything in it that is a lease, the oldest first, with whether its owner lives. */
-  list(): LeaseFile[] {
-    const owners = new Map(this.owners().map((owner) => [owner.id, owner]))
-    const leases: LeaseFile[] = []
-    for (const name of this.names()) {
-      const [, kind, ownerId] = LEASE.exec(name) ?? []
-      if (ownerId === undefined) continue
-      const text = this.#read(name)
-      // It went away since it was listed.
-      if (text === undefined) continue
-      leases.push({
-        name,
-        ownerId,
-        released: kind === 'released',
-        lease: text === null ? null : parseLease(text),
-        ownerAlive: owners.get(ownerId)?.alive ?? false,
-      })
-    }
-    return leases
+  /**
+   * Opens the file of the locks (counter-locks.ts), made if need be; the caller closes it. Each caller has an open file of its own, and so locks of its own.
+   * @throws a failed system call
+   */
+  openLocks(): number {
+    // Without waiting, should somebody have put a FIFO there; locks on anything but a file would not be those that the others take.
+    const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK
+    const fd = openSync(this.pathOf('locks'), flags, 0o600)
+    if (fstatSync(fd).isFile()) return fd
+    closeSync(fd)
+    throw leaseError(this.path, 'has something else than a file for its locks')
   }
 
-  /** The owners. */
+  /**
+   * Everything in it that is a lease, with whether its owner lives.
+   * @throws {UprobeError} `ERR_UPROBE_LIMIT`, `ERR_UPROBE_LEASE` if it cannot be said
+   */
+  list(): LeaseFile[] {
+    const leases = this.names().flatMap((name) => {
+      const [, kind, ownerId] = LEASE.exec(name) ?? []
+      const text = ownerId === undefined ? undefined : this.#read(name)
+      // `undefined`: no lease, or one that went since it was listed.
+      return ownerId === undefined || text === undefined
+        ? []
+        : [{ name, ownerId, released: kind === 'released', lease: text === null ? null : parseLease(text) }]
+    })
+    // Owners are asked for last. One that has a lease has been there before it, so that whoever is dead now had died with it; asked for first, one that came in between
+    // would be missing, and its lease would be taken for a dead one's.
+    const alive = new Map<string, boolean>()
+    for (const { ownerId } of leases) {
+      if (!alive.has(ownerId)) alive.set(ownerId, this.#isLocked(`owner-${ownerId}.json`))
+    }
+    return leases.map((lease) => ({ ...lease, ownerAlive: alive.get(lease.ownerId) ?? false }))
+  }
+
+  /** The owners. Throws as {@link list}. */
   owners(): OwnerFile[] {
     return this.names().flatMap((name) => {
       const id = OWNER.exec(name)?.[1]
@@ -120,7 +138,11 @@ export class LeaseDirectory {
 
   /** All names. */
   names(): string[] {
-    return readdirSync(this.pathOf('.')).sort()
+    try {
+      return readdirSync(this.pathOf('.')).sort()
+    } catch (error) {
+      throw this.#unreadable(error)
+    }
   }
 
   /** Closes it. Idempotent. */
@@ -143,42 +165,63 @@ export class LeaseDirectory {
 
   /** Whether somebody holds the lock of a file. */
   #isLocked(name: string): boolean {
-    const fd = this.#open(name)
-    if (fd === undefined) return false
+    const opened = this.#open(name)
+    // An owner that cannot be asked is left in peace; where there is no file, there is none.
+    if (typeof opened !== 'number') return opened === 'forbidden'
     try {
       // Shared, so that two who look at the same time do not take each other for the owner.
-      return fd !== null && !this.native.lockFile(fd, 'shared')
+      return !this.native.lockFile(opened, 'shared')
     } finally {
-      if (fd !== null) closeSync(fd)
+      closeSync(opened)
     }
   }
 
   /** The text of a file; `undefined` if it is not there, `null` if it is nothing that anybody should read. */
   #read(name: string): string | null | undefined {
-    const fd = this.#open(name)
-    if (fd == null) return fd
+    const opened = this.#open(name)
+    if (typeof opened !== 'number') return opened === 'absent' ? undefined : null
     try {
-      const { size } = fstatSync(fd)
+      const { size } = fstatSync(opened)
       if (size > MAX_LEASE_BYTES) return null
       const buffer = Buffer.alloc(size)
-      return buffer.toString('utf8', 0, readSync(fd, buffer, 0, size, 0))
+      return buffer.toString('utf8', 0, readSync(opened, buffer, 0, size, 0))
+    } catch (error) {
+      throw this.#unreadable(error)
     } finally {
-      closeSync(fd)
+      closeSync(opened)
     }
   }
 
-  /** Opens a regular file, without waiting and without following a link. */
-  #open(name: string): number | null | undefined {
+  /**
+   * Opens a regular file, without waiting and without following a link.
+   * @throws {UprobeError} if that fails for a reason that says nothing of the file: taken for an answer, a lack of descriptors would make living owners dead
+   */
+  #open(name: string): Opened {
     let fd: number
     try {
       fd = openSync(this.pathOf(name), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
     } catch (error) {
-      if (!isSystemCallError(error)) throw error
-      return errnoOf(error) === ENOENT ? undefined : null
+      switch (errnoOf(error)) {
+        case ENOENT:
+          return 'absent'
+        // A symbolic link; a socket.
+        case ELOOP:
+        case ENXIO:
+          return 'no-file'
+        case EACCES:
+        case EPERM:
+          return 'forbidden'
+        default:
+          throw this.#unreadable(error)
+      }
     }
     if (fstatSync(fd).isFile()) return fd
     closeSync(fd)
-    return null
+    return 'no-file'
+  }
+
+  #unreadable(error: unknown): unknown {
+    return isSystemCallError(error) ? leaseError(this.path, 'cannot be read', error) : error
   }
 }
 
@@ -186,7 +229,7 @@ export class LeaseDirectory {
 function make(native: Native, path: string): void {
   const parent = native.openDirectory(dirname(path))
   try {
-    mkdirSync(`/proc/self/fd/${parent}/${path.slice(dirname(path).length).replace(/^\/+/, '')}`, 0o700)
+    mkdirSync(`/proc/self/fd/${parent}/${basename(path)}`, 0o700)
   } catch (error) {
     if (!isSystemCallError(error) || error.code !== 'EEXIST') throw error
   } finally {
@@ -194,8 +237,10 @@ function make(native: Native, path: string): void {
   }
 }
 
-/** Why a lease cannot be kept, and what helps. */
+/** Why a lease cannot be kept, and what helps: `ERR_UPROBE_LEASE`, or `ERR_UPROBE_LIMIT` if that is the cause. */
 export function leaseError(path: string, why: string, cause?: unknown): UprobeError {
+  const limit = limitError(cause, `The lease directory ${escapeForDisplay(path)} ${why}`)
+  if (limit !== null) return limit
   const reason = isSystemCallError(cause) ? ` (${cause.code})` : ''
   return new UprobeError(
     'ERR_UPROBE_LEASE',

@@ -6,9 +6,11 @@
 import { randomBytes } from 'node:crypto'
 import { closeSync, constants, openSync, readFileSync, readlinkSync, renameSync, rmSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
-import { isSystemCallError } from '../errors.js'
+import { isSystemCallError, UprobeError } from '../errors.js'
+import { childLogger, type Logger } from '../log.js'
 import { type Native, packageRoot } from '../native.js'
 import { parseStat } from '../target/process.js'
+import { NS_PER_TICK, ticksSinceBoot } from './boot-clock.js'
 import { CounterLocks } from './counter-locks.js'
 import { formatLease, type LeaseHolder, type LeaseRecord } from './lease.js'
 import { type LeaseDirectory, leaseError } from './lease-directory.js'
@@ -18,6 +20,8 @@ import { BOOT_ID } from './space.js'
 export interface Lease {
   /** Name of its file. */
   name: string
+  /** As the file says. */
+  readonly sinceTicks: bigint
 }
 
 /** What the claimer says; the owner adds the rest. */
@@ -36,25 +40,27 @@ export class LeaseOwner {
     private readonly holder: LeaseHolder,
     private readonly ownerFd: number,
     private readonly locksFd: number,
+    private readonly log: Logger,
   ) {
     this.locks = new CounterLocks(native, locksFd)
   }
 
   /**
    * Enters the directory. The directory must stay open as long as the owner is.
-   * @throws {UprobeError} `ERR_UPROBE_LEASE`
+   * @param log - told of what could not be tidied up
+   * @throws {UprobeError} `ERR_UPROBE_LEASE`, `ERR_UPROBE_LIMIT`
    */
-  static create(directory: LeaseDirectory, native: Native): LeaseOwner {
+  static create(directory: LeaseDirectory, native: Native, log: Logger = childLogger(false, 'lease')): LeaseOwner {
     const holder = ownProcess()
     const id = `${holder.pid}-${holder.startTime}-${randomBytes(4).toString('hex')}`
     const fds: number[] = []
     try {
-      const locksFd = openSync(directory.pathOf('locks'), constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600)
+      const locksFd = directory.openLocks()
       fds.push(locksFd)
       const ownerFd = writeNew(directory, `owner-${id}.json`, `${JSON.stringify(holder, stringify)}\n`, (fd) => {
         if (!native.lockFile(fd, 'exclusive')) throw new Error('a new file is locked')
       })
-      return new LeaseOwner(directory, native, id, holder, ownerFd, locksFd)
+      return new LeaseOwner(directory, native, id, holder, ownerFd, locksFd, log)
     } catch (error) {
       for (const fd of fds) closeSync(fd)
       throw isSystemCallError(error) ? leaseError(directory.path, 'cannot be written', error) : error
@@ -66,13 +72,13 @@ export class LeaseOwner {
    * @throws {UprobeError} `ERR_UPROBE_LEASE`
    */
   write(claim: LeaseClaim): Lease {
-    const sinceNs = process.hrtime.bigint() + bootTimeOffsetNs()
+    const sinceTicks = ticksSinceBoot()
     const record: LeaseRecord = {
       version: 1,
       owner: this.holder,
       bootId: BOOT_ID,
-      sinceNs,
-      sinceTicks: sinceNs / (1_000_000_000n / TICKS_PER_SECOND),
+      sinceNs: sinceTicks * NS_PER_TICK,
+      sinceTicks,
       ...claim,
     }
     const name = `lease-${this.id}-${this.#next++}.json`
@@ -81,42 +87,48 @@ export class LeaseOwner {
     } catch (error) {
       throw isSystemCallError(error) ? leaseError(this.directory.path, 'cannot be written', error) : error
     }
-    return { name }
+    return { name, sinceTicks }
   }
 
-  /** The claim is given back: the file says so from now on. Idempotent. */
+  /**
+   * The claim is given back: the file says so from now on. Idempotent. A directory that cannot be written any more does not keep anybody from giving back: whoever finds the
+   * lease later finds the bit clear.
+   */
   release(lease: Lease): void {
     const name = lease.name.replace(/^lease-/, 'released-')
     if (name === lease.name) return
-    renameSync(this.directory.pathOf(lease.name), this.directory.pathOf(name))
-    lease.name = name
+    this.#tidy(lease.name, () => {
+      renameSync(this.directory.pathOf(lease.name), this.directory.pathOf(name))
+      lease.name = name
+    })
   }
 
   /** Nothing is left to be done about the claim. Idempotent. */
   remove(lease: Lease): void {
-    rmSync(this.directory.pathOf(lease.name), { force: true })
+    this.#tidy(lease.name, () => rmSync(this.directory.pathOf(lease.name), { force: true }))
   }
 
   /** Leaves the directory. Leases that were not removed are from now on those of a dead owner. Idempotent. */
   close(): void {
     if (this.#closed) return
     this.#closed = true
-    const left = this.directory.names().some((name) => name.includes(`-${this.id}-`))
-    if (!left) rmSync(this.directory.pathOf(`owner-${this.id}.json`), { force: true })
+    const file = `owner-${this.id}.json`
+    this.#tidy(file, () => {
+      const left = this.directory.names().some((name) => name.includes(`-${this.id}-`))
+      if (!left) rmSync(this.directory.pathOf(file), { force: true })
+    })
     closeSync(this.ownerFd)
     closeSync(this.locksFd)
   }
-}
 
-/** USER_HZ: the unit of times in /proc, 100 on every supported architecture. */
-const TICKS_PER_SECOND = 100n
-
-/** CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC by the time that the machine was suspended. /proc/uptime counts by it, to a hundredth of a second. */
-function bootTimeOffsetNs(): bigint {
-  const [seconds = '0'] = readFileSync('/proc/uptime', 'utf8').split(' ')
-  const offset = BigInt(Math.round(Number(seconds) * 1e9)) - process.hrtime.bigint()
-  // Below the grain of the clock it is no suspension.
-  return offset > 1_000_000_000n ? offset : 0n
+  #tidy(file: string, work: () => void): void {
+    try {
+      work()
+    } catch (error) {
+      if (!isSystemCallError(error) && !(error instanceof UprobeError)) throw error
+      this.log.warn({ err: error, file }, 'a file in the lease directory could not be put away; the next agent does it')
+    }
+  }
 }
 
 function ownProcess(): LeaseHolder {

@@ -23,9 +23,9 @@ export interface LeaseRecord {
   readonly version: 1
   readonly owner: LeaseHolder
   readonly bootId: string
-  /** CLOCK_BOOTTIME when it was written, in nanoseconds. */
+  /** CLOCK_BOOTTIME when it was written, in nanoseconds, to a hundredth of a second. */
   readonly sinceNs: bigint
-  /** The same in clock ticks, as field 22 of /proc/PID/stat counts them: a child that was born later has a start time that is not smaller. */
+  /** The same in clock ticks of the machine (boot-clock.ts): a child that was born later has a start time that is not smaller. */
   readonly sinceTicks: bigint
   readonly target: {
     /** As the owner sees it. */
@@ -92,7 +92,7 @@ export function parseLease(text: string): LeaseRecord | null {
           name: string(counter.name),
           refCtrOffset: counter.refCtrOffset === null ? null : hexadecimal(counter.refCtrOffset),
           vaddr: hexadecimal(counter.vaddr),
-          address: hexadecimal(counter.address),
+          address: even(hexadecimal(counter.address)),
         }
       }),
     }
@@ -148,6 +148,12 @@ function decimal(value: unknown): bigint {
 
 function hexadecimal(value: unknown): bigint {
   return BigInt(matching(value, /^0x[0-9a-f]{1,16}$/))
+}
+
+/** A counter that is claimed has two bytes that can be stored at once. */
+function even(value: bigint): bigint {
+  if (value % 2n !== 0n) throw new NotALease('an odd address')
+  return value
 }
 
 function pid(value: unknown): number {

@@ -14,6 +14,7 @@ import type { CounterCell, Native } from '../native.js'
 import { limitError } from '../shortage.js'
 import { type FileIdentity, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
+import { ticksSinceBoot } from './boot-clock.js'
 import { type CounterKey, counterKey } from './counter-locks.js'
 import { isGone } from './gone.js'
 import type { Lease, LeaseOwner } from './lease-owner.js'
@@ -139,6 +140,11 @@ export class ProcessClaim {
   /** The counters, a line for each mapping. */
   get counters(): readonly ClaimedCounter[] {
     return this.cells
+  }
+
+  /** Since when it is on record, in clock ticks of the machine; what was born before has inherited nothing of it. */
+  get sinceTicks(): bigint {
+    return this.#lease?.sinceTicks ?? ticksSinceBoot()
   }
 
   /** Whether the bits are ours, or shared with others. */

@@ -5,18 +5,21 @@
  * cleared; then those of the children that were born under it; then the lease goes. Nothing else is ever written: a lease that cannot be understood says nothing about anybody's
  * memory.
  */
-import { closeSync, constants, openSync, readlinkSync, rmSync } from 'node:fs'
+import { closeSync, lstatSync, readlinkSync, unlinkSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
-import { isSystemCallError, UprobeError } from '../errors.js'
+import { ENOENT } from '../errno.js'
+import { errnoOf, isSystemCallError } from '../errors.js'
 import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
-import { TargetProcess } from '../target/process.js'
+import { readTextOrNull } from '../read-text.js'
+import type { TargetProcess } from '../target/process.js'
 import { type ClearedBit, clearUnowned, type UnownedBits } from './cells.js'
 import { CounterLocks } from './counter-locks.js'
-import { clearInherited } from './inherited.js'
+import { isOfOneProcess, openIfThere } from './gone.js'
+import { clearInherited, type EndedClaim } from './inherited.js'
 import type { LeaseRecord } from './lease.js'
-import type { LeaseDirectory, LeaseFile } from './lease-directory.js'
-import { BOOT_ID, readSpace, sameSpace } from './space.js'
+import { type LeaseDirectory, type LeaseFile, leaseError } from './lease-directory.js'
+import { BOOT_ID, innermostPid, readSpace, sameSpace } from './space.js'
 
 /** What became of one lease of a dead owner. */
 export interface Recovered {
@@ -28,7 +31,7 @@ export interface Recovered {
   /**
    * - `cleared`: there were bits;
    * - `nothing-left`: the process or its program is gone, or the bits are clear, or a living agent has them;
-   * - `unreachable`: the process is in a pid namespace that cannot be seen from here; the lease stays;
+   * - `unreachable`: the process is in a pid namespace that cannot be seen from here, or may not be written by us; the lease stays;
    * - `corrupt`: the lease cannot be understood, and was removed.
    */
   readonly outcome: 'cleared' | 'nothing-left' | 'unreachable' | 'corrupt'
@@ -45,7 +48,15 @@ export interface RecoverOptions {
 /** Inode of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h), from which every process is seen. */
 const INITIAL_PID_NAMESPACE = '4026531836'
 
-/** Clears what dead agents left, and removes their leases. */
+/** How long to wait for another agent that is recovering. One that takes longer is stopped, or debugged. */
+const PATIENCE_MS = 5000
+/** A file that is being written is there for some microseconds before it has its name. */
+const UNFINISHED_MS = 60_000
+
+/**
+ * Clears what dead agents left, and removes their leases.
+ * @throws {UprobeError} `ERR_UPROBE_LEASE`, `ERR_UPROBE_LIMIT`; what concerns one process only does not keep the leases on others from being seen to
+ */
 export async function recoverOrphans(
   native: Native,
   directory: LeaseDirectory,
@@ -53,26 +64,13 @@ export async function recoverOrphans(
   options: RecoverOptions = {},
 ): Promise<Recovered[]> {
   if (!hasOrphans(directory)) return []
-  const locksFd = openSync(directory.pathOf('locks'), constants.O_RDWR | constants.O_NOFOLLOW)
+  const locksFd = openLocks(directory)
   try {
     const locks = new CounterLocks(native, locksFd)
-    return await locks.recovering(async () => {
-      const bits: UnownedBits = { native, locks, isOurs: () => false, dryRun: options.dryRun ?? false }
-      const recovered: Recovered[] = []
-      // Asked again, since somebody else may have been recovering until now.
-      for (const file of directory.list()) {
-        if (file.ownerAlive) continue
-        const result = await recoverOne(bits, file, options)
-        if (result === null) continue
-        recovered.push(result)
-        if (options.dryRun) continue
-        if (result.outcome !== 'unreachable') rmSync(directory.pathOf(file.name), { force: true })
-        const { outcome, cleared, name } = result
-        log.warn({ lease: name, outcome, cleared: cleared.map(describeBit) }, 'a lease of a dead agent was found')
-      }
-      if (!options.dryRun) removeDeadOwners(directory)
-      return recovered
-    })
+    const bits: UnownedBits = { native, locks, isOurs: () => false, dryRun: options.dryRun ?? false }
+    const recovered = await locks.recovering(PATIENCE_MS, () => recoverAll(bits, directory, log, options))
+    if (recovered === null) throw leaseError(directory.path, 'is being looked through by another agent, which does not come to an end')
+    return recovered
   } finally {
     closeSync(locksFd)
   }
@@ -80,84 +78,153 @@ export async function recoverOrphans(
 
 /** Whether there is anything of a dead owner. */
 function hasOrphans(directory: LeaseDirectory): boolean {
-  return directory.owners().some(({ alive }) => !alive) || directory.list().some(({ ownerAlive }) => !ownerAlive)
+  return (
+    directory.owners().some(({ alive }) => !alive) ||
+    directory.list().some(({ ownerAlive }) => !ownerAlive) ||
+    unfinished(directory).length > 0
+  )
 }
 
-function describeBit({ pid, address, before, after }: ClearedBit): object {
-  return { pid, address: `0x${address.toString(16)}`, before, after }
+/** A lease of a dead owner, and what has been found so far. */
+interface Orphan {
+  readonly file: LeaseFile
+  outcome: Recovered['outcome']
+  readonly cleared: ClearedBit[]
+  /** By which children that inherited it are found. */
+  readonly claim: EndedClaim | null
+  /** Whether it is among those that were asked for, and not only the children that inherited it. */
+  readonly wanted: boolean
 }
 
-async function recoverOne(bits: UnownedBits, { name, lease }: LeaseFile, options: RecoverOptions): Promise<Recovered | null> {
-  const settled = (outcome: Recovered['outcome'], cleared: readonly ClearedBit[] = []): Recovered => ({ name, lease, cleared, outcome })
-  if (lease === null) return options.pid === undefined ? settled('corrupt') : null
-  if (lease.bootId !== BOOT_ID) return options.pid === undefined ? settled('nothing-left') : null
+async function recoverAll(bits: UnownedBits, directory: LeaseDirectory, log: Logger, { pid }: RecoverOptions): Promise<Recovered[]> {
+  const orphans: Orphan[] = []
+  // Asked again, since somebody else may have been recovering until now.
+  for (const file of directory.list()) if (!file.ownerAlive) orphans.push(await recoverOne(bits, file, log, pid))
+  await recoverChildren(bits, orphans, log, pid)
+
+  const found = orphans.filter(({ wanted, cleared }) => wanted || cleared.length > 0)
+  if (!bits.dryRun) {
+    for (const { file, outcome, cleared, wanted } of found) {
+      if (wanted && outcome !== 'unreachable') remove(directory, file.name, log)
+      log.warn({ lease: file.name, outcome, cleared: cleared.map(describeBit) }, 'a lease of a dead agent was found')
+    }
+    removeDeadOwners(directory, log)
+  }
+  return found.map(({ file: { name, lease }, cleared, outcome }) => ({
+    name,
+    lease,
+    cleared,
+    outcome: outcome === 'nothing-left' && cleared.length > 0 ? 'cleared' : outcome,
+  }))
+}
+
+/** Sees to the process that a lease names. */
+async function recoverOne(bits: UnownedBits, file: LeaseFile, log: Logger, onlyPid: number | undefined): Promise<Orphan> {
+  const { lease } = file
+  const all = onlyPid === undefined
+  if (lease === null) return { file, outcome: 'corrupt', cleared: [], claim: null, wanted: all }
+  if (lease.bootId !== BOOT_ID) return { file, outcome: 'nothing-left', cleared: [], claim: null, wanted: all }
   const target = await findProcess(bits.native, lease)
-  if (target === 'unreachable') return options.pid === undefined ? settled('unreachable') : null
-  const pid = target?.pid ?? lease.target.pid
+  if (target === 'unreachable')
+    return { file, outcome: 'unreachable', cleared: [], claim: null, wanted: all || onlyPid === lease.target.pid }
   try {
-    if (options.pid !== undefined && options.pid !== pid) return null
-    const { file, counters: places, target: claimed } = lease
-    const cleared = target === null ? [] : await clearUnowned(bits, target, claimed.space, file, places, () => true)
-    const sharers = target === null ? [] : [target.pid]
-    const claim = { file, places, space: claimed.space, pid: target?.pid ?? 0, startTime: claimed.startTime, sharers }
-    const born = await clearInherited(bits, [claim])
-    cleared.push(...(born.get(claim) ?? []))
-    return settled(cleared.length > 0 ? 'cleared' : 'nothing-left', cleared)
+    const { file: identity, counters: places, sinceTicks } = lease
+    const { space } = lease.target
+    const claim: EndedClaim = { file: identity, places, space, pid: target?.pid ?? null, sinceTicks }
+    const wanted = all || onlyPid === (target?.pid ?? lease.target.pid)
+    const cleared = target === null || !wanted ? [] : await clearUnowned(bits, target, space, identity, places, () => true)
+    return { file, outcome: 'nothing-left', cleared, claim, wanted }
+  } catch (error) {
+    if (!isOfOneProcess(error)) throw error
+    log.warn({ err: error, lease: file.name }, 'a claim of a dead agent could not be cleared; its lease stays')
+    return { file, outcome: 'unreachable', cleared: [], claim: null, wanted: true }
   } finally {
     target?.close()
+  }
+}
+
+/** Sees to the children that inherited bits: of all leases in one walk; of those that are not wanted, to the one process that is. */
+async function recoverChildren(bits: UnownedBits, orphans: readonly Orphan[], log: Logger, onlyPid: number | undefined): Promise<void> {
+  for (const wanted of [true, false]) {
+    const owners = new Map(
+      orphans.flatMap((orphan) => (orphan.claim !== null && orphan.wanted === wanted ? [[orphan.claim, orphan] as const] : [])),
+    )
+    const born = await clearInherited(bits, [...owners.keys()], {
+      onlyPid: wanted ? undefined : onlyPid,
+      onFailure: (claim, error) => {
+        const orphan = owners.get(claim)
+        if (orphan !== undefined) orphan.outcome = 'unreachable'
+        log.warn({ err: error, lease: orphan?.file.name }, 'a claim that a child inherited could not be cleared; its lease stays')
+      },
+    })
+    for (const [claim, cleared] of born) owners.get(claim)?.cleared.push(...cleared)
   }
 }
 
 /** The claimed process, if it still is what was claimed; `null` if it is gone, or has become another program. */
 async function findProcess(native: Native, lease: LeaseRecord): Promise<TargetProcess | 'unreachable' | null> {
   const ownNamespace = /\d+/.exec(readlinkSync('/proc/self/ns/pid'))?.[0]
-  if (lease.owner.pidNamespace === ownNamespace) {
-    const target = openOrNull(native, lease.target.pid)
-    return target === null || isClaimed(target, lease) ? target : closed(target)
-  }
-  // The owner's numbers mean nothing here; the space is known by its own.
-  for (const name of await readdir('/proc')) {
-    if (!/^\d+$/.test(name)) continue
-    const target = openOrNull(native, Number(name))
+  // The owner's numbers mean nothing in another namespace; the space is known by its own.
+  const near = lease.owner.pidNamespace === ownNamespace
+  const candidates = near ? [String(lease.target.pid)] : (await readdir('/proc')).filter((name) => /^\d+$/.test(name))
+  let hidden = false
+  for (const name of candidates) {
+    const target = openIfThere(native, Number(name))
     if (target === null) continue
-    if (isClaimed(target, lease)) return target
+    const space = readSpace(target)
+    if (space !== null && sameSpace(space, lease.target.space)) return target
+    if (space === null && mayBe(target, lease)) hidden = true
     target.close()
   }
-  return ownNamespace === INITIAL_PID_NAMESPACE ? null : 'unreachable'
+  if (hidden) return 'unreachable'
+  return near || ownNamespace === INITIAL_PID_NAMESPACE ? null : 'unreachable'
 }
 
-function isClaimed(target: TargetProcess, lease: LeaseRecord): boolean {
-  const space = readSpace(target)
-  return space !== null && sameSpace(space, lease.target.space)
+/** Whether a process that may not be looked at can be the claimed one, as far as anybody may know. */
+function mayBe(target: TargetProcess, lease: LeaseRecord): boolean {
+  const status = readTextOrNull(`${target.procDirectory}/status`) ?? ''
+  // A thread of the kernel has no memory.
+  return /^VmSize:/m.test(status) && innermostPid(status) === lease.target.space.pid && target.isAlive()
 }
 
-function closed(target: TargetProcess): null {
-  target.close()
-  return null
+function describeBit({ pid, address, before, after }: ClearedBit): object {
+  return { pid, address: `0x${address.toString(16)}`, before, after }
 }
 
-function openOrNull(native: Native, pid: number): TargetProcess | null {
+function openLocks(directory: LeaseDirectory): number {
   try {
-    return TargetProcess.open(native, pid)
+    return directory.openLocks()
   } catch (error) {
-    if (error instanceof UprobeError && error.code === 'ERR_UPROBE_TARGET_GONE') return null
-    throw error
+    throw isSystemCallError(error) ? leaseError(directory.path, 'cannot be written', error) : error
   }
 }
 
-/** Removes the files of owners that are dead and have no lease left, and what an agent that died while it wrote has left. */
-function removeDeadOwners(directory: LeaseDirectory): void {
+/** Removes the files of owners that are dead and have no lease left, and what agents that died while they wrote have left. */
+function removeDeadOwners(directory: LeaseDirectory, log: Logger): void {
+  const owners = directory.owners()
   const names = directory.names()
-  for (const { id, alive } of directory.owners()) {
+  for (const { id, alive } of owners) {
     if (alive || names.some((name) => /^(lease|released)-/.test(name) && name.includes(`-${id}-`))) continue
-    for (const name of names) if (name.includes(id)) remove(directory, name)
+    for (const name of [`owner-${id}.json`, `owner-${id}.sock`]) remove(directory, name, log)
   }
+  for (const name of unfinished(directory)) remove(directory, name, log)
 }
 
-function remove(directory: LeaseDirectory, name: string): void {
+/** Files that were never given their name. Whoever writes for longer than a minute finds its file gone, and fails. */
+function unfinished(directory: LeaseDirectory): string[] {
+  return directory.names().filter((name) => {
+    if (!/^new-(owner|lease)-/.test(name)) return false
+    const stat = lstatSync(directory.pathOf(name), { throwIfNoEntry: false })
+    return stat !== undefined && Date.now() - stat.ctimeMs > UNFINISHED_MS
+  })
+}
+
+/** Removes what is not needed any more. What cannot be removed, as a directory in its place, is found again by the next who looks, and does no harm. */
+function remove(directory: LeaseDirectory, name: string, log: Logger): void {
   try {
-    rmSync(directory.pathOf(name), { force: true })
+    unlinkSync(directory.pathOf(name))
   } catch (error) {
     if (!isSystemCallError(error)) throw error
+    if (errnoOf(error) !== ENOENT) log.warn({ err: error, file: name }, 'a file of a dead agent cannot be removed')
   }
 }

@@ -34,15 +34,20 @@ export function readSpace(target: Pick<TargetProcess, 'procDirectory' | 'readMem
   try {
     const namespace = /^pid:\[(\d+)\]$/.exec(readlinkSync(`${target.procDirectory}/ns/pid`))?.[1]
     const status = readTextOrNull(`${target.procDirectory}/status`)
-    // The last number is that of the innermost namespace. The process's, not the thread's: `Tgid` as `NStgid` has it.
-    const innermost = /^NStgid:\s.*?(\d+)$/m.exec(status ?? '')?.[1]
+    const innermost = innermostPid(status ?? '')
     const fingerprint = readFingerprint(target)
-    if (namespace === undefined || innermost === undefined || fingerprint === null) return null
-    return { pidNamespace: namespace, pid: Number(innermost), fingerprint }
+    if (namespace === undefined || innermost === null || fingerprint === null) return null
+    return { pidNamespace: namespace, pid: innermost, fingerprint }
   } catch (error) {
     if (isSystemCallError(error)) return null
     throw error
   }
+}
+
+/** A process's number in its own pid namespace, from its /proc/PID/status: the last one of those that its thread group has (`NStgid`), one a namespace. */
+export function innermostPid(status: string): number | null {
+  const innermost = /^NStgid:\s.*?(\d+)$/m.exec(status)?.[1]
+  return innermost === undefined ? null : Number(innermost)
 }
 
 function readFingerprint(target: Pick<TargetProcess, 'procDirectory' | 'readMemory'>): string | null {

@@ -91,7 +91,7 @@ export class TracerClaims {
     const directory = LeaseDirectory.open(native, this.#directory, 'create')
     if (directory === null) throw new Error('a lease directory that was to be made is missing')
     try {
-      const owner = LeaseOwner.create(directory, native)
+      const owner = LeaseOwner.create(directory, native, this.log)
       try {
         const control = await ControlServer.listen(directory, owner.id, this.giveWay, this.log)
         return { native, owner, active: new ActiveClaims(), directory, control }
