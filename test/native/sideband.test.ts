@@ -1,3 +1,8 @@
+/**
+ * What the kernel tells of new processes and mappings, as the reading thread passes it on.
+ *
+ * In guests on 5.10 and newest only: its many processes take long, and the others do not differ here.
+ */
 import assert from 'node:assert/strict'
 import { readFileSync, statSync } from 'node:fs'
 import { setPriority } from 'node:os'
@@ -10,6 +15,8 @@ import { waitFor } from '../support/wait.js'
 import { native, record, withoutRights } from './kernel.js'
 
 const RIGHTS = { skip: withoutRights }
+/** The reading thread keeps up with whatever emulated processors can start. */
+const EMULATED = process.env.UPROBE_TEST_GUEST === '1' && 'an emulated processor starts processes too slowly'
 
 /** A shell that carries out what it is asked, line by line, and says `done`. */
 function shell(t: TestContext): Promise<Target> {
@@ -151,7 +158,7 @@ test('a filter is replaced as a whole', RIGHTS, async (t) => {
   assert.deepEqual(events, [`map ${pid}`])
 })
 
-test('what does not fit into the ring is told to be lost', RIGHTS, async (t) => {
+test('what does not fit into the ring is told to be lost', { skip: withoutRights || EMULATED }, async (t) => {
   const { reader, events } = await watching(t, { pages: 1 })
   // Whoever wants it to fall behind must not leave it the CPU.
   setPriority(reader.tid, 19)

@@ -6,7 +6,7 @@ import { Writable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import { pino } from 'pino'
 import { disableGuards } from '../../lib/counter/guard.js'
-import { setStepHook } from '../../lib/counter/steps.js'
+import { type Step, setStepHook } from '../../lib/counter/steps.js'
 import { type AttachOptions, type Probe, Tracer, UprobeError } from '../../lib/index.js'
 import type { Logger } from '../../lib/log.js'
 import { Random } from './random.js'
@@ -25,8 +25,10 @@ export interface ContenderPlan {
 
 /** It holds a probe, and a state of it, no longer than this. */
 const LONGEST_HOLD_MS = 20
-/** It stays at each step of a claim up to this time, so that others have time to come in between. */
+/** It stays at each step of a claim up to this time, so that others have time to come in between; and longer around the store, where it matters most. */
 const LONGEST_STEP_MS = 10
+const LONGEST_STORE_MS = 40
+const STORE: ReadonlySet<Step> = new Set(['counter-read-again', 'counter-stored'])
 
 /** Refusals that are no news when others hold the counter, or have left a claim. */
 const EXPECTED: ReadonlySet<string> = new Set(['ERR_UPROBE_COUNTER_BUSY', 'ERR_UPROBE_COUNTER_MISMATCH', 'ERR_UPROBE_COUNTER_FOREIGN'])
@@ -67,7 +69,7 @@ async function main({ spec, options, leaseDir, seed, guards }: ContenderPlan): P
   const random = new Random(seed)
   disableGuards(!guards)
   const sleeper = new Int32Array(new SharedArrayBuffer(4))
-  setStepHook(() => void Atomics.wait(sleeper, 0, 0, random.below(LONGEST_STEP_MS)))
+  setStepHook((step) => void Atomics.wait(sleeper, 0, 0, random.below(STORE.has(step) ? LONGEST_STORE_MS : LONGEST_STEP_MS)))
   const tracer = new Tracer({ leaseDir, logger: recoveries() })
   say('ready')
   for (;;) {
