@@ -18,6 +18,7 @@ import { diagnoseRefusal } from '../register/diagnose.js'
 import { multiSupport } from '../register/multi-support.js'
 import { readUprobePmu } from '../register/pmu.js'
 import type { TargetFile } from '../target/file.js'
+import { holdersOf, kernelHolders } from './owners.js'
 import type { FileCounter, SharingSite } from './read.js'
 
 /** `r0 = 0; exit`: a program that does nothing, which a link cannot do without. */
@@ -119,9 +120,25 @@ async function takeByEvent(native: Native, file: TargetFile, counter: FileCounte
     const site = `${probe} at ${path}:0x${fileOffset.toString(16)}`
     throw new UprobeError(
       'ERR_UPROBE_COUNTER_BUSY',
-      `${site}: another tracer has registered this site with its counter, so the counter cannot be claimed. Nothing was written. ` +
+      `${site}: another tracer has registered this site with its counter, so the counter cannot be claimed. Nothing was written. ${await whoHolds(native, file, fileOffset)} ` +
         "Detach that tracer, or use counter: 'kernel', which shares the counter with it.",
       { cause: error, errno: EINVAL, syscall: 'perf_event_open', site, path },
     )
   }
+}
+
+/** A sentence about who has a site, as far as the kernel tells. */
+async function whoHolds(native: Native, { identity, path }: TargetFile, fileOffset: bigint): Promise<string> {
+  const names = new Set<string>()
+  try {
+    for (const holder of await kernelHolders(native)) {
+      const file = { identity, path, deleted: false, pid: holder.target ?? process.pid }
+      for (const { comm, pid } of holdersOf([holder], file, [fileOffset]).owners) names.add(`${escapeForDisplay(comm)}[${pid}]`)
+    }
+  } catch (error) {
+    if (!(error instanceof UprobeError)) throw error
+  }
+  return names.size === 0
+    ? 'The kernel does not list whose it is (perf, for one, is in no list).'
+    : `It is held by ${[...names].join(', ')}.`
 }

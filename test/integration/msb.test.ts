@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
 import { leaseDirectory, leaseFiles } from '../support/leases.js'
@@ -113,6 +114,16 @@ test('a counter on which another tracer counts is not claimed, and not written',
   assert.deepEqual(leaseFiles(leaseDir), ['locks', 'owner.json', 'owner.sock'])
   other.close()
   await detachComplete(await tracer.attach('usdt:t:shared', { pid: target.pid, counter: 'msb' }), 0)
+})
+
+test('who counts on a counter that cannot be claimed is named', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const agent = await startAgent(t)
+  assert.equal(await attachIn(agent, 'usdt:t:shared', { pid: target.pid }), 'attached')
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  const error = await refused(tracer.attach('usdt:t:shared', { pid: target.pid, counter: 'msb' }), 'ERR_UPROBE_COUNTER_BUSY')
+  assert.match(error.message, new RegExp(`held by \\S+\\[${agent.pid}\\]`))
+  assert.equal(await target.ask('counters'), '0 0 3 0')
 })
 
 for (const value of [1, 0x7fff, 0x8000, 0x8001, 0xffff]) {

@@ -1,0 +1,103 @@
+/**
+ * The leak that a claim and a count of the kernel make when they meet, made on purpose, and its repair.
+ *
+ * While the kernel holds a count somebody sets the highest bit; then the kernel cannot take its count back and leaves the breakpoint in, with nobody to hold it. The uprobe stays in the
+ * kernel until it is booted anew: so this runs in guests only (`npm run test:guest -- --tests=leak`).
+ */
+import assert from 'node:assert/strict'
+import test, { type TestContext } from 'node:test'
+import { counters, type RepairEntry, repair } from '../../lib/index.js'
+import { buildTarget } from '../support/build.js'
+import { leaseDirectory } from '../support/leases.js'
+import { counterValue, isArmed, writeCounter } from '../support/memory.js'
+import { gatedNote, notesOf } from '../support/notes.js'
+import { Target } from '../support/target.js'
+import { detachComplete, newTracer, refused } from '../support/tracing.js'
+import { register } from './places.js'
+
+const GUEST = {
+  skip: process.env.UPROBE_TEST_GUEST === '1' ? false : 'it leaks uprobes on purpose, so it runs in a guest only (npm run test:guest)',
+}
+
+interface Scene {
+  readonly target: Target
+  readonly leaseDir: string
+  value(): number
+  write(value: number): void
+  armed(): boolean
+  state(): Promise<string | undefined>
+  repair(dryRun: boolean): Promise<unknown[]>
+}
+
+/** A process with the leak: 0x8001, and a breakpoint that nobody holds. */
+async function leaked(t: TestContext): Promise<Scene> {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const { program, pid } = target
+  const leaseDir = leaseDirectory()
+  const { fileOffset, refCtrOffset } = gatedNote(program, 't:gated')
+  const [note] = notesOf(program, 't:gated')
+  assert.ok(note)
+  const value = (): number => counterValue(pid, program, refCtrOffset)
+  const write = (bits: number): void => writeCounter(pid, program, refCtrOffset, bits)
+  const takeBack = await register(t, target, note, 'with its counter')
+  assert.equal(value(), 1)
+  write(0x8001)
+  await takeBack()
+  return {
+    target,
+    leaseDir,
+    value,
+    write,
+    armed: () => isArmed(pid, program, fileOffset),
+    state: async () => (await counters(pid, { leaseDir })).find(({ name }) => name === 'gated')?.state,
+    repair: async (dryRun) =>
+      (await repair({ pid, dryRun, leaseDir })).map(({ name, problem, before, after, applied }: RepairEntry) => [
+        name,
+        problem,
+        before,
+        after,
+        applied,
+      ]),
+  }
+}
+
+test('a claim over a count leaves both behind; the repair takes out both, and counting works again', GUEST, async (t) => {
+  const { target, value, armed, state, repair, leaseDir } = await leaked(t)
+  assert.deepEqual([value(), armed(), await state()], [0x8001, true, 'underflow'])
+  // Every hit goes on trapping.
+  assert.equal(await target.askNumber('gated 3'), 3)
+  await refused(newTracer(t).attach('usdt:t:gated', { pid: target.pid }), 'ERR_UPROBE_COUNTER_NEGATIVE')
+  assert.deepEqual(await repair(true), [['gated', 'underflow', 0x8001, 0, false]])
+  assert.deepEqual([value(), armed()], [0x8001, true])
+  assert.deepEqual(await repair(false), [['gated', 'underflow', 0x8001, 0, true]])
+  assert.deepEqual([value(), armed(), await state()], [0, false, 'idle'])
+  assert.deepEqual(await repair(false), [])
+  const probe = await newTracer(t).attach('usdt:t:gated', { pid: target.pid })
+  assert.equal(value(), 1)
+  assert.equal(await target.askNumber('gated 5'), 5)
+  await detachComplete(probe, 5)
+  assert.deepEqual([value(), armed()], [0, false])
+  // What the kernel remembers of the site until it is booted anew: it can only be registered with its counter.
+  await refused(newTracer(t, { leaseDir }).attach('usdt:t:gated', { pid: target.pid, counter: 'msb' }), 'ERR_UPROBE_COUNTER_BUSY')
+})
+
+test('with the bit cleared by hand a breakpoint of nobody is left, and its count: registering and closing takes both', GUEST, async (t) => {
+  const { value, write, armed, state, repair } = await leaked(t)
+  write(1)
+  assert.deepEqual([value(), armed(), await state()], [1, true, 'stuck-breakpoint'])
+  assert.equal((await repair(true)).length, 1)
+  assert.deepEqual([value(), armed()], [1, true])
+  const [entry] = await repair(false)
+  assert.deepEqual((entry as unknown[]).slice(0, 3), ['gated', 'stuck-breakpoint', 1])
+  assert.deepEqual([value(), armed(), await state()], [0, false, 'idle'])
+})
+
+test('a tracer that holds the site is left its breakpoint, and its end takes it out', GUEST, async (t) => {
+  const { target, value, write, armed, repair } = await leaked(t)
+  write(1)
+  const probe = await newTracer(t).attach('usdt:t:gated', { pid: target.pid })
+  assert.deepEqual(await repair(false), [])
+  assert.equal(value(), 1)
+  await detachComplete(probe, 0)
+  assert.deepEqual([value(), armed()], [0, false])
+})
