@@ -189,7 +189,11 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
   }
   const { value: after } = await lookAgain(target, inspected)
   return leaked > 0
-    ? { after, applied: true, note: `${leaked} subtracted under a pin of all ${counter.sites.length} sites` }
+    ? {
+        after,
+        applied: true,
+        note: `${leaked} subtracted under a pin of ${counter.sites.length === 1 ? 'its site' : `all ${counter.sites.length} sites`}`,
+      }
     : left(after, 'pinned, it has no leak: a tracer was coming or going')
 }
 
