@@ -69,7 +69,7 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
       found.set(site.slot, { pid: target.pid, state, address, counter })
     }
     const fail = (
-      code: 'ERR_UPROBE_NOT_ARMED' | 'ERR_UPROBE_COUNTER_UNREACHABLE' | 'ERR_UPROBE_COUNTER_NOT_RAISED',
+      code: 'ERR_UPROBE_NOT_ARMED' | 'ERR_UPROBE_COUNTER_UNREACHABLE' | 'ERR_UPROBE_COUNTER_NEGATIVE' | 'ERR_UPROBE_COUNTER_NOT_RAISED',
       why: string,
       counter: number | null = null,
     ): void => {
@@ -110,7 +110,7 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
       const sites = site.counterVaddr === null ? undefined : facts.counters.get(site.counterVaddr)?.sites
       reading = inspectCounter(target, mappings, site.refCtrOffset, sites ?? [])
       readings.set(site.refCtrOffset, reading)
-      if (reading.value !== null && reading.value > reading.armedSites) {
+      if (reading.value !== null && (reading.value & CLAIM) === 0 && reading.value > reading.armedSites) {
         warnings.push(
           `${where} in process ${target.pid}: the counter reads ${reading.value} and ${reading.armedSites} of its sites are armed, so another tool ` +
             'counts by hand or left a count behind; the probe will stay switched on after detach',
@@ -121,6 +121,13 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
       fail('ERR_UPROBE_COUNTER_UNREACHABLE', 'its counter lies where the kernel never finds it, so the probe is not switched on.')
     } else if (reading.value === null) {
       note('unverified')
+    } else if ((reading.value & CLAIM) !== 0) {
+      // The kernel counts nothing where a breakpoint is in already, and so it refuses nothing either; but it will not take the breakpoint out.
+      fail(
+        'ERR_UPROBE_COUNTER_NEGATIVE',
+        `its counter reads 0x${reading.value.toString(16)}, which the kernel takes for negative, and a breakpoint was left in it. \`uprobe repair ${target.pid}\` says what can be done.`,
+        reading.value,
+      )
     } else if (reading.value < reading.armedSites) {
       fail(
         'ERR_UPROBE_COUNTER_NOT_RAISED',
