@@ -15,11 +15,20 @@ import type { TargetFile } from '../target/file.js'
 import { Newcomers } from '../target/newcomers.js'
 import { TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
+import { FoundProcesses } from './found.js'
 import { Guard } from './guard.js'
 import { clearInherited } from './inherited.js'
 import { type ClaimContext, ProcessClaim } from './process-claim.js'
 import type { FileCounter } from './read.js'
 import { reached } from './steps.js'
+
+/**
+ * A process is told of when it maps the code; the loader maps the data after it, and may write over its end (`.bss`). So it is looked at again, after so many milliseconds each.
+ */
+const LOOKS_MS = [20, 200]
+
+/** How long the ends of processes are gathered before all others are walked through for inherited bits: a shell that forks and ends a child for each command must not cost a walk each. */
+const SWEEP_MS = 1000
 
 /** The counters of one file that are to be claimed. */
 export interface ClaimRequest {
@@ -51,9 +60,12 @@ export class CounterClaims {
   #context: ClaimContext | null = null
   #guards: Guard[] = []
   readonly #claims = new Set<ProcessClaim>()
-  /** Processes that were found here, and are closed with their claims; by pid. */
-  readonly #found = new Map<number, { target: TargetProcess; watch: number }>()
+  readonly #found: FoundProcesses
+  /** Claims whose bits are clear or gone, whose children are not looked for yet. */
+  readonly #ended: ProcessClaim[] = []
   readonly #newcomers: Newcomers[] = []
+  readonly #timers = new Set<NodeJS.Timeout>()
+  #walkWaits = false
   #taken = false
   #wanted = false
   #work: Promise<unknown> = Promise.resolve()
@@ -61,7 +73,9 @@ export class CounterClaims {
   constructor(
     private readonly host: ClaimsHost,
     private readonly requests: readonly ClaimRequest[],
-  ) {}
+  ) {
+    this.#found = new FoundProcesses(host.ring)
+  }
 
   /** Whether guards and leases are held; the bits may be cleared all the same, while the probe is paused. */
   get taken(): boolean {
@@ -145,8 +159,7 @@ export class CounterClaims {
         try {
           if (!claim.trySet(inherited)) await claim.set(inherited)
         } catch (error) {
-          const isOneOfMany = this.#found.get(claim.target.pid)?.target === claim.target
-          if (!isOneOfMany || !(error instanceof UprobeError)) throw error
+          if (!this.#found.has(claim.target) || !(error instanceof UprobeError)) throw error
           // One that is gone is told of by its watch.
           if (error.code !== 'ERR_UPROBE_TARGET_GONE') warnings?.push(`left out: ${error.message}`)
         }
@@ -173,12 +186,10 @@ export class CounterClaims {
 
   async #finish(): Promise<void> {
     for (const newcomers of this.#newcomers.splice(0)) newcomers.close()
-    await this.#end([...this.#claims])
+    for (const timer of this.#timers) clearTimeout(timer)
+    this.#timers.clear()
+    await this.#end([...this.#claims, ...this.#ended.splice(0)])
     reached('lease-removed')
-    for (const { target, watch } of this.#found.values()) {
-      this.host.ring.unwatch(watch)
-      target.close()
-    }
     this.#found.clear()
     for (const guard of this.#guards.splice(0)) await guard.release()
     reached('guards-out')
@@ -219,7 +230,9 @@ export class CounterClaims {
 
   /** Whether a process was forked from one that has a claim, and may have been born with the bit. */
   #isInherited(claim: ProcessClaim): boolean {
-    return [...this.#claims].some((other) => other.target !== claim.target && other.space.fingerprint === claim.space.fingerprint)
+    return [...this.#claims, ...this.#ended].some(
+      (other) => other.target !== claim.target && other.space.fingerprint === claim.space.fingerprint,
+    )
   }
 
   async #openAll(request: ClaimRequest, warnings: string[], signal: AbortSignal): Promise<void> {
@@ -239,7 +252,10 @@ export class CounterClaims {
         this.host.ring,
         [{ identity: file.identity, path: file.path }],
         (pid, how) => this.#later(() => this.#arrive(request, pid, how)),
-        () => this.#later(() => this.#walk(request)),
+        () => {
+          if (!this.#walkWaits) this.#later(() => this.#walk(request))
+          this.#walkWaits = true
+        },
       ),
     )
     // A process may fork between being listed and being watched for it, so it takes a look at which nothing new is found.
@@ -251,7 +267,8 @@ export class CounterClaims {
           await this.#find(request, pid)
         } catch (error) {
           if (!(error instanceof UprobeError)) throw error
-          if (error.code !== 'ERR_UPROBE_TARGET_GONE') warnings.push(`left out: ${error.message}`)
+          const warning = `left out: ${error.message}`
+          if (error.code !== 'ERR_UPROBE_TARGET_GONE' && !warnings.includes(warning)) warnings.push(warning)
         }
       }
       this.#watchForks()
@@ -266,27 +283,23 @@ export class CounterClaims {
     return claim
   }
 
-  /** Takes a process into the claims of a probe for every process; `null` if it has no counters, or has its claim. */
+  /** Takes a process into the claims of a probe for every process; `null` if it has no counters of its own, or has its claim. */
   async #find(request: ClaimRequest, pid: number): Promise<ProcessClaim | null> {
+    const { native } = this.#opened()
     const known = this.#found.get(pid)
     if (known !== undefined) {
-      if (!known.target.addressSpaceGone()) return null
-      await this.#forget(pid)
+      const claim = [...this.#claims].find(({ target }) => target === known)
+      if (claim !== undefined && (await claim.isIntact(request.counters))) return null
+      await this.#forget(request, pid)
     }
-    const { native } = this.#opened()
+    if (this.#found.sharesMemory(native, pid)) return null
     const target = TargetProcess.open(native, pid)
-    let watch: number | null = null
     try {
       const claim = await this.#open(request, target)
-      if (claim === null) {
-        target.close()
-        return null
-      }
-      watch = this.host.ring.watch(target.openPidfd(), 'pidfd', () => this.#later(() => this.#forget(pid)))
-      this.#found.set(pid, { target, watch })
+      if (claim === null) target.close()
+      else this.#found.add(target, () => this.#later(() => this.#forget(request, pid)))
       return claim
     } catch (error) {
-      if (watch !== null) this.host.ring.unwatch(watch)
       for (const claim of this.#claims) {
         if (claim.target !== target) continue
         this.#claims.delete(claim)
@@ -298,42 +311,72 @@ export class CounterClaims {
   }
 
   /** A process came to map the file, or was born of one that has a claim. */
-  async #arrive(request: ClaimRequest, pid: number, how: 'fork' | 'map'): Promise<void> {
+  async #arrive(request: ClaimRequest, pid: number, how: 'fork' | 'map', look = 0): Promise<void> {
     if (!this.#taken) return
+    const delay = how === 'map' ? LOOKS_MS[look] : undefined
     try {
-      const claim = await this.#find(request, pid)
-      if (claim === null) return
+      await this.#claimArrival(request, pid)
+    } catch (error) {
+      if (!(error instanceof UprobeError)) throw error
+      if (error.code === 'ERR_UPROBE_TARGET_GONE') return
+      if (error.code !== 'ERR_UPROBE_COUNTER_PLACE' || delay === undefined) throw error
+    }
+    if (delay !== undefined) this.#after(delay, () => this.#arrive(request, pid, how, look + 1))
+  }
+
+  async #claimArrival(request: ClaimRequest, pid: number): Promise<void> {
+    const claim = await this.#find(request, pid)
+    if (claim === null) return
+    let missedNothing: boolean
+    try {
+      const inherited = this.#isInherited(claim)
+      missedNothing = claim.read() && inherited
       claim.writeLease()
-      await claim.set(this.#isInherited(claim))
+      if (this.#wanted || inherited) await claim.set(inherited)
       // A child that was born while the bits were being cleared may have one all the same.
       if (!this.#wanted) await claim.clear()
-      this.#watchForks()
-      this.host.onArrival({ pid, mayHaveMissed: this.#wanted && how === 'map' })
     } catch (error) {
-      if (error instanceof UprobeError && error.code === 'ERR_UPROBE_TARGET_GONE') return
+      await this.#forget(request, pid)
       throw error
     }
+    this.#watchForks()
+    this.host.onArrival({ pid, mayHaveMissed: this.#wanted && !missedNothing })
   }
 
   /** The kernel could not tell of everything. */
   async #walk(request: ClaimRequest): Promise<void> {
+    this.#walkWaits = false
     if (!this.#taken) return
     this.host.log.warn('the kernel told of more new processes than could be taken in; all processes are looked through')
-    for await (const { pid } of processesMapping(this.#opened().native, request.file.identity)) await this.#arrive(request, pid, 'map')
+    for await (const { pid } of processesMapping(this.#opened().native, request.file.identity)) {
+      try {
+        await this.#arrive(request, pid, 'map', LOOKS_MS.length - 1)
+      } catch (error) {
+        this.host.onError(error)
+      }
+    }
   }
 
-  async #forget(pid: number): Promise<void> {
-    const found = this.#found.get(pid)
-    if (found === undefined) return
-    this.#found.delete(pid)
-    this.host.ring.unwatch(found.watch)
-    await this.#endTarget(found.target)
-    found.target.close()
+  /** A process that was found has ended, or what was claimed in it is gone. Its children are looked for a little later, for many processes at once. */
+  async #forget(request: ClaimRequest, pid: number): Promise<void> {
+    const target = this.#found.get(pid)
+    if (target === undefined) return
+    for (const claim of this.#claims) {
+      if (claim.target !== target) continue
+      try {
+        await claim.clear()
+      } catch (error) {
+        this.host.onError(error)
+      }
+      this.#claims.delete(claim)
+      if (this.#ended.push(claim) === 1) this.#after(SWEEP_MS, () => this.#end(this.#ended.splice(0)))
+    }
+    for (const sharer of this.#found.remove(pid) ?? []) this.#later(() => this.#arrive(request, sharer, 'map'))
     this.#watchForks()
   }
 
   #watchForks(): void {
-    for (const newcomers of this.#newcomers) newcomers.watchForksOf([...this.#found.keys()])
+    for (const newcomers of this.#newcomers) newcomers.watchForksOf(this.#found.pids)
   }
 
   #opened(): ClaimContext {
@@ -346,6 +389,15 @@ export class CounterClaims {
     const result = this.#work.then(work)
     this.#work = result.catch(() => undefined)
     return result
+  }
+
+  #after(delayMs: number, work: () => Promise<void>): void {
+    const timer = setTimeout(() => {
+      this.#timers.delete(timer)
+      this.#later(work)
+    }, delayMs)
+    timer.unref()
+    this.#timers.add(timer)
   }
 
   #later(work: () => Promise<void>): void {

@@ -18,7 +18,7 @@ import { ticksSinceBoot } from './boot-clock.js'
 import { type CounterKey, counterKey } from './counter-locks.js'
 import { isGone } from './gone.js'
 import type { Lease, LeaseOwner } from './lease-owner.js'
-import { counterPlaces } from './places.js'
+import { type CounterPlace, counterPlaces } from './places.js'
 import { CLAIM, type FileCounter } from './read.js'
 import { readSpace, type SpaceId } from './space.js'
 import { reached } from './steps.js'
@@ -105,14 +105,7 @@ export class ProcessClaim {
     file: ClaimedFile,
     counters: readonly FileCounter[],
   ): Promise<ProcessClaim | null> {
-    const all = await target.maps(true)
-    const ofFile = mappingsOf(target.procDirectory, all, file.identity)
-    const found = counters.flatMap((counter) => {
-      const { places, problem } = counterPlaces(all, ofFile, counter)
-      if (problem === 'not-mapped') return []
-      if (problem !== null) throw unclaimable(`${nameOf(counter)} in ${escapeForDisplay(file.path)}`, target.pid, problem)
-      return places.map((place) => ({ counter, place }))
-    })
+    const found = await placesOf(target, file, counters)
     if (found.length === 0) return null
     const space = readSpace(target)
     if (space === null) throw deniedOrGone(target)
@@ -154,15 +147,38 @@ export class ProcessClaim {
 
   /**
    * Reads every counter: 0, or claimed already.
+   * @returns whether all are claimed, by whomever
    * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN` if one reads anything else
    */
-  read(): void {
+  read(): boolean {
+    let claimed = true
     this.#guarded(() => {
       for (const one of this.cells) {
         const value = one.cell.read()
         if (value !== 0 && value !== CLAIM) throw this.#foreign(one, value)
+        if (value === 0) claimed = false
       }
     })
+    return claimed
+  }
+
+  /**
+   * Whether the counters are still those that were found, with the bit where it was set. A library that was unloaded and loaded again has new ones, perhaps at the same
+   * addresses, and a loader that is still at work may write over what it has just mapped.
+   * @param counters - as for {@link open}
+   * @throws {UprobeError} as {@link open}
+   */
+  async isIntact(counters: readonly FileCounter[]): Promise<boolean> {
+    if (this.target.addressSpaceGone() || !this.target.refreshThread()) return false
+    const found = await placesOf(this.target, this.file, counters)
+    const known = new Set(this.cells.map(({ address }) => address))
+    if (found.length !== known.size || !found.every(({ place }) => known.has(place.address))) return false
+    try {
+      return this.cells.every((one) => !one.active || one.cell.read() !== 0)
+    } catch (error) {
+      if (isGone(error)) return false
+      throw error
+    }
   }
 
   /** Records the claim on disk. Does nothing if it is. */
@@ -298,6 +314,22 @@ export class ProcessClaim {
       { pid: this.target.pid, path: escapeForDisplay(this.file.path) },
     )
   }
+}
+
+/** The places of counters in a process. */
+async function placesOf(
+  target: TargetProcess,
+  file: ClaimedFile,
+  counters: readonly FileCounter[],
+): Promise<Array<{ counter: FileCounter; place: CounterPlace }>> {
+  const all = await target.maps(true)
+  const ofFile = mappingsOf(target.procDirectory, all, file.identity)
+  return counters.flatMap((counter) => {
+    const { places, problem } = counterPlaces(all, ofFile, counter)
+    if (problem === 'not-mapped') return []
+    if (problem !== null) throw unclaimable(`${nameOf(counter)} in ${escapeForDisplay(file.path)}`, target.pid, problem)
+    return places.map((place) => ({ counter, place }))
+  })
 }
 
 function nameOf(counter: FileCounter): string {

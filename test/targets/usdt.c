@@ -15,6 +15,8 @@
  *   fork N              a child fires t:gated N times and ends; the answer says how many executed the probe in it
  *   fork-hold           a child waits; the answer is its pid
  *   fork-release N      it fires t:gated N times and ends
+ *   share-hold          a child waits that shares the memory, as after vfork; the answer is its pid
+ *   share-release       it ends
  *   exec [PATH]         becomes PATH, or itself anew, which says "ready" again
  *   exec-thread         the same as exec, by a thread other than the leader
  *   leader-exit         the main thread ends, another one goes on with the commands
@@ -29,6 +31,8 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <sys/wait.h>
 
@@ -156,6 +160,25 @@ static long fork_release(long count) {
   return executed;
 }
 
+static pid_t sharer;
+
+static int wait_for_end(void *unused) {
+  (void)unused;
+  pause();
+  return 0;
+}
+
+static void share_hold(void) {
+  static _Alignas(16) char stack[64 * 1024];
+  sharer = clone(wait_for_end, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL);
+  if (sharer < 0) abort();
+}
+
+static void share_release(void) {
+  kill(sharer, SIGKILL);
+  waitpid(sharer, NULL, 0);
+}
+
 static char program[4096];
 static pthread_t leader;
 static void commands(void);
@@ -244,6 +267,12 @@ static void command(char *line) {
   } else if ((argument = argument_of(line, "fork"))) {
     fork_hold();
     answer("executed %ld", fork_release(atol(argument)));
+  } else if ((argument = argument_of(line, "share-hold"))) {
+    share_hold();
+    answer("child %d", sharer);
+  } else if ((argument = argument_of(line, "share-release"))) {
+    share_release();
+    answer("ended");
   } else if ((argument = argument_of(line, "exec"))) {
     become(argument[0] == '\0' ? program : argument);
   } else if ((argument = argument_of(line, "exec-thread"))) {
