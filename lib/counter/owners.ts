@@ -153,7 +153,7 @@ function asked<T>(question: () => T): T {
 }
 
 /** `p:GROUP/NAME PATH:0xOFFSET(0xCOUNTER) ARGUMENTS`, `r` for the return (`trace_uprobe_show`, kernel/trace/trace_uprobe.c). */
-const EVENT = /^[pr]\d*:(\S+) (.+):0x([0-9a-f]+)(?:\(0x[0-9a-f]+\))?(?: |$)/
+const EVENT = /^[pr]\d*:(\S+) (.+?):0x([0-9a-f]+)(?:\(0x[0-9a-f]+\))?(?: |$)/
 
 /** The events of a text as tracefs gives it, with their names. */
 export function parseUprobeEvents(text: string): Array<{ event: string; path: string; fileOffset: bigint }> {

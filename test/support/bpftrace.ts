@@ -45,7 +45,10 @@ export class BpftraceCount {
   async stop(): Promise<number> {
     const ended = new Promise((resolve) => this.child.once('close', resolve))
     this.child.kill('SIGINT')
+    // Now and then it loses one all the same.
+    const again = setInterval(() => this.child.kill('SIGINT'), 1000)
     await ended
+    clearInterval(again)
     const hits = /^@hits: (\d+)$/m.exec(this.#output)?.[1]
     if (hits === undefined) throw new Error(`bpftrace gave no count: ${this.#output}${this.#errors}`)
     return Number(hits)
