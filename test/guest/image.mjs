@@ -113,6 +113,8 @@ export function makeImage({ root, cache, packages, architecture, compiled, tests
   // A test compares the header with what it finds in the addon.
   archive.copy('uprobe/native', join(root, 'native'))
   for (const name of dependencies(root)) archive.copy(`uprobe/node_modules/${name}`, join(root, 'node_modules', name))
+  archive.copy('uprobe/node_modules/tsx/tsx.cjs', join(root, 'test/guest/tsx.cjs'))
+  archive.file('uprobe/node_modules/tsx/package.json', JSON.stringify({ name: 'tsx', exports: { '.': './tsx.cjs', './cjs': './tsx.cjs' } }))
   addTools(archive, packages, architecture)
   addTargets(archive, root, architecture, work)
   for (const directory of ['proc', 'sys', 'dev', 'tmp', 'run']) archive.directory(directory)

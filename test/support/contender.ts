@@ -30,9 +30,6 @@ const LONGEST_STEP_MS = 10
 const LONGEST_STORE_MS = 40
 const STORE: ReadonlySet<Step> = new Set(['counter-read-again', 'counter-stored'])
 
-/** Refusals that are no news when others hold the counter, or have left a claim. */
-const EXPECTED: ReadonlySet<string> = new Set(['ERR_UPROBE_COUNTER_BUSY', 'ERR_UPROBE_COUNTER_MISMATCH', 'ERR_UPROBE_COUNTER_FOREIGN'])
-
 /** Starts one. */
 export function startContender(t: Cleanup, plan: ContenderPlan): Promise<Target> {
   const args = [...(__filename.endsWith('.ts') ? ['--import', 'tsx'] : []), __filename, JSON.stringify(plan)]
@@ -80,7 +77,7 @@ async function main({ spec, options, leaseDir, seed, guards }: ContenderPlan): P
       await use(probe, random)
     } catch (error) {
       if (!(error instanceof UprobeError)) throw error
-      say(`refused ${error.code}${EXPECTED.has(error.code) ? '' : `: ${error.message}`}`)
+      say(`refused ${error.code}`)
     }
     await probe?.detach()
     if (probe !== undefined) say('detached')
