@@ -18,7 +18,7 @@ export interface CountersOptions {
  * Lists the counters of every file that a process maps, one entry for each probe that has one. Nothing is written.
  *
  * @param pid - the process
- * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`, `ERR_UPROBE_TARGET_DENIED`, `ERR_UPROBE_BAD_OPTION`; `ERR_UPROBE_LEASE` if the lease directory cannot be trusted, so that
+ * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`, `ERR_UPROBE_TARGET_DENIED`, `ERR_UPROBE_BPF_PERMISSION`, `ERR_UPROBE_BAD_OPTION`; `ERR_UPROBE_LEASE` if the lease directory cannot be trusted, so that
  *   claims could not be told apart
  */
 export async function counters(pid: number, options: CountersOptions = {}): Promise<CounterInfo[]> {

@@ -18,6 +18,8 @@ ${EXIT_CODES_HELP}`
 
 /** What to do about a state; nothing is to be done about the others. */
 const ADVICE: Partial<Record<CounterInfo['state'], string>> = {
+  unreachable: "the kernel does not count here: counter: 'msb' does where the memory is writable (.bss)",
+  claimed: 'kernel tracers are refused at these sites: uprobe release PID asks the owner to give way',
   'orphan-claim': 'the agent that claimed it is dead: uprobe repair PID --apply',
   'foreign-claim': 'no lease names this claim: find out whose it is, then uprobe repair PID --apply',
   underflow: 'somebody subtracted too much: uprobe repair PID --apply',
@@ -26,7 +28,7 @@ const ADVICE: Partial<Record<CounterInfo['state'], string>> = {
 }
 
 function toColumns(info: CounterInfo): string[] {
-  const owners = info.owners.map(({ pid, comm, kind }) => `${escapeForDisplay(comm)}[${pid}] ${kind}`)
+  const owners = info.owners.map(({ pid, comm, kind }) => `${escapeForDisplay(comm)}${pid === 0 ? '' : `[${pid}]`} ${kind}`)
   return [
     escapeForDisplay(`usdt:${info.path}:${info.provider}:${info.name}`),
     hex(info.address) ?? '-',

@@ -131,10 +131,10 @@ async function takeByEvent(native: Native, file: TargetFile, counter: FileCounte
 async function whoHolds(native: Native, { identity, path }: TargetFile, fileOffset: bigint): Promise<string> {
   const names = new Set<string>()
   try {
-    for (const holder of await kernelHolders(native)) {
-      const file = { identity, path, deleted: false, pid: holder.target ?? process.pid }
-      for (const { comm, pid } of holdersOf([holder], file, [fileOffset]).owners) names.add(`${escapeForDisplay(comm)}[${pid}]`)
-    }
+    // Whatever process a registration is for: it keeps us away in all of them.
+    const file = { identity, path, deleted: false, pid: process.pid, concerns: () => true }
+    for (const { comm, pid } of holdersOf(await kernelHolders(native), file, [fileOffset]).owners)
+      names.add(`${escapeForDisplay(comm)}[${pid}]`)
   } catch (error) {
     if (!(error instanceof UprobeError)) throw error
   }

@@ -9,12 +9,13 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { ElfFile } from '../elf/elf-file.js'
 import { readUsdtNotes } from '../elf/stapsdt.js'
 import { UprobeError } from '../errors.js'
+import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
 import { counterAddress, type Mapping, mappingsOf } from '../target/maps.js'
-import type { TargetProcess } from '../target/process.js'
+import { TargetProcess } from '../target/process.js'
 import { resolveFiles } from '../target/resolve.js'
 import type { KnownClaim, KnownOwners } from './known-owners.js'
-import { type CounterOwner, holdersOf } from './owners.js'
+import { type CounterOwner, type HeldFile, holdersOf } from './owners.js'
 import { besideCode, type CounterCopy } from './places.js'
 import { armedOffsets, BREAKPOINT_BYTES, CLAIM, type FileCounter, inspectAt, type SharingSite } from './read.js'
 import { readSpace, type SpaceId } from './space.js'
@@ -323,8 +324,29 @@ async function judge(view: View, { counter, names, address, counted }: Place, re
 
 const NOBODY = { owners: [], held: new Set<bigint>() }
 
-function heldFile({ file, ofFile }: View, pid: number): Parameters<typeof holdersOf>[1] {
-  return { identity: file.identity, path: file.path, deleted: ofFile.some(({ deleted }) => deleted), pid }
+function heldFile({ owners, file, ofFile, space }: View, pid: number): HeldFile {
+  return {
+    identity: file.identity,
+    path: file.path,
+    deleted: ofFile.some(({ deleted }) => deleted),
+    pid,
+    concerns: (other) => other === pid || (space !== null && readSpaceOf(owners.native, other)?.fingerprint === space.fingerprint),
+  }
+}
+
+function readSpaceOf(native: Native, pid: number): SpaceId | null {
+  let target: TargetProcess
+  try {
+    target = TargetProcess.open(native, pid)
+  } catch (error) {
+    if (error instanceof UprobeError && error.code === 'ERR_UPROBE_TARGET_GONE') return null
+    throw error
+  }
+  try {
+    return readSpace(target)
+  } finally {
+    target.close()
+  }
 }
 
 interface Evidence {

@@ -51,6 +51,8 @@ export interface HeldFile {
   readonly deleted: boolean
   /** The process that maps it. */
   readonly pid: number
+  /** Whether a registration for one process concerns this one: it is the same, or was forked from it and born with its breakpoints. */
+  concerns(target: number): boolean
 }
 
 const TRACEFS = ['/sys/kernel/tracing', '/sys/kernel/debug/tracing']
@@ -91,9 +93,10 @@ export function holdersOf(holders: readonly KernelHolder[], file: HeldFile, arme
   const held = new Set<bigint>()
   for (const holder of holders) {
     const { pid, comm, kind, fileOffsets, target } = holder
-    if (target !== null && target !== file.pid) continue
     const sites = armed.filter((offset) => fileOffsets.has(offset))
     if (sites.length === 0 || !isFor(holder, file)) continue
+    // What a child was born with stays in it as long as the registration for its parent does, and goes with it (`register_for_each_vma`, kernel/events/uprobes.c).
+    if (target !== null && !file.concerns(target)) continue
     for (const site of sites) held.add(site)
     owners.set(`${pid} ${kind} ${comm}`, { pid, comm, kind })
   }

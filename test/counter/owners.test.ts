@@ -117,6 +117,18 @@ test('whoever holds the same place of another file is not named', GCC, async (t)
   assert.deepEqual(await holding(target.pid), ['idle', 0])
 })
 
+for (const registration of REGISTRATIONS) {
+  test(`a child that was born with the breakpoints of its parent: whoever traces the parent is named (${registration})`, GCC, async (t) => {
+    const target = await start(t)
+    const agent = await startAgent(t)
+    assert.equal(await attachIn(agent, 'usdt:t:gated', { pid: target.pid, registration }), 'attached')
+    const child = await target.askNumber('fork-hold')
+    assert.deepEqual(await holding(child), ['counted', 1, `${agent.pid} ${KIND[registration]}`])
+    await agent.end()
+    assert.deepEqual(await holding(child), ['idle', 0])
+  })
+}
+
 test('a link for another process of the same program is not named', {
   ...GCC,
   ...(HAS_MULTI ? {} : { skip: 'the kernel has no uprobe_multi link' }),
