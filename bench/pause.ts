@@ -17,7 +17,7 @@ import { showMedian, showQuartiles, summarise } from './support/statistics.js'
 import { makeRoomForTarget, Workshop } from './support/workshop.js'
 
 const ROUNDS = 25
-/** Pauses in a row of the quick ways, so that one is longer than the clock's grain. */
+/** Pauses in a round of the quick ways. */
 const REPEAT = 200
 const FIRES = 200_000
 
@@ -29,18 +29,18 @@ interface Way {
   resume(): Promise<void> | void
 }
 
-async function timeUs(repeat: number, first: () => Promise<void> | void, second: () => Promise<void> | void): Promise<[number, number]> {
-  let firstMs = 0
-  let secondMs = 0
+/** Microseconds of each pause and each resume. */
+async function timeUs({ repeat, pause, resume }: Way): Promise<{ pause: number[]; resume: number[] }> {
+  const times = { pause: [] as number[], resume: [] as number[] }
   for (let index = 0; index < repeat; index++) {
     const start = performance.now()
-    await first()
+    await pause()
     const middle = performance.now()
-    await second()
-    secondMs += performance.now() - middle
-    firstMs += middle - start
+    await resume()
+    times.pause.push(1000 * (middle - start))
+    times.resume.push(1000 * (performance.now() - middle))
   }
-  return [(1000 * firstMs) / repeat, (1000 * secondMs) / repeat]
+  return times
 }
 
 async function nsPerFire(target: Target, probe: string): Promise<number> {
@@ -99,14 +99,14 @@ export function pauseCost(): Promise<string> {
     // The first round is not counted.
     for (let round = 0; round <= ROUNDS; round++) {
       for (const [index, way] of subjects.entries()) {
-        const [pause, resume] = await timeUs(way.repeat, way.pause, way.resume)
+        const { pause, resume } = await timeUs(way)
         const on = await nsPerFire(target, way.probe)
         await way.pause()
         const off = await nsPerFire(target, way.probe)
         await way.resume()
         if (round === 0) continue
-        times[index]?.pause.push(pause)
-        times[index]?.resume.push(resume)
+        times[index]?.pause.push(...pause)
+        times[index]?.resume.push(...resume)
         times[index]?.on.push(on)
         times[index]?.off.push(off)
       }
@@ -127,7 +127,7 @@ export function pauseCost(): Promise<string> {
     return [
       '## How long pausing takes, and what a paused probe costs',
       `${machine()}. Median microseconds of ${ROUNDS} rounds, from JavaScript; nanoseconds each time the program comes by.`,
-      table(['', 'off', 'half of the rounds', 'on', 'half of the rounds', 'ns while on', 'ns while off'], rows),
+      table(['', 'off', 'half of them', 'on', 'half of them', 'ns while on', 'ns while off'], rows),
     ].join('\n\n')
   })
 }

@@ -8,6 +8,7 @@ import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import { counters, type RepairEntry, repair } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
+import { HAS_MULTI } from '../support/features.js'
 import { leaseDirectory } from '../support/leases.js'
 import { counterValue, isArmed, writeCounter } from '../support/memory.js'
 import { gatedNote, notesOf } from '../support/notes.js'
@@ -18,6 +19,9 @@ import { register } from './places.js'
 const GUEST = {
   skip: process.env.UPROBE_TEST_GUEST === '1' ? false : 'it leaks uprobes on purpose, so it runs in a guest only (npm run test:guest)',
 }
+
+/** Until 6.10 a uprobe was deleted with its last consumer (`__uprobe_unregister`, kernel/events/uprobes.c); later ones count references, and the leaked one stays. */
+const FORGETS = !HAS_MULTI
 
 interface Scene {
   readonly target: Target
@@ -77,8 +81,11 @@ test('a claim over a count leaves both behind; the repair takes out both, and co
   assert.equal(await target.askNumber('gated 5'), 5)
   await detachComplete(probe, 5)
   assert.deepEqual([value(), armed()], [0, false])
-  // What the kernel remembers of the site until it is booted anew: it can only be registered with its counter.
-  await refused(newTracer(t, { leaseDir }).attach('usdt:t:gated', { pid: target.pid, counter: 'msb' }), 'ERR_UPROBE_COUNTER_BUSY')
+  // What newer kernels remember of the site until they are booted anew: it can only be registered with its counter. Older ones (6.1) have forgotten it with the repair.
+  const tracer = newTracer(t, { leaseDir })
+  const claim = tracer.attach('usdt:t:gated', { pid: target.pid, counter: 'msb' })
+  if (FORGETS) await detachComplete(await claim, 0)
+  else await refused(claim, 'ERR_UPROBE_COUNTER_BUSY')
 })
 
 test('with the bit cleared by hand a breakpoint of nobody is left, and its count: registering and closing takes both', GUEST, async (t) => {

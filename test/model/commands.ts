@@ -103,8 +103,7 @@ class Pause extends OfProbe {
   async act(model: Model, real: Real): Promise<void> {
     const probe = this.probe(model)
     assert.equal(await real.change(probe.id, probe.agent, 'pause'), 'done')
-    probe.state = 'paused'
-    if (probe.mode === 'msb' && probe.scope === null) model.clearEverywhere(probe.counter)
+    model.switchOff(probe)
   }
 
   toString(): string {
@@ -131,13 +130,13 @@ class Resume extends OfProbe {
 
 class Detach extends OfProbe {
   async act(model: Model, real: Real): Promise<void> {
-    const { id, agent, mode, scope, counter } = this.probe(model)
+    const probe = this.probe(model)
+    const { id, agent, mode, scope, counter } = probe
     assert.equal(await real.change(id, agent, 'detach'), 'done')
+    model.switchOff(probe)
     model.probes.delete(id)
-    if (mode !== 'msb') return
-    if (scope === null) model.clearEverywhere(counter)
     const child = scope === null ? undefined : model.childOf(scope)
-    if (child !== undefined) model.clearBit(child, counter)
+    if (mode === 'msb' && child !== undefined) model.clearBit(child, counter)
   }
 
   toString(): string {

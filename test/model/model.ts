@@ -116,9 +116,15 @@ export class Model {
     if (!this.isClaimed(id, counter)) this.processes.get(id)?.bits.delete(counter)
   }
 
-  /** What a probe for every process clears when it is switched off: everywhere, since children have claims of their own. */
-  clearEverywhere(counter: Counter): void {
-    for (const id of this.processes.keys()) this.clearBit(id, counter)
+  /**
+   * A probe is paused, or about to be detached. A claim that is switched off clears the bit in its processes, whoever set it, unless a living claim keeps it; if it is for every
+   * process, in children too, which have claims of their own.
+   */
+  switchOff(probe: ModelProbe): void {
+    const { state, mode, scope, counter } = probe
+    probe.state = 'paused'
+    if (state === 'paused' || mode === 'kernel') return
+    for (const id of scope === null ? this.processes.keys() : [scope]) this.clearBit(id, counter)
   }
 
   /** The next agent that attaches, or a repair, clears what dead ones left, and what children inherited from it. */
