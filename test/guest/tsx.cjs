@@ -5,5 +5,5 @@ const Module = require('node:module')
 
 const resolve = Module._resolveFilename
 Module._resolveFilename = function (request, ...rest) {
-  return resolve.call(this, request.replace(/^(\/uprobe\/.*)\.ts$/, '$1.js'), ...rest)
+  return resolve.call(this, request.replace(/^(\.*\/.*)\.ts$/, '$1.js'), ...rest)
 }
