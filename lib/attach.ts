@@ -210,6 +210,7 @@ async function attachSteps(
 
   function claimCounters(map: PauseMap): ClaimedArming {
     const host: ClaimsHost = {
+      native,
       ring,
       log,
       context: () => context.claimContext(),

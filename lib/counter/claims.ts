@@ -11,6 +11,7 @@
 import type { Ring } from '../delivery/ring.js'
 import { UprobeError } from '../errors.js'
 import type { Logger } from '../log.js'
+import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
 import { Newcomers } from '../target/newcomers.js'
 import { TargetProcess } from '../target/process.js'
@@ -47,6 +48,7 @@ export interface Arrival {
 
 /** What claims need of their probe. */
 export interface ClaimsHost {
+  readonly native: Native
   readonly ring: Ring
   readonly log: Logger
   context(): Promise<ClaimContext>
@@ -74,7 +76,7 @@ export class CounterClaims {
     private readonly host: ClaimsHost,
     private readonly requests: readonly ClaimRequest[],
   ) {
-    this.#found = new FoundProcesses(host.ring)
+    this.#found = new FoundProcesses(host.native, host.ring, (error) => host.onError(error))
   }
 
   /** Whether guards and leases are held; the bits may be cleared all the same, while the probe is paused. */
@@ -297,7 +299,7 @@ export class CounterClaims {
     try {
       const claim = await this.#open(request, target)
       if (claim === null) target.close()
-      else this.#found.add(target, () => this.#later(() => this.#forget(request, pid)))
+      else this.#found.add(target, () => this.#later(() => this.#forget(request, pid, target)))
       return claim
     } catch (error) {
       for (const claim of this.#claims) {
@@ -358,9 +360,10 @@ export class CounterClaims {
   }
 
   /** A process that was found has ended, or what was claimed in it is gone. Its children are looked for a little later, for many processes at once. */
-  async #forget(request: ClaimRequest, pid: number): Promise<void> {
+  async #forget(request: ClaimRequest, pid: number, ended?: TargetProcess): Promise<void> {
     const target = this.#found.get(pid)
-    if (target === undefined) return
+    // After an exec there may be a claim on the new program already.
+    if (target === undefined || (ended !== undefined && ended !== target)) return
     for (const claim of this.#claims) {
       if (claim.target !== target) continue
       try {

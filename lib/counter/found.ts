@@ -6,11 +6,11 @@ import { ENOSYS, EPERM, ESRCH } from '../errno.js'
 import { errnoOf } from '../errors.js'
 import type { Native } from '../native.js'
 import type { TargetProcess } from '../target/process.js'
+import { TargetWatches } from '../target/watches.js'
 
 interface Found {
   readonly target: TargetProcess
-  /** That of its pidfd. */
-  readonly watch: number
+  onEnd(): void
   /** Processes that were met and use the same memory: children of vfork, before they call exec, and their parents. */
   readonly sharers: Set<number>
 }
@@ -18,8 +18,19 @@ interface Found {
 /** See the module's comment. */
 export class FoundProcesses {
   readonly #found = new Map<number, Found>()
+  readonly #watches: TargetWatches
 
-  constructor(private readonly ring: Ring) {}
+  /** @param onError - told of what fails while an end is looked into */
+  constructor(native: Native, ring: Ring, onError: (error: unknown) => void) {
+    this.#watches = new TargetWatches(native, ring, {
+      onEnd: (target) => {
+        if (this.has(target)) this.#found.get(target.pid)?.onEnd()
+      },
+      // Memory is reached through descriptors, whichever thread they were opened by.
+      onThreadChange: () => undefined,
+      onError,
+    })
+  }
 
   /** How many there are. */
   get size(): number {
@@ -43,19 +54,12 @@ export class FoundProcesses {
 
   /**
    * Takes a process in; it is closed with the others.
-   * @param onEnd - it has ended
+   * @param onEnd - it has exited, or called exec
    * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`
    */
   add(target: TargetProcess, onEnd: () => void): void {
-    const pidfd = target.openPidfd()
-    let watch: number
-    try {
-      watch = this.ring.watch(pidfd, 'pidfd', onEnd)
-    } catch (error) {
-      target.native.closeFd(pidfd)
-      throw error
-    }
-    this.#found.set(target.pid, { target, watch, sharers: new Set() })
+    this.#watches.add(target)
+    this.#found.set(target.pid, { target, onEnd, sharers: new Set() })
   }
 
   /**
@@ -76,7 +80,7 @@ export class FoundProcesses {
     const found = this.#found.get(pid)
     if (found === undefined) return null
     this.#found.delete(pid)
-    this.ring.unwatch(found.watch)
+    this.#watches.remove(found.target)
     found.target.close()
     return [...found.sharers]
   }

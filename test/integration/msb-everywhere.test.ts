@@ -154,3 +154,20 @@ test('processes that end at once leave nothing behind', GCC, async (t) => {
   assert.equal(probe.stats().hits, 30)
   assert.deepEqual(leaseFiles(leaseDir), ['locks', 'owner.json', 'owner.sock'])
 })
+
+test('a process of many that calls exec with another program has no claim and no lease any more', GCC, async (t) => {
+  const program = buildTarget(t, 'usdt')
+  const target = await Target.start(t, program)
+  const other = buildTarget(t, 'usdt')
+  const leaseDir = leaseDirectory()
+  const probe = await newTracer(t, { leaseDir }).attach(`usdt:${program}:t:gated`, { counter: 'msb' })
+  assert.ok(leaseFiles(leaseDir).includes('lease.json'))
+  assert.equal(await target.ask(`exec ${other}`), 'ready')
+  await waitFor('the lease to go', () => !leaseFiles(leaseDir).includes('lease.json'))
+  assert.equal(await target.ask('counters'), '0 0 0 0')
+  // And back again.
+  assert.equal(await target.ask(`exec ${program}`), 'ready')
+  await waitFor('the claim', async () => (await target.ask('counters')) === '32768 0 0 0')
+  await detachComplete(probe, 0)
+  assert.equal(await target.ask('counters'), '0 0 0 0')
+})
