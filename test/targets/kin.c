@@ -1,0 +1,54 @@
+/*
+ * A program with one probe, k:gated, and processes that are related to it:
+ *
+ *   fork      a child with a copy of the memory waits; the answer is its pid
+ *   share     a child with the very same memory waits, as one of vfork does before it calls exec; the answer is its pid
+ *   end PID   ends a child
+ *   counter   the semaphore as the program reads it
+ */
+#define _GNU_SOURCE
+#include "probe.h"
+#include "protocol.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+SEMAPHORE(k_gated_semaphore);
+
+static __attribute__((noinline)) void fire(int index) {
+  if (k_gated_semaphore != 0) PROBE("k", "gated", "k_gated_semaphore", "-4@%[index]", [index] "nor"(index));
+}
+
+static int wait_for_end(void *unused) {
+  (void)unused;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  while (pause() != 0) continue;
+  return 0;
+}
+
+/* One child of this kind at a time. */
+static char stack[64 * 1024] __attribute__((aligned(16)));
+
+int main(void) {
+  char line[64];
+  char *argument;
+  answer("ready");
+  while (read_command(line, sizeof line)) {
+    if ((argument = argument_of(line, "fork"))) {
+      pid_t child = fork();
+      if (child == 0) return wait_for_end(NULL);
+      answer("child %d", child);
+    } else if ((argument = argument_of(line, "share"))) {
+      answer("child %d", clone(wait_for_end, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL));
+    } else if ((argument = argument_of(line, "end"))) {
+      kill(atoi(argument), SIGKILL);
+      answer("ended %d", waitpid(atoi(argument), NULL, 0));
+    } else {
+      fire(1);
+      answer("counter %d", k_gated_semaphore);
+    }
+  }
+  return 0;
+}
