@@ -3,84 +3,26 @@
  */
 import assert from 'node:assert/strict'
 import { writeFileSync } from 'node:fs'
-import test, { type TestContext } from 'node:test'
-import type { LeaseRecord } from '../../lib/counter/lease.js'
-import { LeaseDirectory } from '../../lib/counter/lease-directory.js'
+import test from 'node:test'
+import { formatLease, type LeaseRecord } from '../../lib/counter/lease.js'
 import { type LeaseClaim, LeaseOwner } from '../../lib/counter/lease-owner.js'
-import { type Recovered, recoverOrphans } from '../../lib/counter/recover.js'
-import { readSpace } from '../../lib/counter/space.js'
-import { childLogger } from '../../lib/log.js'
 import { loadNative } from '../../lib/native.js'
-import { TargetFile } from '../../lib/target/file.js'
-import { TargetProcess } from '../../lib/target/process.js'
 import { attachIn, startAgent } from '../support/agent.js'
-import { buildTarget } from '../support/build.js'
-import { leaseDirectory, leaseFiles } from '../support/leases.js'
-import { counterValue, writeCounter } from '../support/memory.js'
+import { leaseFiles } from '../support/leases.js'
+import { counterValue } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote } from '../support/notes.js'
-import { Target } from '../support/target.js'
 import { detachComplete, newTracer } from '../support/tracing.js'
-import { counterAddressIn } from './cells.js'
+import { CLAIMED, outcomes, scene } from './orphans.js'
 
 const GCC = needs({ programs: ['gcc'] })
-const CLAIMED = 0x8000
-
-interface Scene {
-  readonly target: Target
-  readonly directory: LeaseDirectory
-  readonly claim: LeaseClaim
-  value(): number
-  write(value: number): void
-  /** Leaves a lease as a dead agent does. */
-  orphan(claim: LeaseClaim): void
-  recover(dryRun?: boolean): Promise<Recovered[]>
-}
-
-async function scene(t: TestContext): Promise<Scene> {
-  const native = loadNative()
-  const target = await Target.start(t, buildTarget(t, 'usdt'))
-  const { refCtrOffset } = gatedNote(target.program, 't:gated')
-  const directory = LeaseDirectory.open(native, leaseDirectory(), 'create')
-  const opened = TargetProcess.open(native, target.pid)
-  const file = TargetFile.open(native, target.program)
-  t.after(() => {
-    directory.close()
-    opened.close()
-    file.close()
-  })
-  const space = readSpace(opened)
-  assert.ok(space)
-  const address = counterAddressIn(target.pid, target.program, refCtrOffset)
-  return {
-    target,
-    directory,
-    claim: {
-      target: { pid: target.pid, startTime: opened.startTime, space },
-      file: { ...file.identity, path: target.program },
-      counters: [{ provider: 't', name: 'gated', refCtrOffset, vaddr: refCtrOffset, address }],
-    },
-    value: () => counterValue(target.pid, target.program, refCtrOffset),
-    write: (value) => writeCounter(target.pid, target.program, refCtrOffset, value),
-    orphan: (claim) => {
-      const owner = LeaseOwner.create(directory, native)
-      owner.write(claim)
-      owner.close()
-    },
-    recover: (dryRun = false) => recoverOrphans(native, directory, childLogger(false, 'test'), { dryRun }),
-  }
-}
-
-function outcomes(recovered: readonly Recovered[]): unknown[] {
-  return recovered.map(({ outcome, cleared }) => [outcome, cleared.map(({ before, after }) => [before, after])])
-}
 
 test('the right process: the bit is cleared and the lease goes; a dry run changes nothing', GCC, async (t) => {
   const { directory, claim, value, write, orphan, recover } = await scene(t)
   write(CLAIMED)
   orphan(claim)
   const files = leaseFiles(directory.path)
-  assert.deepEqual(outcomes(await recover(true)), [['cleared', [[CLAIMED, 0]]]])
+  assert.deepEqual(outcomes(await recover({ dryRun: true })), [['cleared', [[CLAIMED, 0]]]])
   assert.deepEqual([value(), leaseFiles(directory.path)], [CLAIMED, files])
   assert.deepEqual(outcomes(await recover()), [['cleared', [[CLAIMED, 0]]]])
   assert.deepEqual([value(), leaseFiles(directory.path)], [0, ['locks']])
@@ -147,7 +89,6 @@ test('a process that is gone, and a boot that is over', GCC, async (t) => {
   const [found] = directory.list()
   assert.ok(found?.lease)
   const old: LeaseRecord = { ...found.lease, bootId: '00000000-0000-0000-0000-000000000000' }
-  const { formatLease } = await import('../../lib/counter/lease.js')
   writeFileSync(directory.pathOf(name), formatLease(old))
   owner.close()
   assert.deepEqual(outcomes(await recover()), [['nothing-left', []]])

@@ -21,9 +21,10 @@ static __attribute__((noinline)) void fire(int index) {
   if (k_gated_semaphore != 0) PROBE("k", "gated", "k_gated_semaphore", "-4@%[index]", [index] "nor"(index));
 }
 
-static int wait_for_end(void *unused) {
-  (void)unused;
+static int wait_for_end(void *parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  /* The parent may have been killed before that. */
+  if (getppid() != *(pid_t *)parent) _exit(0);
   while (pause() != 0) continue;
   return 0;
 }
@@ -34,14 +35,15 @@ static char stack[64 * 1024] __attribute__((aligned(16)));
 int main(void) {
   char line[64];
   char *argument;
+  pid_t self = getpid();
   answer("ready");
   while (read_command(line, sizeof line)) {
     if ((argument = argument_of(line, "fork"))) {
       pid_t child = fork();
-      if (child == 0) return wait_for_end(NULL);
+      if (child == 0) return wait_for_end(&self);
       answer("child %d", child);
     } else if ((argument = argument_of(line, "share"))) {
-      answer("child %d", clone(wait_for_end, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL));
+      answer("child %d", clone(wait_for_end, stack + sizeof stack, CLONE_VM | SIGCHLD, &self));
     } else if ((argument = argument_of(line, "end"))) {
       kill(atoi(argument), SIGKILL);
       answer("ended %d", waitpid(atoi(argument), NULL, 0));
