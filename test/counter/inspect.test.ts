@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import { type CounterInfo, counters, repair } from '../../lib/index.js'
 import { attachIn, startAgent } from '../support/agent.js'
-import { buildTarget } from '../support/build.js'
+import { buildTarget, type Linkage } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
 import { leaseDirectory } from '../support/leases.js'
 import { isArmed, writeCounter } from '../support/memory.js'
@@ -26,8 +26,8 @@ interface Scene {
   look(name: string): Promise<CounterInfo>
 }
 
-async function scene(t: TestContext, source = 'usdt'): Promise<Scene> {
-  const target = await Target.start(t, buildTarget(t, source))
+async function scene(t: TestContext, source = 'usdt', linkage: Linkage = 'pie'): Promise<Scene> {
+  const target = await Target.start(t, buildTarget(t, source, linkage))
   const leaseDir = leaseDirectory()
   const look = async (name: string): Promise<CounterInfo> => {
     const found = (await counters(target.pid, { leaseDir })).filter((info) => info.name === name && info.provider === 't')
@@ -167,8 +167,8 @@ test('a claim of one counter says nothing of another, nor one in another lease d
   assert.equal(known?.state, 'claimed')
 })
 
-test('after exec nothing is claimed', GCC, async (t) => {
-  const { target, leaseDir, look } = await scene(t)
+test('after exec nothing is claimed, though the counter is at the same address', GCC, async (t) => {
+  const { target, leaseDir, look } = await scene(t, 'usdt', 'no-pie')
   const agent = await startAgent(t, [], leaseDir)
   assert.equal(await attachIn(agent, 'usdt:t:gated', { pid: target.pid, counter: 'msb' }), 'attached')
   // Killed, so that the lease stays.
