@@ -6,8 +6,8 @@
  * ignored; that is noticed, and the registration closed instead.
  */
 import type { CounterClaims } from './counter/claims.js'
+import type { ReleasedCounter } from './counter/control.js'
 import { reached } from './counter/steps.js'
-import type { ReleasedCounter } from './counter/tracer-claims.js'
 import type { Ring } from './delivery/ring.js'
 import type { Attachment, PartFailure } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'

@@ -4,12 +4,12 @@
  * Importing loads no native code and never throws. What is not exported here is not API.
  */
 export type { ArgJson, ArgumentValue, Hit } from './capture/hit.js'
+export type { ReleasedCounter } from './counter/control.js'
 export type { HeldCounter, HeldCounterTarget } from './counter/held.js'
 export type { CounterInfo, CounterState } from './counter/inspect.js'
 export type { CounterOwner } from './counter/owners.js'
 export type { RepairEntry } from './counter/repair.js'
 export type { CounterMode } from './counter/table.js'
-export type { ReleasedCounter } from './counter/tracer-claims.js'
 export type { ArmedState, SiteTarget } from './counter/verify.js'
 export { type CountersOptions, counters } from './counters.js'
 export type { HitBatch } from './delivery/batch.js'

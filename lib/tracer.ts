@@ -5,9 +5,10 @@
  * tracer that is dropped without it, or killed, leaves nothing in any target either, since the kernel takes back what its descriptors held.
  */
 import { attach } from './attach.js'
+import type { ReleasedCounter } from './counter/control.js'
 import { type HeldCounter, heldCounters } from './counter/held.js'
 import { counterTable } from './counter/table.js'
-import { type ReleasedCounter, TracerClaims } from './counter/tracer-claims.js'
+import { TracerClaims } from './counter/tracer-claims.js'
 import { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
 import { follow } from './follow.js'

@@ -13,7 +13,14 @@ import { connect, createServer, type Server, type Socket } from 'node:net'
 import { UprobeError } from '../errors.js'
 import type { Logger } from '../log.js'
 import type { LeaseDirectory } from './lease-directory.js'
-import type { ReleasedCounter } from './tracer-claims.js'
+
+/** A counter in one process that was given up. */
+export interface ReleasedCounter {
+  readonly pid: number
+  readonly path: string
+  readonly provider: string
+  readonly name: string
+}
 
 /** Longest question. */
 const MAX_QUESTION_BYTES = 4096

@@ -5,19 +5,11 @@
  */
 import type { Logger } from '../log.js'
 import { loadNative } from '../native.js'
-import { ControlServer } from './control.js'
+import { ControlServer, type ReleasedCounter } from './control.js'
 import { defaultLeaseDirectory, LeaseDirectory } from './lease-directory.js'
 import { LeaseOwner } from './lease-owner.js'
 import { ActiveClaims, type ClaimContext } from './process-claim.js'
 import { recoverOrphans } from './recover.js'
-
-/** A counter in one process that was given up. */
-export interface ReleasedCounter {
-  readonly pid: number
-  readonly path: string
-  readonly provider: string
-  readonly name: string
-}
 
 interface Open extends ClaimContext {
   readonly directory: LeaseDirectory
