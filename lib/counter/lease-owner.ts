@@ -51,10 +51,10 @@ export class LeaseOwner {
    * @throws {UprobeError} `ERR_UPROBE_LEASE`, `ERR_UPROBE_LIMIT`
    */
   static create(directory: LeaseDirectory, native: Native, log: Logger = childLogger(false, 'lease')): LeaseOwner {
-    const holder = ownProcess()
-    const id = `${holder.pid}-${holder.startTime}-${randomBytes(4).toString('hex')}`
     const fds: number[] = []
     try {
+      const holder = ownProcess()
+      const id = `${holder.pid}-${holder.startTime}-${randomBytes(4).toString('hex')}`
       const locksFd = directory.openLocks()
       fds.push(locksFd)
       const ownerFd = writeNew(directory, `owner-${id}.json`, `${JSON.stringify(holder, stringify)}\n`, (fd) => {
@@ -69,25 +69,25 @@ export class LeaseOwner {
 
   /**
    * Records a claim. It is on disk when this returns, and not at all if it throws.
-   * @throws {UprobeError} `ERR_UPROBE_LEASE`
+   * @throws {UprobeError} `ERR_UPROBE_LEASE`, `ERR_UPROBE_LIMIT`
    */
   write(claim: LeaseClaim): Lease {
-    const sinceTicks = ticksSinceBoot()
-    const record: LeaseRecord = {
-      version: 1,
-      owner: this.holder,
-      bootId: BOOT_ID,
-      sinceNs: sinceTicks * NS_PER_TICK,
-      sinceTicks,
-      ...claim,
-    }
     const name = `lease-${this.id}-${this.#next++}.json`
     try {
+      const sinceTicks = ticksSinceBoot()
+      const record: LeaseRecord = {
+        version: 1,
+        owner: this.holder,
+        bootId: BOOT_ID,
+        sinceNs: sinceTicks * NS_PER_TICK,
+        sinceTicks,
+        ...claim,
+      }
       closeSync(writeNew(this.directory, name, formatLease(record)))
+      return { name, sinceTicks }
     } catch (error) {
       throw isSystemCallError(error) ? leaseError(this.directory.path, 'cannot be written', error) : error
     }
-    return { name, sinceTicks }
   }
 
   /**
