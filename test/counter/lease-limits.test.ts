@@ -4,7 +4,8 @@
  */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, readdirSync, rmdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import fs, { mkdirSync, readdirSync, rmdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { constants } from 'node:os'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
 import { pino } from 'pino'
@@ -88,6 +89,25 @@ test('a process without a descriptor left takes nobody for dead, and nothing for
   )
   owner.close()
 })
+
+for (const code of ['EMFILE', 'ENFILE', 'ENOMEM'] as const) {
+  test(`${code} while an owner is asked for is no answer: it is neither dead nor alive`, ROOT, (t) => {
+    const directory = opened(t)
+    const owner = LeaseOwner.create(directory, loadNative())
+    owner.write(CLAIM)
+    const { openSync } = fs
+    // Another thread of the process may take the last descriptor at any moment.
+    t.mock.method(fs, 'openSync', (...args: Parameters<typeof openSync>) => {
+      if (!String(args[0]).includes('/owner-')) return openSync(...args)
+      throw Object.assign(new Error(code), { code, errno: -constants.errno[code], syscall: 'open' })
+    })
+    assert.throws(() => directory.list(), { code: 'ERR_UPROBE_LIMIT' })
+    assert.throws(() => directory.owners(), { code: 'ERR_UPROBE_LIMIT' })
+    t.mock.restoreAll()
+    assert.equal(directory.list()[0]?.ownerAlive, true)
+    owner.close()
+  })
+}
 
 test('an owner that comes while leases are listed is alive', ROOT, () => {
   const native = loadNative()
