@@ -2,7 +2,7 @@
  * Claims against perf and bpftrace: each comes and goes on the same counter, and each finds it either free or taken. (race.test.ts makes the same harder, where a leak harms nobody.)
  */
 import assert from 'node:assert/strict'
-import { execFileSync, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { UprobeError } from '../../lib/index.js'
@@ -13,6 +13,7 @@ import { needs } from '../support/needs.js'
 import { gatedNote } from '../support/notes.js'
 import { Random, testSeed } from '../support/random.js'
 import { Target } from '../support/target.js'
+import { addEvent, WITH_TRACEFS } from '../support/tracefs.js'
 import { newTracer } from '../support/tracing.js'
 
 /** How often each tool must have found the counter free, and taken. */
@@ -49,15 +50,9 @@ function bpftrace(t: TestContext, path: string, pid: number): () => Promise<stri
 /** One attempt of perf, for a moment, with an event that brings the counter, as `perf probe` makes it of a USDT probe. */
 function perf(t: TestContext, path: string, pid: number): () => Promise<string> {
   const { fileOffset, refCtrOffset } = gatedNote(path, 't:left')
-  const event = `uprobe_race_${process.pid}/left`
-  // tracefs need not be mounted on the machine: each command has a mount of its own.
-  const withTracefs = (command: string): string[] => ['-m', 'sh', '-c', `mount -t tracefs tracefs /sys/kernel/tracing && ${command}`]
-  const define = (definition: string): void => {
-    execFileSync('unshare', withTracefs(`echo '${definition}' >> /sys/kernel/tracing/uprobe_events`))
-  }
-  define(`p:${event} ${path}:0x${fileOffset.toString(16)}(0x${refCtrOffset.toString(16)})`)
-  t.after(() => define(`-:${event}`))
-  return () => run(t, 'unshare', withTracefs(`perf stat -e ${event.replace('/', ':')} -p ${pid} -- sleep 0.05`))
+  const event = addEvent(t, path, fileOffset, refCtrOffset).replace('/', ':')
+  const [command = '', ...args] = WITH_TRACEFS
+  return () => run(t, command, [...args, 'perf', 'stat', '-e', event, '-p', String(pid), '--', 'sleep', '0.05'])
 }
 
 const skip = needs({ programs: ['gcc', 'bpftrace', 'perf', 'unshare'] })

@@ -1,20 +1,15 @@
 /**
  * perf as a second independent witness: it counts the hits of a function through an event of its own in tracefs.
  *
- * tracefs need not be mounted on the machine: perf gets a mount of its own, in a mount namespace of its own. The events in it are the kernel's all the same,
- * so ours has a name that no other test has, and is deleted when the test is over.
+ * The event has a name that no other test has, and is deleted when the test is over.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { basename } from 'node:path'
 import type { Cleanup } from './temp.js'
+import { WITH_TRACEFS } from './tracefs.js'
 import { waitFor } from './wait.js'
 
-const MOUNT = 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"'
-
-/** Arguments of `unshare` that run a command where tracefs is mounted. */
-function withTracefs(command: readonly string[]): string[] {
-  return ['-m', 'sh', '-c', MOUNT, 'sh', ...command]
-}
+const [UNSHARE = '', ...IN_TRACEFS] = WITH_TRACEFS
 
 /** A running `perf stat`. */
 export class PerfCount {
@@ -25,9 +20,9 @@ export class PerfCount {
   /** Starts counting the calls of a function in one process. */
   static async start(t: Cleanup, path: string, symbol: string, pid: number): Promise<PerfCount> {
     const event = `uprobe_test_${process.pid}_${basename(path).replace(/\W/g, '_')}:${symbol}`
-    execFileSync('unshare', withTracefs(['perf', 'probe', '-q', '-x', path, '--add', `${event}=${symbol}`]))
+    execFileSync(UNSHARE, [...IN_TRACEFS, 'perf', 'probe', '-q', '-x', path, '--add', `${event}=${symbol}`])
     // An interval makes it say that it counts, and how many it counted since it said so last.
-    const child = spawn('unshare', withTracefs(['perf', 'stat', '-x', ',', '-I', '20', '-e', event, '-p', String(pid)]), {
+    const child = spawn(UNSHARE, [...IN_TRACEFS, 'perf', 'stat', '-x', ',', '-I', '20', '-e', event, '-p', String(pid)], {
       stdio: ['ignore', 'ignore', 'pipe'],
     })
     const count = new PerfCount(child)
@@ -40,7 +35,7 @@ export class PerfCount {
         child.kill('SIGKILL')
         await ended
       }
-      execFileSync('unshare', withTracefs(['perf', 'probe', '-q', '--del', event]))
+      execFileSync(UNSHARE, [...IN_TRACEFS, 'perf', 'probe', '-q', '--del', event])
     })
     await waitFor('perf to count', () => {
       if (child.exitCode !== null) throw new Error(`perf ended: ${count.#output}`)

@@ -1,7 +1,7 @@
 /**
  * Events of tracefs at a site, as `perf probe` and scripts make them.
  *
- * tracefs need not be mounted on the machine: it is mounted in a mount namespace of the command's own. The events in it are the kernel's all the same, so that each has a name that no other test has, and
+ * tracefs need not be mounted on the machine: where it is not, it is mounted in a mount namespace of the command's own. The events in it are the kernel's all the same, so that each has a name that no other test has, and
  * goes when the test is over.
  */
 import { execFileSync } from 'node:child_process'
@@ -10,7 +10,11 @@ import type { Cleanup } from './temp.js'
 const ROOT = '/sys/kernel/tracing'
 
 /** A command that runs another one where tracefs is mounted; it keeps the process id. */
-export const WITH_TRACEFS: readonly string[] = ['unshare', '-m', 'sh', '-c', `mount -t tracefs tracefs ${ROOT} && exec "$@"`, 'sh']
+export const WITH_TRACEFS: readonly string[] = [
+  ...['unshare', '-m', 'sh', '-c'],
+  `{ [ -e ${ROOT}/uprobe_events ] || mount -t tracefs tracefs ${ROOT}; } && exec "$@"`,
+  'sh',
+]
 
 function shell(script: string): void {
   const [program = '', ...args] = [...WITH_TRACEFS, 'sh', '-c', script]
