@@ -127,7 +127,8 @@ async function diagnoseEinval(refused: RefusedSite, where: string, explain: Expl
     return explain(
       'ERR_UPROBE_COUNTER_MISMATCH',
       `${where}: another tracer has registered this site ${ours === null ? 'with a counter' : 'without its counter, or with another one'}, ` +
-        'and the kernel allows one counter offset a site. Detach the other tracer (SystemTap, a tool that ignores semaphores), or find it with bpftool perf and in tracefs uprobe_events.',
+        'and the kernel allows one counter offset a site. It may be an agent of this package that has claimed the counter: `uprobe counters PID` says so, and `uprobe release` asks it to give way. ' +
+        'Otherwise detach the other tracer (SystemTap, a tool that ignores semaphores).',
     )
   }
   const negative = await findNegativeCounter(refused)
