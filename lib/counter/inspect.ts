@@ -6,18 +6,17 @@
  * a registration takes to go; what never stands still in the time that is given to it is *in transit*: somebody is at work there, and it is called `counted`, with what was last read.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import type { ElfFile } from '../elf/elf-file.js'
-import { readUsdtNotes } from '../elf/stapsdt.js'
+import { TimeSlice } from '../elf/time-slice.js'
 import { UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
-import { counterAddress, type Mapping, mappingsOf } from '../target/maps.js'
+import { type Mapping, mappingsOf } from '../target/maps.js'
 import { TargetProcess } from '../target/process.js'
 import { resolveFiles } from '../target/resolve.js'
 import type { KnownClaim, KnownOwners } from './known-owners.js'
 import { type CounterOwner, type HeldFile, holdersOf } from './owners.js'
-import { besideCode, type CounterCopy } from './places.js'
-import { armedOffsets, BREAKPOINT_BYTES, CLAIM, type FileCounter, inspectAt, type SharingSite } from './read.js'
+import { countersOf, type Place, type ProbeName, placesOf } from './process-counters.js'
+import { armedOffsets, CLAIM, type FileCounter, inspectAt } from './read.js'
 import { readSpace, type SpaceId } from './space.js'
 
 /**
@@ -81,12 +80,6 @@ export interface InspectedCounter {
   readonly state: CounterState
 }
 
-/** How a probe is named in its file. */
-export interface ProbeName {
-  readonly provider: string
-  readonly name: string
-}
-
 /** Time between two looks at what looks wrong. */
 const LOOK_MS = 20
 /**
@@ -118,8 +111,7 @@ export async function inspectProcess(
       if (counters.length === 0) continue
       const all = await target.maps(true)
       const view: View = { owners, target, file, space, ofFile: mappingsOf(target.procDirectory, all, file.identity) }
-      const places = counters.flatMap((named) => placesOf(named, all, view.ofFile))
-      await onFile(await settle(view, places))
+      await onFile(await settle(view, await placesOf(counters, all, view.ofFile)))
     }
   } finally {
     for (const { file } of files) file.close()
@@ -146,36 +138,6 @@ export function toInfo(pid: number, inspected: InspectedCounter): CounterInfo[] 
   }))
 }
 
-interface NamedCounter {
-  readonly counter: FileCounter
-  readonly names: readonly ProbeName[]
-}
-
-/** All counters of a file. A mapped file that is no ELF file has none. */
-async function countersOf(file: TargetFile): Promise<NamedCounter[]> {
-  let elf: ElfFile
-  try {
-    elf = await file.elf()
-  } catch (error) {
-    if (error instanceof UprobeError && error.code === 'ERR_UPROBE_BAD_ELF') return []
-    throw error
-  }
-  const counters = new Map<bigint, { counter: FileCounter & { sites: SharingSite[] }; names: ProbeName[] }>()
-  for (const { semaphoreVaddr, refCtrOffset, provider, name, vaddr, fileOffset } of await readUsdtNotes(elf)) {
-    if (semaphoreVaddr === null || fileOffset === null) continue
-    let known = counters.get(semaphoreVaddr)
-    if (known === undefined) {
-      const anonymousStart = refCtrOffset === null ? elf.anonymousStart(semaphoreVaddr) : null
-      known = { counter: { vaddr: semaphoreVaddr, refCtrOffset, anonymousStart, provider, name, sites: [] }, names: [] }
-      counters.set(semaphoreVaddr, known)
-    }
-    if (!known.names.some((one) => one.provider === provider && one.name === name)) known.names.push({ provider, name })
-    if (known.counter.sites.some((site) => site.fileOffset === fileOffset)) continue
-    known.counter.sites.push({ vaddr, fileOffset, original: await elf.read(fileOffset, BREAKPOINT_BYTES) })
-  }
-  return [...counters.values()]
-}
-
 /** A process that is looked at, and where it maps the file. */
 interface View {
   readonly owners: KnownOwners
@@ -183,37 +145,6 @@ interface View {
   readonly file: TargetFile
   readonly space: SpaceId | null
   readonly ofFile: readonly Mapping[]
-}
-
-/** A counter in one copy of the file, and the mappings whose breakpoints count on it. */
-interface Place extends NamedCounter {
-  /** `null` if no copy of its code is mapped. */
-  readonly address: bigint | null
-  /** Whether the kernel counts here. */
-  readonly counted: boolean
-  readonly mappings: readonly Mapping[]
-}
-
-/**
- * A process may map a file more than once (dlmopen); each copy has a counter of its own. The kernel does not care: it counts every breakpoint of the file on the first mapping that it finds
- * (`find_ref_ctr_vma`, kernel/events/uprobes.c).
- */
-function placesOf({ counter, names }: NamedCounter, all: readonly Mapping[], ofFile: readonly Mapping[]): Place[] {
-  const { refCtrOffset } = counter
-  // An odd offset is refused (`uprobe_register`).
-  const byKernel = refCtrOffset === null || refCtrOffset % 2n !== 0n ? null : counterAddress(ofFile, refCtrOffset)
-  const copies = new Map<bigint, CounterCopy>()
-  for (const site of counter.sites) for (const copy of besideCode(all, ofFile, counter, site)) copies.set(copy.address, copy)
-  if (copies.size === 0) return [{ counter, names, address: null, counted: false, mappings: ofFile }]
-  return [...copies.values()].map(({ address, bias }) => {
-    const counted = address === byKernel
-    return { counter, names, address, counted, mappings: counted ? ofFile : ofFile.filter((mapping) => isOfCopy(mapping, counter, bias)) }
-  })
-}
-
-/** Whether a mapping has code of a counter at the distance from the file that its copy has. */
-function isOfCopy({ start, fileOffset: first }: Mapping, { sites }: FileCounter, bias: bigint): boolean {
-  return sites.some(({ fileOffset, vaddr }) => start + fileOffset - first - vaddr === bias)
 }
 
 /** A counter that is looked at. */
@@ -229,13 +160,14 @@ interface Looked {
 /** Looks at counters until none is suspect, or those that are have stood still for long enough. */
 async function settle(view: View, places: readonly Place[]): Promise<InspectedCounter[]> {
   const startMs = performance.now()
-  const all = await Promise.all(
-    places.map(async (place): Promise<Looked> => {
-      const reading = read(view, place)
-      const found = await judge(view, place, reading)
-      return { place, reading, found, sinceMs: performance.now(), settled: !SUSPECT.has(found.state) }
-    }),
-  )
+  const slice = new TimeSlice()
+  const all: Looked[] = []
+  for (const place of places) {
+    const reading = read(view, place)
+    const found = await judge(view, place, reading)
+    all.push({ place, reading, found, sinceMs: performance.now(), settled: !SUSPECT.has(found.state) })
+    if (slice.isOver) await slice.rest()
+  }
   for (;;) {
     const pending = all.filter(({ settled }) => !settled)
     if (pending.length === 0) return all.map(({ found }) => found)

@@ -2,6 +2,7 @@
  * What `counters()` says of each state, made for real in a process, and of who holds it.
  */
 import assert from 'node:assert/strict'
+import { readFileSync, writeFileSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
 import { type CounterInfo, counters, repair } from '../../lib/index.js'
 import { attachIn, startAgent } from '../support/agent.js'
@@ -11,6 +12,7 @@ import { leaseDirectory } from '../support/leases.js'
 import { isArmed, writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote, type Note, notesOf } from '../support/notes.js'
+import { PYTHON } from '../support/python.js'
 import { startRestless } from '../support/restless.js'
 import { Target } from '../support/target.js'
 import { detachComplete, newTracer, refused } from '../support/tracing.js'
@@ -253,6 +255,25 @@ test('a tracer that is listed nowhere, coming and going, is in transit and not a
   going = false
   await coming
 })
+
+test(
+  'a broken file among those that a process maps does not hide the counters of the others',
+  needs({ programs: ['gcc'], files: [PYTHON] }),
+  async (t) => {
+    const broken = buildTarget(t, 'usdt')
+    const bytes = readFileSync(broken)
+    // The length of the first note's description, before its owner's name.
+    bytes.writeUInt32LE(0xffff_fff0, bytes.indexOf('stapsdt\0') - 8)
+    writeFileSync(broken, bytes)
+    const program =
+      'import mmap, sys; file = open(sys.argv[1]); map = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC); ' +
+      'print("ready", flush=True); sys.stdin.read()'
+    const target = await Target.start(t, PYTHON, { args: ['-I', '-S', '-c', program, broken] })
+    const found = await counters(target.pid, { leaseDir: leaseDirectory() })
+    assert.ok(found.some(({ provider, name, state }) => provider === 'python' && name === 'audit' && state === 'idle'))
+    assert.ok(found.every(({ path }) => path !== broken))
+  },
+)
 
 test('a process that is not there', async () => {
   await refused(counters(2 ** 22 - 1), 'ERR_UPROBE_TARGET_GONE')
