@@ -1,7 +1,7 @@
 /**
  * Leases on disk: which directory is trusted, what is read from it, and what happens when it cannot be written.
  *
- * In guests on 5.10 and newest only: it is about files and locks, and takes long.
+ * In guests on 5.10 only: it is about files and locks, and takes long.
  */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'

@@ -1,7 +1,7 @@
 /**
  * What is done about the lease of a dead agent: it names a process, and only if that very process, with that very program, is still there, is anything written.
  *
- * In guests on 5.10 and newest only: it is about leases and processes, and takes long.
+ * In guests on 5.10 only: it is about leases and processes, and takes long.
  */
 import assert from 'node:assert/strict'
 import { writeFileSync } from 'node:fs'

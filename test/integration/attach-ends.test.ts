@@ -1,7 +1,7 @@
 /**
  * What an attach leaves in this process, whether it succeeds, fails or is overtaken by its target.
  *
- * In guests on 5.10 and newest only: it takes long, and the others do not differ here.
+ * In guests on 5.10 only: it takes long, and kernels do not differ here.
  */
 import assert from 'node:assert/strict'
 import { getEventListeners } from 'node:events'

@@ -1,7 +1,7 @@
 /**
  * However a probe ends, nothing of it is left: not in the target, not in this process.
  *
- * In guests on 5.10 and newest only: it takes long, and the others do not differ here.
+ * In guests on 5.10 only: it takes long, and kernels do not differ here.
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'

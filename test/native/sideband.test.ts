@@ -1,7 +1,7 @@
 /**
  * What the kernel tells of new processes and mappings, as the reading thread passes it on.
  *
- * In guests on 5.10 and newest only: its many processes take long, and the others do not differ here.
+ * In guests on 5.10 only: its many processes take long, and the others do not differ here.
  */
 import assert from 'node:assert/strict'
 import { readFileSync, statSync } from 'node:fs'
