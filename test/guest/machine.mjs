@@ -72,15 +72,12 @@ export function boot({ architecture, kernel, image, settings, limitMs, print }) 
       clearTimeout(limit)
       clearInterval(meter)
       const { passed, failed, status } = result
-      const wrong = late
-        ? `not done after ${limitMs / 60_000} minutes`
-        : status === null
-          ? 'it ended before its tests did'
-          : failed > 0 || status !== '0'
-            ? `${failed} tests failed`
-            : passed === 0
-              ? 'no test ran'
-              : null
+      let wrong = null
+      if (late) wrong = `not done after ${limitMs / 60_000} minutes`
+      else if (status === null) wrong = 'it ended before its tests did'
+      else if (failed > 0) wrong = `${failed} tests failed`
+      else if (status !== '0') wrong = `its tests ended with status ${status}`
+      else if (passed === 0) wrong = 'no test ran'
       resolve({ ...result, wrong })
     })
   })

@@ -14,11 +14,14 @@ export default async function* report(events) {
     const { name, nesting, skip, details } = data
     const isFile = nesting === 0
     const outcome = type === 'test:fail' ? 'fail' : skip === undefined ? 'pass' : 'skip'
-    if (!isFile && details.type !== 'suite') count[outcome]++
+    if (details.type !== 'suite') count[outcome]++
+    else if (outcome === 'fail' && details.error?.failureType !== 'subtestsFailed') count.fail++
     const seconds = `${(details.duration_ms / 1000).toFixed(1)} s`
     const why = typeof skip === 'string' ? ` (${skip})` : ''
     yield `${isFile ? 'file' : MARKS[outcome]} ${seconds.padStart(7)} ${'  '.repeat(Math.max(0, nesting - 1))}${name}${why}\n`
-    if (outcome === 'fail' && !isFile) yield `${inspect(details.error?.cause ?? details.error, { depth: 6 })}\n`
+    // A file also fails by itself: if it cannot be loaded, or a hook of its fails.
+    if (outcome === 'fail' && details.error?.failureType !== 'subtestsFailed')
+      yield `${inspect(details.error?.cause ?? details.error, { depth: 6 })}\n`
   }
   yield `guest: ${count.pass} passed, ${count.fail} failed, ${count.skip} skipped\n`
 }
