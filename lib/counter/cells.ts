@@ -16,6 +16,8 @@ import type { SpaceId } from './space.js'
 /** Where a counter was claimed. */
 export interface CellPlace {
   readonly address: bigint
+  /** Virtual address in the file. */
+  readonly vaddr: bigint
   /** `null` for a counter in `.bss`. */
   readonly refCtrOffset: bigint | null
 }
@@ -58,7 +60,7 @@ export async function clearUnowned(
   const ofFile = mappingsOf(target.procDirectory, all, file)
   const valid = places.flatMap((place) => {
     const mapping = all.find((m) => place.address >= m.start && place.address + 2n <= m.end)
-    return mapping !== undefined && isStill(place, mapping, all, ofFile) ? [{ place, mapping }] : []
+    return mapping !== undefined && isStill(place, mapping, ofFile) ? [{ place, mapping }] : []
   })
   const fds: number[] = []
   try {
@@ -112,22 +114,21 @@ function clearOne(pid: number, { address, cell, keys, wanted }: UnownedCell, loc
 }
 
 /** Whether a mapping is the one in which the counter was claimed. */
-function isStill({ address, refCtrOffset }: CellPlace, mapping: Mapping, all: readonly Mapping[], ofFile: readonly Mapping[]): boolean {
+function isStill(place: CellPlace, mapping: Mapping, ofFile: readonly Mapping[]): boolean {
+  const { address, refCtrOffset } = place
   if (!mapping.writable || mapping.shared) return false
   const isFile = ofFile.some(({ start }) => start === mapping.start)
-  if (refCtrOffset === null) return isFile || followsFile(mapping, all, ofFile)
+  if (refCtrOffset === null) return (isFile || mapping.fileKey.endsWith(' 0')) && isLoadedThere(place, ofFile)
   return isFile && mapping.fileOffset + address - mapping.start === refCtrOffset
 }
 
-/** Whether memory that is no file's is what the loader added to the data of the file, for its `.bss`: it begins where that ends. */
-function followsFile(mapping: Mapping, all: readonly Mapping[], ofFile: readonly Mapping[]): boolean {
-  let first = mapping
-  while (first.fileKey.endsWith(' 0')) {
-    const before = all.find(({ end }) => end === first.start)
-    if (before === undefined) return false
-    first = before
-  }
-  return ofFile.some(({ start }) => start === first.start)
+/**
+ * Whether the file still lies where it lay when the counter was claimed, so that its `.bss` does: the distance of the two has not changed. In a position-independent file the
+ * first segment begins with the file, at address 0; one that is not lies where its addresses say.
+ */
+function isLoadedThere({ address, vaddr }: CellPlace, ofFile: readonly Mapping[]): boolean {
+  const bias = address - vaddr
+  return ofFile.some(({ start, fileOffset }) => bias === 0n || (fileOffset === 0n && start === bias))
 }
 
 function openFor(target: TargetProcess, name: 'mem' | 'maps', fds: number[]): number | null {

@@ -221,7 +221,7 @@ export class CounterClaims {
       { native, locks: owner.locks, isOurs: (key) => active.has(key), dryRun: false },
       ended.map(({ target, space, file, counters, sinceTicks }) => ({
         file: file.identity,
-        places: counters.map(({ address, counter }) => ({ address, refCtrOffset: counter.refCtrOffset })),
+        places: counters.map(({ address, counter }) => ({ address, vaddr: counter.vaddr, refCtrOffset: counter.refCtrOffset })),
         space,
         pid: target.isAlive() ? target.pid : null,
         sinceTicks,
