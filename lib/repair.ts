@@ -7,7 +7,7 @@ import { inspectProcess } from './counter/inspect.js'
 import { KnownOwners } from './counter/known-owners.js'
 import { defaultLeaseDirectory, LeaseDirectory } from './counter/lease-directory.js'
 import { type Recovered, recoverOrphans } from './counter/recover.js'
-import { isRepairable, type RepairEntry, repairCounter } from './counter/repair.js'
+import { audit, isRepairable, leftOrphan, type RepairEntry, repairCounter, whyDebugged } from './counter/repair.js'
 import { UprobeError } from './errors.js'
 import { childLogger, type Logger } from './log.js'
 import { loadNative, type Native } from './native.js'
@@ -40,16 +40,18 @@ export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]
   const log = childLogger(options.logger ?? false, 'repair')
   const directory = LeaseDirectory.open(native, leaseDir ?? defaultLeaseDirectory(), 'ignore')
   try {
-    const entries =
-      directory === null ? [] : (await recoverOrphans(native, directory, log, { pid, dryRun })).flatMap((one) => toEntries(one, dryRun))
-    const owners = new KnownOwners(native, directory)
+    const recovered = directory === null ? [] : await recoverOrphans(native, directory, log, { pid, dryRun, check: refuseDebugged })
+    const entries = recovered.flatMap((one) => toEntries(one, dryRun))
+    if (!dryRun) for (const entry of entries) audit(log, entry)
+    const known = new Set(entries.map(placeOf))
+    const walk: Walk = { owners: new KnownOwners(native, directory), dryRun, log, isKnown: (entry) => known.has(placeOf(entry)) }
     if (pid !== undefined) {
-      entries.push(...(await repairProcess(owners, TargetProcess.open(native, pid), dryRun, log)))
+      entries.push(...(await repairProcess(walk, TargetProcess.open(native, pid))))
       return entries
     }
     for (const target of everyProcess(native)) {
       try {
-        entries.push(...(await repairProcess(owners, target, dryRun, log)))
+        entries.push(...(await repairProcess(walk, target)))
       } catch (error) {
         if (!isPassed(error)) throw error
       }
@@ -61,12 +63,34 @@ export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]
   }
 }
 
-async function repairProcess(owners: KnownOwners, target: TargetProcess, dryRun: boolean, log: Logger): Promise<RepairEntry[]> {
+/** What the repair of each process needs. */
+interface Walk {
+  readonly owners: KnownOwners
+  readonly dryRun: boolean
+  readonly log: Logger
+  /** Whether there is an entry for this place already: in a dry run the bits of dead agents are still there. */
+  isKnown(place: Pick<RepairEntry, 'pid' | 'address'>): boolean
+}
+
+function placeOf({ pid, address }: Pick<RepairEntry, 'pid' | 'address'>): string {
+  return `${pid} ${address}`
+}
+
+/** A debugger may count by hand, and store what it remembers: what belongs to its process is left. */
+function refuseDebugged(target: TargetProcess): void {
+  const why = whyDebugged(target)
+  if (why !== null) throw new UprobeError('ERR_UPROBE_TARGET_DENIED', `Process ${target.pid} was left: ${why}.`, { pid: target.pid })
+}
+
+async function repairProcess({ owners, dryRun, log, isKnown }: Walk, target: TargetProcess): Promise<RepairEntry[]> {
   try {
     const entries: RepairEntry[] = []
     await inspectProcess(owners, target, async (inspected) => {
-      for (const one of inspected)
-        if (isRepairable(one.state)) entries.push(await repairCounter({ native: owners.native, target, dryRun, log }, one))
+      const context = { native: owners.native, target, dryRun, log }
+      for (const one of inspected) {
+        if (isRepairable(one.state)) entries.push(await repairCounter(context, one))
+        else if (one.state === 'orphan-claim' && !isKnown({ pid: target.pid, address: one.address })) entries.push(leftOrphan(context, one))
+      }
     })
     return entries
   } finally {

@@ -38,6 +38,8 @@ export interface UnownedBits {
   isOurs(key: CounterKey): boolean
   /** Only look. */
   readonly dryRun: boolean
+  /** Throws an `UprobeError` if a process must not be touched; its bits are left, and so are the leases that name them. Default: all may be. */
+  readonly check?: ((target: TargetProcess) => void) | undefined
 }
 
 /**
@@ -48,7 +50,7 @@ export interface UnownedBits {
  * @throws {UprobeError} `ERR_UPROBE_TARGET_DENIED`, `ERR_UPROBE_LIMIT`
  */
 export async function clearUnowned(
-  { native, locks, isOurs, dryRun }: UnownedBits,
+  { native, locks, isOurs, dryRun, check }: UnownedBits,
   target: TargetProcess,
   space: SpaceId,
   file: FileIdentity,
@@ -56,6 +58,7 @@ export async function clearUnowned(
   wanted: (value: number) => boolean,
   kin: readonly SpaceId[] = [],
 ): Promise<ClearedBit[]> {
+  check?.(target)
   const all = await target.maps(true)
   const ofFile = mappingsOf(target.procDirectory, all, file)
   const valid = places.flatMap((place) => {

@@ -4,8 +4,13 @@
  * The kernel adds to a counter when a site's breakpoint goes in, and takes away when it comes out. Where every site is registered by us, every breakpoint is in and stays in, so the
  * kernel leaves the counter alone whoever else comes or goes; and what is above the number of sites was counted by somebody else than the kernel.
  *
+ * A counter that is too low under a pin is not right either: the kernel refuses to count below 0, and then leaves the breakpoint in (`uprobe_write_opcode`). So whoever pins makes it right,
+ * in both directions, before the pins go.
+ *
  * Taking the pins away again does the rest: a breakpoint that nobody else holds comes out, also one that the kernel had forgotten to take out.
  */
+import { EINVAL } from '../errno.js'
+import { errnoOf } from '../errors.js'
 import type { Native } from '../native.js'
 import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, loadProgram } from '../register/bpf-objects.js'
 import { closeRegistrations } from '../register/close.js'
@@ -14,7 +19,7 @@ import { readUprobePmu } from '../register/pmu.js'
 import type { TargetFile } from '../target/file.js'
 import type { TargetProcess } from '../target/process.js'
 import { IDLE_PROGRAM } from './guard.js'
-import type { FileCounter } from './read.js'
+import type { FileCounter, SharingSite } from './read.js'
 
 /** Pins on one counter. */
 export class Pin {
@@ -37,7 +42,7 @@ export class Pin {
     try {
       if (!target.leaderExited && (await multiSupport(native)).oneProcess)
         fds.push(await link(native, file, target, counter, counterOffset))
-      else for (const { fileOffset } of counter.sites) fds.push(await event(native, file, target, fileOffset, counterOffset))
+      else for (const { fileOffset } of counter.sites) fds.push(await event(native, file, target.tid, fileOffset, counterOffset))
       return new Pin(native, fds)
     } catch (error) {
       await closeRegistrations(native, fds)
@@ -50,6 +55,29 @@ export class Pin {
     const fds = this.#fds
     this.#fds = []
     await closeRegistrations(this.native, fds)
+  }
+}
+
+/**
+ * The sites of a counter that count on it, or would: all but those that somebody has registered without it. A site is registered with one counter offset only, whatever process it is for
+ * (`alloc_uprobe`, kernel/events/uprobes.c); so each is tried for our own process, which does not map the file, and nothing is written anywhere.
+ * @throws what the kernel refuses with for another reason
+ */
+export async function countingSites(native: Native, file: TargetFile, counter: FileCounter, counterOffset: bigint): Promise<SharingSite[]> {
+  const fds: number[] = []
+  const counting: SharingSite[] = []
+  try {
+    for (const site of counter.sites) {
+      try {
+        fds.push(await event(native, file, process.pid, site.fileOffset, counterOffset))
+        counting.push(site)
+      } catch (error) {
+        if (errnoOf(error) !== EINVAL) throw error
+      }
+    }
+    return counting
+  } finally {
+    await closeRegistrations(native, fds)
   }
 }
 
@@ -76,13 +104,13 @@ async function link(native: Native, file: TargetFile, target: TargetProcess, cou
   }
 }
 
-function event(native: Native, file: TargetFile, target: TargetProcess, fileOffset: bigint, counterOffset: bigint): Promise<number> {
+function event(native: Native, file: TargetFile, tid: number, fileOffset: bigint, counterOffset: bigint): Promise<number> {
   return native.perfEventOpenUprobe({
     type: readUprobePmu().type,
     path: file.kernelPath,
     fileOffset,
     refCtrOffset: Number(counterOffset),
     retprobe: false,
-    tid: target.tid,
+    tid,
   })
 }

@@ -43,6 +43,8 @@ export interface RecoverOptions {
   readonly pid?: number | undefined
   /** Say what would be done, and do nothing. */
   readonly dryRun?: boolean | undefined
+  /** Throws an `UprobeError` if a process must not be touched; the lease stays then. */
+  readonly check?: UnownedBits['check']
 }
 
 /** Inode of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h), from which every process is seen. */
@@ -67,7 +69,7 @@ export async function recoverOrphans(
   const locksFd = openLocks(directory)
   try {
     const locks = new CounterLocks(native, locksFd)
-    const bits: UnownedBits = { native, locks, isOurs: () => false, dryRun: options.dryRun ?? false }
+    const bits: UnownedBits = { native, locks, isOurs: () => false, dryRun: options.dryRun ?? false, check: options.check }
     const recovered = await locks.recovering(PATIENCE_MS, () => recoverAll(bits, directory, log, options))
     if (recovered === null) throw leaseError(directory.path, 'is being looked through by another agent, which does not come to an end')
     return recovered

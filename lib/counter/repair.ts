@@ -5,11 +5,12 @@
  *
  *  - **a claim of nobody**: all sites are guarded, so that the kernel cannot begin to count, then the bit is cleared;
  *  - **a count that leaked**: the counter is pinned, so that the kernel leaves it alone; what is above the number of sites is the leak, exactly;
- *  - **a negative value**: as long as it is negative the kernel neither adds nor takes away (`__update_ref_ctr`, kernel/events/uprobes.c), so the number of armed sites can be
- *    stored; from that store on the kernel counts again, from the right number;
+ *  - **a negative value**: as long as it is negative the kernel neither adds nor takes away (`__update_ref_ctr`, kernel/events/uprobes.c), so the number of armed sites that count here can
+ *    be stored. Both bytes go in one write, during which the kernel's own store waits for `mmap_lock` (`__access_remote_vm`, mm/memory.c); from then on it counts from the right number;
  *  - **a breakpoint of nobody**: registering the site and closing takes out a breakpoint that the kernel had forgotten. One that is in afterwards has a holder that lives.
  *
- * What cannot be mended is the kernel's own memory of a uprobe that it leaked: until the machine is booted again, the site can be registered with this counter only.
+ * What cannot be mended is the kernel's own memory of a uprobe that it leaked: until the machine is booted again, the site can be registered with this counter only (before Linux 6.10 it
+ * forgets with the repair).
  */
 import { closeSync, openSync } from 'node:fs'
 import { EINVAL } from '../errno.js'
@@ -21,7 +22,7 @@ import { mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { Guard } from './guard.js'
 import type { CounterState, InspectedCounter } from './inspect.js'
-import { Pin } from './pin.js'
+import { countingSites, Pin } from './pin.js'
 import { type CounterPlace, counterPlaces } from './places.js'
 import { CLAIM, inspectAt } from './read.js'
 
@@ -81,18 +82,38 @@ export async function repairCounter(context: RepairContext, inspected: Inspected
     before,
     ...outcome,
   }
-  if (!dryRun) {
-    const { path, applied, after, note } = entry
-    const hex = address === null ? null : `0x${address.toString(16)}`
-    log.warn({ audit: 'repair', pid: target.pid, path, address: hex, problem, before, after, applied, uid: process.getuid?.() }, note)
-  }
+  if (!dryRun) audit(log, entry)
   return entry
+}
+
+/** Writes down what was done, or was to be done and could not be, and on whose behalf. */
+export function audit(log: Logger, { pid, path, address, problem, before, after, applied, note }: RepairEntry): void {
+  const hex = address === null ? null : `0x${address.toString(16)}`
+  log.warn({ audit: 'repair', pid, path, address: hex, problem, before, after, applied, uid: process.getuid?.() }, note)
+}
+
+/** An entry for a claim of a dead agent that recover.ts, which sees to all of them, has left. */
+export function leftOrphan({ target, dryRun, log }: RepairContext, { file, counter, address, value }: InspectedCounter): RepairEntry {
+  const { provider, name } = counter
+  const note = whyDebugged(target) ?? 'the process may not be written, or is not as the lease of the dead agent says; the log says more'
+  const entry: RepairEntry = {
+    ...{ pid: target.pid, path: file.path, provider, name, address },
+    ...{ problem: 'orphan-claim', before: value, after: value, applied: false, note },
+  }
+  if (!dryRun) audit(log, entry)
+  return entry
+}
+
+/** Why a process is left alone; `null` if no debugger has it. */
+export function whyDebugged(target: TargetProcess): string | null {
+  const debuggerPid = tracerOf(target)
+  return debuggerPid === 0 ? null : `process ${debuggerPid} debugs this one, and a debugger may be the reason; end it first`
 }
 
 async function attempt(context: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
   const { value, breakpoints, state } = inspected
-  const debuggerPid = tracerOf(context.target)
-  if (debuggerPid !== 0) return left(value, `process ${debuggerPid} debugs this one, and a debugger may be the reason; end it first`)
+  const debugged = whyDebugged(context.target)
+  if (debugged !== null) return left(value, debugged)
   if (context.dryRun) return { after: expectedAfter(inspected), applied: false, note: intention(state, value ?? 0, breakpoints) }
   try {
     switch (state) {
@@ -127,7 +148,7 @@ function intention(state: CounterState, value: number, armedSites: number): stri
     case 'foreign-claim':
       return 'would clear the bit. No lease names it, so another tool may own it: make sure that none does'
     case 'underflow':
-      return `would store ${armedSites}, the number of armed sites, and take out breakpoints that nobody holds`
+      return `would store the number of armed sites that count here, at most ${armedSites}, and take out breakpoints that nobody holds`
     case 'leaked-count':
       return `would subtract ${value - armedSites}. A tool that counts by hand (gdb, old bcc) cannot be told from a leak while it lives: make sure that none does`
     default:
@@ -155,15 +176,25 @@ async function clearForeign({ native, target }: RepairContext, inspected: Inspec
 
 async function liftUnderflow(context: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
   const { native, target } = context
+  const { file, counter } = inspected
+  const { refCtrOffset } = counter
+  const own = target.pid === process.pid
+  const sites = refCtrOffset === null || own ? counter.sites : await countingSites(native, file, counter, refCtrOffset)
+  const counted: InspectedCounter = { ...inspected, counter: { ...counter, sites } }
   const stored = await withCell(native, target, inspected, async (cell) => {
-    const { value, armedSites } = await lookAgain(target, inspected)
+    const { value, armedSites } = await lookAgain(target, counted)
     if (value === null || (value & CLAIM) === 0) return left(value, 'it changed meanwhile, and was left')
     cell.replace(value, armedSites)
-    return { after: armedSites, applied: true, note: `${armedSites} was stored, the number of armed sites` }
+    return { after: armedSites, applied: true, note: `${armedSites} was stored, the number of armed sites that count here` }
   })
   if (!stored.applied || stored.after === 0) return stored
-  const restored = await restoreBreakpoints(context, inspected)
-  return { after: restored.after, applied: true, note: `${stored.note}; ${restored.note}` }
+  try {
+    const restored = await restoreBreakpoints(context, counted)
+    return { after: restored.after, applied: true, note: `${stored.note}; ${restored.note}` }
+  } catch (error) {
+    if (!(error instanceof UprobeError || isSystemCallError(error))) throw error
+    return { ...stored, note: `${stored.note}; its breakpoints were left: ${error.message}` }
+  }
 }
 
 async function subtractLeak({ native, target }: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
@@ -174,7 +205,7 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
     pin = await Pin.take(native, file, target, counter, counter.refCtrOffset)
   } catch (error) {
     if (errnoOf(error) !== EINVAL) throw error
-    return left(inspected.value, 'a site of it is registered without the counter, so it cannot be pinned; detach that tracer first')
+    return left(inspected.value, `a site of it is registered without the counter, so it cannot be pinned; ${whoHolds(inspected)}`)
   }
   let leaked: number
   try {
@@ -197,6 +228,13 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
     : left(after, 'pinned, it has no leak: a tracer was coming or going')
 }
 
+function whoHolds({ owners }: InspectedCounter): string {
+  const names = [...new Set(owners.map(({ comm, pid }) => `${comm}[${pid}]`))]
+  return names.length === 0
+    ? 'the kernel does not list whose it is. Detach that tracer first'
+    : `known here: ${names.join(', ')}. Detach that tracer first`
+}
+
 /** Registers the sites and closes, with the counter or, where the kernel remembers them without, without. */
 async function restoreBreakpoints({ native, target }: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
   const { file, counter } = inspected
@@ -209,13 +247,31 @@ async function restoreBreakpoints({ native, target }: RepairContext, inspected: 
       if (errnoOf(error) === EINVAL && offset !== offsets.at(-1)) continue
       throw error
     }
-    await pin.release()
+    try {
+      if (offset !== 0n) await raise(native, target, inspected)
+    } finally {
+      await pin.release()
+    }
     break
   }
   const { value: after, armedSites } = await lookAgain(target, inspected)
   return armedSites === 0
-    ? { after, applied: true, note: 'the breakpoints are out' }
+    ? {
+        after,
+        applied: true,
+        note: 'the breakpoints are out. Until the next boot the kernel may accept these sites with their counter only',
+      }
     : left(after, `${armedSites} of ${counter.sites.length} breakpoints have a holder that lives, and were left to it`)
+}
+
+/**
+ * Under a pin: gives a counter that is too low what the kernel will take away for the breakpoints that are in. It counts when a breakpoint goes in and not when one is in already, so
+ * closing the pin would fail at 0, and leave the breakpoint.
+ */
+async function raise(native: Native, target: TargetProcess, inspected: InspectedCounter): Promise<void> {
+  const { value, armedSites } = await lookAgain(target, inspected)
+  if (value === null || (value & CLAIM) !== 0 || value >= armedSites) return
+  await withCell(native, target, inspected, (cell) => cell.replace(value, armedSites))
 }
 
 async function lookAgain(target: TargetProcess, { file, counter, address }: InspectedCounter): Promise<ReturnType<typeof inspectAt>> {

@@ -99,6 +99,14 @@ test('with the bit cleared by hand a breakpoint of nobody is left, and its count
   assert.deepEqual([value(), armed(), await state()], [0, false, 'idle'])
 })
 
+test('with 0 written over it the kernel could not take the breakpoint out a second time: its count is put back first', GUEST, async (t) => {
+  const { value, write, armed, state, repair } = await leaked(t)
+  write(0)
+  assert.deepEqual([value(), armed(), await state()], [0, true, 'stuck-breakpoint'])
+  assert.deepEqual(await repair(false), [['gated', 'stuck-breakpoint', 0, 0, true]])
+  assert.deepEqual([value(), armed(), await state()], [0, false, 'idle'])
+})
+
 test('a tracer that holds the site is left its breakpoint, and its end takes it out', GUEST, async (t) => {
   const { target, value, write, armed, repair } = await leaked(t)
   write(1)

@@ -2,8 +2,9 @@
  * Repairs of each state, made for real. What leaks a uprobe of the kernel on purpose is in test/guest-only.
  */
 import assert from 'node:assert/strict'
-import { execFileSync, spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
 import { pino } from 'pino'
 import { counters, type RepairEntry, repair } from '../../lib/index.js'
@@ -15,9 +16,11 @@ import { needs } from '../support/needs.js'
 import { notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { detachComplete, newTracer } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
 import { register } from './places.js'
 
 const GCC = needs({ programs: ['gcc'] })
+const STRACE = needs({ programs: ['gcc', 'strace'] })
 
 interface Scene {
   readonly target: Target
@@ -39,6 +42,14 @@ async function scene(t: TestContext): Promise<Scene> {
     write: (value) => writeCounter(target.pid, target.program, refCtrOffset, value),
     repair: (dryRun) => repair({ pid: target.pid, dryRun, leaseDir }),
   }
+}
+
+/** Has strace trace a target, which makes it a debugger's. */
+async function debug(t: TestContext, { pid }: Target): Promise<ChildProcess> {
+  const strace = spawn('strace', ['-qq', '-o', '/dev/null', '-p', String(pid)], { stdio: 'ignore' })
+  t.after(() => strace.kill('SIGKILL'))
+  await waitFor('strace attached', () => /TracerPid:\t[1-9]/.test(readFileSync(`/proc/${pid}/status`, 'utf8')))
+  return strace
 }
 
 function summary(entries: readonly RepairEntry[]): unknown[] {
@@ -128,6 +139,36 @@ test('a negative value under a living tracer: the number of its sites is stored,
   assert.equal(value(), 0)
 })
 
+test('a negative value beside a tracer that counts nothing: its breakpoint is left, and not counted', GCC, async (t) => {
+  const { target, write, value, repair } = await scene(t)
+  const notes = notesOf(target.program, 't:shared')
+  const takeBack = await register(t, target, notes[0] ?? assert.fail(), 'without a counter')
+  const probe = await register(t, target, notes[1] ?? assert.fail(), 'with its counter')
+  write(0xffff)
+  assert.deepEqual(summary(await repair(false)), [['shared', 'underflow', 0xffff, 1, true]])
+  assert.equal(value(), 1)
+  await probe()
+  assert.equal(value(), 0)
+  await takeBack()
+})
+
+test('a breakpoint under a counter that somebody has set to 0: what the kernel will take away is there again', GCC, async (t) => {
+  const { target, write, value, repair } = await scene(t)
+  const [note] = notesOf(target.program, 't:shared')
+  assert.ok(note)
+  const takeBack = await register(t, target, note, 'with its counter')
+  write(0)
+  try {
+    assert.deepEqual(summary(await repair(false)), [['shared', 'stuck-breakpoint', 0, 1, false]])
+    assert.equal(value(), 1)
+  } finally {
+    // Whatever failed: without its count the breakpoint would stay in.
+    write(1)
+  }
+  await takeBack()
+  assert.deepEqual([value(), isArmed(target.pid, target.program, note.fileOffset)], [0, false])
+})
+
 test('a breakpoint with a holder that is listed nowhere is left to it', GCC, async (t) => {
   const { target, value, repair } = await scene(t)
   const [note] = notesOf(target.program, 't:shared')
@@ -169,13 +210,29 @@ test('the claim of a killed agent, and what children inherited from it', GCC, as
   assert.equal((await counters(child, { leaseDir })).find(({ name }) => name === 'shared')?.state, 'idle')
 })
 
-test('a process under a debugger is left alone', { ...GCC, ...needs({ programs: ['gcc', 'strace'] }) }, async (t) => {
+test('the claim of a killed agent in a process under a debugger is left, with its lease, and said', STRACE, async (t) => {
+  const { target, leaseDir, value, repair } = await scene(t)
+  const agent = await startAgent(t, [], leaseDir)
+  assert.equal(await attachIn(agent, 'usdt:t:shared', { pid: target.pid, counter: 'msb' }), 'attached')
+  await agent.stop()
+  const strace = await debug(t, target)
+  const leases = leaseFiles(leaseDir)
+  for (const dryRun of [true, false]) {
+    const entries = await repair(dryRun)
+    assert.deepEqual(summary(entries), [['shared', 'orphan-claim', 0x8000, 0x8000, false]])
+    assert.match(entries[0]?.note ?? '', new RegExp(`process ${strace.pid} debugs`))
+    assert.equal(value(), 0x8000)
+    assert.deepEqual(leaseFiles(leaseDir), leases)
+  }
+  strace.kill('SIGTERM')
+  await once(strace, 'close')
+  assert.deepEqual(summary(await repair(false)), [['shared', 'orphan-claim', 0x8000, 0, true]])
+})
+
+test('a process under a debugger is left alone', STRACE, async (t) => {
   const { target, write, value, repair } = await scene(t)
   write(2)
-  const strace = spawn('strace', ['-qq', '-o', '/dev/null', '-p', String(target.pid)], { stdio: 'ignore' })
-  t.after(() => strace.kill('SIGKILL'))
-  while (!/TracerPid:\t[1-9]/.test(execFileSync('cat', [`/proc/${target.pid}/status`], { encoding: 'utf8' })))
-    await new Promise(setImmediate)
+  const strace = await debug(t, target)
   const [entry] = await repair(false)
   assert.equal(entry?.applied, false)
   assert.match(entry?.note ?? '', new RegExp(`process ${strace.pid} debugs`))
@@ -199,4 +256,19 @@ test('each change is written to the log, with who asked', GCC, async (t) => {
     ['repair', target.pid, 'leaked-count', 1, 0, true, process.getuid?.()],
   )
   assert.equal(lines.length, 1)
+})
+
+test('a claim that is cleared is written to the log as every other change', GCC, async (t) => {
+  const { target, leaseDir } = await scene(t)
+  const agent = await startAgent(t, [], leaseDir)
+  assert.equal(await attachIn(agent, 'usdt:t:shared', { pid: target.pid, counter: 'msb' }), 'attached')
+  await agent.stop()
+  const lines: Array<Record<string, unknown>> = []
+  const logger = pino({ level: 'warn' }, { write: (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>) })
+  const [entry] = await repair({ pid: target.pid, leaseDir, logger, dryRun: false })
+  const audits = lines.filter(({ audit }) => audit === 'repair')
+  assert.deepEqual(
+    audits.map(({ pid, address, problem, before, after, applied, uid }) => [pid, address, problem, before, after, applied, uid]),
+    [[target.pid, `0x${entry?.address?.toString(16)}`, 'orphan-claim', 0x8000, 0, true, process.getuid?.()]],
+  )
 })
