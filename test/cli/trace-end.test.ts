@@ -168,8 +168,8 @@ for (const flags of [[], ['--json']]) {
 
 test('Ctrl-C on a terminal detaches and prints the counts', needs({ programs: ['gcc', 'script'] }), async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
-  // A terminal of its own, whose keys are our writing to its standard input.
-  const command = `${process.execPath} ${cliProgram()} trace usdt:t:plain -p ${target.pid}`
+  // A terminal of its own, whose keys are our writing to its standard input; without a shell in between, which would be interrupted too (dash is, and says 130).
+  const command = `exec ${process.execPath} ${cliProgram()} trace usdt:t:plain -p ${target.pid}`
   const terminal = spawn('script', ['-qefc', command, '/dev/null'], { stdio: 'pipe' })
   t.after(() => terminal.kill('SIGKILL'))
   let screen = ''
