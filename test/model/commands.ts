@@ -343,7 +343,7 @@ class Repair extends OfTarget {
   async act(model: Model, real: Real): Promise<void> {
     const id = this.target(model)
     await repair({ pid: real.pid(id), dryRun: false, leaseDir: real.leaseDir })
-    model.recover()
+    model.recover(id)
     for (const counter of COUNTERS) model.process(id).leaks[counter] = 0
   }
 

@@ -31,6 +31,9 @@ test(`${RUNS} sequences: every counter reads what the model says, and nothing is
         await fc.asyncModelRun(() => ({ model, real }), commands)
         steps += [...commands].length
         await real.windUp(model)
+      } catch (error) {
+        await mortal.reset(leaseDirectory())
+        throw error
       } finally {
         await real.stop()
       }

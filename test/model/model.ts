@@ -127,16 +127,23 @@ export class Model {
     for (const id of scope === null ? this.processes.keys() : [scope]) this.clearBit(id, counter)
   }
 
-  /** The next agent that attaches, or a repair, clears what dead ones left, and what children inherited from it. */
-  recover(): void {
+  /**
+   * The next agent that attaches, or a repair, clears what dead ones left, and what children inherited from it.
+   * @param only - a repair sees to the claims on one process, and to its children
+   */
+  recover(only: number | null = null): void {
     for (const { counter, processes } of this.orphans) {
       for (const id of processes) {
+        if (only !== null && id !== only) continue
         this.clearBit(id, counter)
         const child = this.childOf(id)
         if (child !== undefined) this.clearBit(child, counter)
       }
     }
-    this.orphans = []
+    this.orphans = this.orphans.flatMap(({ counter, processes }) => {
+      const left = only === null ? [] : processes.filter((id) => id !== only)
+      return left.length === 0 ? [] : [{ counter, processes: left }]
+    })
   }
 
   /** Every probe and every other tool is gone. */

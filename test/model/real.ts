@@ -30,8 +30,17 @@ export class MortalAgent {
 
   constructor(
     private readonly t: Cleanup,
-    readonly leaseDir: string,
+    public leaseDir: string,
   ) {}
+
+  /** Begins anew, so that what a sequence that failed has left does not make others fail. */
+  async reset(leaseDir: string): Promise<void> {
+    const agent = await this.#running
+    this.#running = null
+    agent?.kill('SIGKILL')
+    await agent?.exited
+    this.leaseDir = leaseDir
+  }
 
   get(): Promise<Target> {
     this.#running ??= startAgent(this.t, [], this.leaseDir)
@@ -200,6 +209,8 @@ export class Real {
   }
 
   async stop(): Promise<void> {
+    for (const id of [...this.#foreign.keys()]) await this.detachForeign(id)
+    await Promise.all([this.#tracers.first.close(), this.#tracers.second.close()])
     for (const { target } of this.processes.values()) await target?.stop()
   }
 
