@@ -63,7 +63,7 @@ class Attach extends Step {
     const id = model.newId()
     const wanted = this.#outcome(model, scope)
     assert.equal(await real.attach(id, agent, counter, mode, scope), wanted)
-    if (wanted === 'attached') model.probes.set(id, { id, agent, counter, mode, scope, state: 'attached' })
+    if (wanted === 'attached') model.probes.set(id, { id, agent, counter, mode, scope, since: model.now(), state: 'attached' })
   }
 
   #outcome(model: Model, scope: number | null): string {
@@ -131,12 +131,11 @@ class Resume extends OfProbe {
 class Detach extends OfProbe {
   async act(model: Model, real: Real): Promise<void> {
     const probe = this.probe(model)
-    const { id, agent, mode, scope, counter } = probe
+    const { id, agent, mode, scope, counter, since } = probe
     assert.equal(await real.change(id, agent, 'detach'), 'done')
     model.switchOff(probe)
     model.probes.delete(id)
-    const child = scope === null ? undefined : model.childOf(scope)
-    if (mode === 'msb' && child !== undefined) model.clearBit(child, counter)
+    if (mode === 'msb' && scope !== null) model.clearInherited(scope, counter, since)
   }
 
   toString(): string {
@@ -253,11 +252,11 @@ class Kill extends Step {
   async act(model: Model, real: Real): Promise<void> {
     const dying = [...model.probes.values()].filter(({ agent }) => agent === 'mortal')
     await real.kill()
-    for (const { id, mode, counter, scope, state } of dying) {
+    for (const { id, mode, counter, scope, since, state } of dying) {
       model.probes.delete(id)
       if (mode !== 'msb') continue
       const processes = [...model.processes.keys()].filter((process) => scope === null || scope === process)
-      model.orphans.push({ counter, processes })
+      model.orphans.push({ counter, processes, since })
       if (state === 'attached') for (const process of processes) model.process(process).bits.add(counter)
     }
   }

@@ -20,6 +20,8 @@ export interface ModelProbe {
   readonly counter: Counter
   readonly mode: 'kernel' | 'msb'
   readonly scope: number | null
+  /** When it was attached, by the model's clock. */
+  readonly since: number
   state: 'attached' | 'paused'
 }
 
@@ -34,6 +36,8 @@ export interface ModelForeign {
 export interface ModelProcess {
   /** Set for a child that was forked and waits. */
   readonly parent: number | null
+  /** By the model's clock. */
+  readonly born: number
   readonly leaks: Record<Counter, number>
   /** Counters whose bit is set although no living claim covers the process: inherited, or left by a dead agent. */
   readonly bits: Set<Counter>
@@ -43,6 +47,8 @@ export interface ModelProcess {
 interface Orphan {
   readonly counter: Counter
   readonly processes: readonly number[]
+  /** When the claim was made. */
+  readonly since: number
 }
 
 export class Model {
@@ -51,6 +57,12 @@ export class Model {
   readonly foreign = new Map<string, ModelForeign>()
   orphans: Orphan[] = []
   #next = 0
+  #clock = 0
+
+  /** Later than all before. */
+  now(): number {
+    return this.#clock++
+  }
 
   newId(): string {
     return String(this.#next++)
@@ -58,7 +70,7 @@ export class Model {
 
   addProcess(id: number, parent: number | null = null): ModelProcess {
     const of = parent === null ? undefined : this.processes.get(parent)
-    const added: ModelProcess = { parent, leaks: { gated: 0, shared: 0, ...of?.leaks }, bits: new Set() }
+    const added: ModelProcess = { parent, born: this.now(), leaks: { gated: 0, shared: 0, ...of?.leaks }, bits: new Set() }
     this.processes.set(id, added)
     return added
   }
@@ -116,6 +128,12 @@ export class Model {
     if (!this.isClaimed(id, counter)) this.processes.get(id)?.bits.delete(counter)
   }
 
+  /** The end of a claim clears what a child inherited of it; a child that was there before the claim has its bit from another. */
+  clearInherited(parent: number, counter: Counter, since: number): void {
+    const child = this.childOf(parent)
+    if (child !== undefined && this.process(child).born > since) this.clearBit(child, counter)
+  }
+
   /**
    * A probe is paused, or about to be detached. A claim that is switched off clears the bit in its processes, whoever set it, unless a living claim keeps it; if it is for every
    * process, in children too, which have claims of their own.
@@ -132,17 +150,16 @@ export class Model {
    * @param only - a repair sees to the claims on one process, and to its children
    */
   recover(only: number | null = null): void {
-    for (const { counter, processes } of this.orphans) {
+    for (const { counter, processes, since } of this.orphans) {
       for (const id of processes) {
         if (only !== null && id !== only) continue
         this.clearBit(id, counter)
-        const child = this.childOf(id)
-        if (child !== undefined) this.clearBit(child, counter)
+        this.clearInherited(id, counter, since)
       }
     }
-    this.orphans = this.orphans.flatMap(({ counter, processes }) => {
-      const left = only === null ? [] : processes.filter((id) => id !== only)
-      return left.length === 0 ? [] : [{ counter, processes: left }]
+    this.orphans = this.orphans.flatMap((orphan) => {
+      const processes = only === null ? [] : orphan.processes.filter((id) => id !== only)
+      return processes.length === 0 ? [] : [{ ...orphan, processes }]
     })
   }
 

@@ -17,6 +17,7 @@ import { waitFor } from '../support/wait.js'
 import { type Agent, COUNTERS, type Counter, type Model } from './model.js'
 
 const PATIENCE_MS = 3000
+const BIRTH_RESOLUTION_MS = 10
 
 interface RealProcess {
   readonly pid: number
@@ -83,6 +84,8 @@ export class Real {
 
   async fork(id: number): Promise<number> {
     this.processes.set(this.#next, { pid: await this.target(id).askNumber('fork-hold'), target: null })
+    // The kernel gives births in hundredths of a second: a claim that is made from now on is younger than the child.
+    await delay(BIRTH_RESOLUTION_MS + 1)
     return this.#next++
   }
 

@@ -54,7 +54,8 @@ test('delivers a single hit without being asked', { skip: withoutRights }, async
 
 test('reads and wakes once an interval while hits keep coming', { skip: withoutRights }, async (t) => {
   const flushIntervalMs = 100
-  const recording = await record(t, { flushIntervalMs, ringBytes: 16 << 20 })
+  // No quarter of it fills up in that time, which would wake the reader sooner.
+  const recording = await record(t, { flushIntervalMs, ringBytes: 64 << 20 })
   const target = await start(t, recording)
   const startNs = process.hrtime.bigint()
   await target.ask('spin 1')
