@@ -226,7 +226,7 @@ async function attachSteps(
     return claimed
   }
 
-  for (const file of prepared.files) holds.push(...holdCounters(context, file, settings.counter, probe))
+  for (const file of prepared.files) holdCounters(context, file, settings.counter, probe, holds)
   const { failures: refused, warnings: leftAlone } = await arming.arm(signal)
   warnings.push(...leftAlone)
   settle(spec, refused, prepared.sites.length, warnings)
@@ -248,17 +248,21 @@ async function attachSteps(
   return probe
 }
 
-/** Enters the counters of one file into the table. Returns what takes each out again. */
-function holdCounters({ native, tracer }: AttachContext, file: FileSites, mode: CounterMode, probe: Probe): Array<() => void> {
+/**
+ * Enters the counters of one file into the table.
+ * @param holds - gets what takes each out again, also if a later one is refused
+ */
+function holdCounters({ native, tracer }: AttachContext, file: FileSites, mode: CounterMode, probe: Probe, holds: Array<() => void>): void {
   const { facts, processes, sites } = file
-  return [...facts.counters.values()].map((counter) =>
-    counterTable.hold(facts.identity, facts.path, counter, mode, {
+  for (const counter of facts.counters.values()) {
+    const holder = {
       tracer,
       probes: sites.filter(({ counterVaddr }) => counterVaddr === counter.vaddr).map((site) => site.probe),
       isActive: () => probe.state === 'attached',
       processes: () => (processes === null ? processesMapping(native, facts.identity) : living(processes)),
-    }),
-  )
+    }
+    holds.push(counterTable.hold(facts.identity, facts.path, counter, mode, holder))
+  }
 }
 
 async function* living(processes: readonly TargetProcess[]): AsyncGenerator<TargetProcess> {

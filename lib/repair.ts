@@ -44,7 +44,7 @@ export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]
     const entries = recovered.flatMap((one) => toEntries(one, dryRun))
     if (!dryRun) for (const entry of entries) audit(log, entry)
     const known = new Set(entries.map(placeOf))
-    const walk: Walk = { owners: new KnownOwners(native, directory), dryRun, log, isKnown: (entry) => known.has(placeOf(entry)) }
+    const walk: Walk = { owners: new KnownOwners(native, directory), directory, dryRun, log, isKnown: (entry) => known.has(placeOf(entry)) }
     if (pid !== undefined) {
       entries.push(...(await repairProcess(walk, TargetProcess.open(native, pid))))
       return entries
@@ -66,6 +66,7 @@ export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]
 /** What the repair of each process needs. */
 interface Walk {
   readonly owners: KnownOwners
+  readonly directory: LeaseDirectory | null
   readonly dryRun: boolean
   readonly log: Logger
   /** Whether there is an entry for this place already: in a dry run the bits of dead agents are still there. */
@@ -82,11 +83,11 @@ function refuseDebugged(target: TargetProcess): void {
   if (why !== null) throw new UprobeError('ERR_UPROBE_TARGET_DENIED', `Process ${target.pid} was left: ${why}.`, { pid: target.pid })
 }
 
-async function repairProcess({ owners, dryRun, log, isKnown }: Walk, target: TargetProcess): Promise<RepairEntry[]> {
+async function repairProcess({ owners, directory, dryRun, log, isKnown }: Walk, target: TargetProcess): Promise<RepairEntry[]> {
   try {
     const entries: RepairEntry[] = []
     await inspectProcess(owners, target, async (inspected) => {
-      const context = { native: owners.native, target, dryRun, log }
+      const context = { native: owners.native, target, dryRun, log, directory }
       for (const one of inspected) {
         if (isRepairable(one.state)) entries.push(await repairCounter(context, one))
         else if (one.state === 'orphan-claim' && !isKnown({ pid: target.pid, address: one.address })) entries.push(leftOrphan(context, one))

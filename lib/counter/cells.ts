@@ -86,10 +86,10 @@ export async function clearUnowned(
       const isOurBit = place.refCtrOffset === null ? (value: number) => value === CLAIM && wanted(value) : wanted
       return { address: place.address, cell, keys: [space, ...kin].map((one) => counterKey(one, place.address)), wanted: isOurBit }
     })
-    const free = cells.filter(({ keys }) => !keys.some(isOurs))
     return await locks.step(
-      free.flatMap(({ keys }) => keys),
-      () => free.flatMap((one) => clearOne(target.pid, one, locks, dryRun)),
+      cells.flatMap(({ keys }) => keys),
+      // Asked within the step, for which we may have waited: a claim of ours may have come meanwhile.
+      () => cells.filter(({ keys }) => !keys.some(isOurs)).flatMap((one) => clearOne(target.pid, one, locks, dryRun)),
     )
   } finally {
     for (const fd of fds) closeSync(fd)

@@ -8,7 +8,7 @@ import { mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { counterPlaces } from './places.js'
 import { CLAIM, inspectCounter, readCounter } from './read.js'
-import type { CounterMode, CounterTable, TableEntry } from './table.js'
+import type { CounterHolder, CounterMode, CounterTable, TableEntry } from './table.js'
 
 /** A counter in one process. */
 export interface HeldCounterTarget {
@@ -45,8 +45,12 @@ export async function heldCounters(table: CounterTable, tracer: object): Promise
     const targets = new Map<bigint, HeldCounterTarget>()
     for (const holder of holders) {
       for await (const target of holder.processes()) {
-        // Two holders in one process look at one counter.
-        for (const found of await look(entry, target)) targets.set((BigInt(found.pid) << 64n) | found.address, found)
+        for (const found of await look(entry, holder, target)) {
+          // Two holders in one process look at one counter, which is claimed as long as one of them is active.
+          const key = (BigInt(found.pid) << 64n) | found.address
+          const known = targets.get(key)
+          targets.set(key, mode === 'msb' && known?.expected === CLAIM ? { ...found, expected: CLAIM } : found)
+        }
       }
     }
     held.push({
@@ -61,12 +65,12 @@ export async function heldCounters(table: CounterTable, tracer: object): Promise
   return held
 }
 
-async function look({ identity, counter, mode, holders }: TableEntry, target: TargetProcess): Promise<HeldCounterTarget[]> {
+async function look({ identity, counter, mode }: TableEntry, holder: CounterHolder, target: TargetProcess): Promise<HeldCounterTarget[]> {
   target.refreshThread()
   const all = await target.maps(true)
   const ofFile = mappingsOf(target.procDirectory, all, identity)
   if (mode === 'msb') {
-    const expected = [...holders].some((holder) => holder.isActive()) ? CLAIM : 0
+    const expected = holder.isActive() ? CLAIM : 0
     return counterPlaces(all, ofFile, counter).places.map(({ address }) => ({
       pid: target.pid,
       address,

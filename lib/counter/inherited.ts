@@ -8,10 +8,10 @@
  * A child of vfork(2) has not a copy of the memory but the memory itself, and a bit in it may be the claim of another agent on its parent. So a claim on any process that
  * has the same memory counts.
  */
-import { readdir } from 'node:fs/promises'
+import { readdirSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { ENOSYS, EPERM, ESRCH } from '../errno.js'
-import { errnoOf } from '../errors.js'
+import { errnoOf, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import type { FileIdentity } from '../target/maps.js'
 import { machineTicks } from './boot-clock.js'
@@ -21,6 +21,12 @@ import { CLAIM } from './read.js'
 import { readSpace, type SpaceId } from './space.js'
 
 const SLICE_MS = 4
+
+/** How often processes that were born meanwhile are looked for. */
+const MAX_WALKS = 100
+
+/** Where others come and go all the time, after so many walks in a row that found nothing, there is nothing. A walk takes some milliseconds, but for the first. */
+const QUIET_WALKS = 10
 
 /** A claim that goes. */
 export interface EndedClaim {
@@ -50,8 +56,8 @@ interface Relative {
 }
 
 /**
- * Clears, or in a dry run finds, the bits that children of claimed processes were born with, as far as no agent is present at them. All processes are walked through once,
- * however many claims there are.
+ * Clears, or in a dry run finds, the bits that children of claimed processes were born with, as far as no agent is present at them. All processes are walked through, however many
+ * claims there are, and then those that were born meanwhile, until there are none.
  * @returns the bits, by claim
  * @throws {UprobeError} `ERR_UPROBE_LIMIT`
  */
@@ -62,23 +68,44 @@ export async function clearInherited(
 ): Promise<ReadonlyMap<EndedClaim, readonly ClearedBit[]>> {
   const cleared = new Map<EndedClaim, ClearedBit[]>()
   if (claims.length === 0) return cleared
-  const breathe = breather()
-  const relatives = await findRelatives(bits.native, new Set(claims.map(({ space }) => space.fingerprint)), breathe)
-  for (const child of relatives) {
-    if (onlyPid !== undefined && child.pid !== onlyPid) continue
-    for (const claim of claims) {
-      if (!mayHaveInherited(child, claim)) continue
-      try {
-        const found = await clearIn(bits, child, claim, relatives)
-        if (found.length > 0) cleared.set(claim, [...(cleared.get(claim) ?? []), ...found])
-      } catch (error) {
-        if (!isOfOneProcess(error)) throw error
-        onFailure(claim, error)
+  const search = new Search(bits.native, new Set(claims.map(({ space }) => space.fingerprint)))
+  const restless = new Set<EndedClaim>()
+  let quietWalks = 0
+  for (let walk = 0; ; walk++) {
+    const { relatives, unseen } = await search.next()
+    restless.clear()
+    for (const child of relatives) {
+      if (onlyPid !== undefined && child.pid !== onlyPid) continue
+      for (const claim of claims) {
+        if (!mayHaveInherited(child, claim)) continue
+        try {
+          const found = await clearIn(bits, child, claim, search.relatives)
+          if (found !== null && found.length > 0) cleared.set(claim, [...(cleared.get(claim) ?? []), ...found])
+          // A child that forked before it was cleared has given its bit on, and so may have one that has ended.
+          if (found === null || found.length > 0) restless.add(claim)
+        } catch (error) {
+          if (!isOfOneProcess(error)) throw error
+          onFailure(claim, error)
+        }
+        await search.breathe()
       }
-      await breathe()
     }
+    if (bits.dryRun) return cleared
+    quietWalks = restless.size > 0 ? 0 : quietWalks + 1
+    if (quietWalks === QUIET_WALKS || (quietWalks > 0 && !unseen)) return cleared
+    if (walk === MAX_WALKS) break
   }
+  for (const claim of restless) onFailure(claim, restlessError(claim))
   return cleared
+}
+
+function restlessError({ pid, space }: EndedClaim): UprobeError {
+  return new UprobeError(
+    'ERR_UPROBE_LIMIT',
+    `Children of process ${pid ?? space.pid} go on forking, and each gives the claim that it inherited to the next, faster than they can be looked through (${MAX_WALKS} times). ` +
+      'The lease stays; run uprobe repair when they have come to rest.',
+    { pid: pid ?? space.pid },
+  )
 }
 
 function mayHaveInherited({ pid, space, bornTicks }: Relative, claim: EndedClaim): boolean {
@@ -86,36 +113,63 @@ function mayHaveInherited({ pid, space, bornTicks }: Relative, claim: EndedClaim
   return pid !== claim.pid && space.fingerprint === claim.space.fingerprint && bornTicks + 1n >= claim.sinceTicks
 }
 
-async function clearIn(bits: UnownedBits, child: Relative, claim: EndedClaim, relatives: readonly Relative[]): Promise<ClearedBit[]> {
+/** Returns `null` if the child is gone, or has become another program since it was found. */
+async function clearIn(
+  bits: UnownedBits,
+  child: Relative,
+  claim: EndedClaim,
+  relatives: readonly Relative[],
+): Promise<readonly ClearedBit[] | null> {
   const target = openIfThere(bits.native, child.pid)
-  if (target === null) return []
+  if (target === null) return null
   try {
-    // It may have become another program since it was found.
-    if (readSpace(target)?.fingerprint !== child.space.fingerprint) return []
+    if (readSpace(target)?.fingerprint !== child.space.fingerprint) return null
     const kin = relatives.filter(({ pid }) => pid !== child.pid && sharesMemory(bits.native, pid, child.pid)).map(({ space }) => space)
-    return await clearUnowned(bits, target, child.space, claim.file, claim.places, (value) => value === CLAIM, kin)
+    const cleared = await clearUnowned(bits, target, child.space, claim.file, claim.places, (value) => value === CLAIM, kin)
+    return cleared.length > 0 || !target.addressSpaceGone() ? cleared : null
   } finally {
     target.close()
   }
 }
 
-/** Every process whose space has one of the fingerprints. */
-async function findRelatives(native: Native, fingerprints: ReadonlySet<string>, breathe: () => Promise<void>): Promise<Relative[]> {
-  const relatives: Relative[] = []
-  for (const name of await readdir('/proc')) {
-    if (!/^\d+$/.test(name)) continue
-    const target = openIfThere(native, Number(name))
-    if (target === null) continue
-    try {
-      const space = readSpace(target)
-      if (space !== null && fingerprints.has(space.fingerprint))
-        relatives.push({ pid: target.pid, space, bornTicks: machineTicks(target.startTime) })
-    } finally {
-      target.close()
+/** Looks for the processes whose space has one of some fingerprints: first through all, then through those that are new. */
+class Search {
+  readonly relatives: Relative[] = []
+  readonly breathe = breather()
+  readonly #seen = new Set<number>()
+
+  constructor(
+    private readonly native: Native,
+    private readonly fingerprints: ReadonlySet<string>,
+  ) {}
+
+  /**
+   * @returns those that were not there the last time, and whether there were any that ended before it was known what they were. The youngest are asked first, since they may be gone soonest.
+   */
+  async next(): Promise<{ relatives: readonly Relative[]; unseen: boolean }> {
+    const found: Relative[] = []
+    let unseen = false
+    const pids = readdirSync('/proc').flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))
+    for (const pid of pids.sort((a, b) => b - a)) {
+      if (this.#seen.has(pid)) continue
+      this.#seen.add(pid)
+      const target = openIfThere(this.native, pid)
+      if (target === null) {
+        unseen = true
+        continue
+      }
+      try {
+        const space = readSpace(target)
+        if (space === null) unseen ||= target.addressSpaceGone()
+        else if (this.fingerprints.has(space.fingerprint)) found.push({ pid, space, bornTicks: machineTicks(target.startTime) })
+      } finally {
+        target.close()
+      }
+      await this.breathe()
     }
-    await breathe()
+    this.relatives.push(...found)
+    return { relatives: found, unseen }
   }
-  return relatives
 }
 
 /** Whether two processes have the same memory. Of two one of which is gone, it is not so; where the kernel does not say, it may be. */

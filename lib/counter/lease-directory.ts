@@ -17,7 +17,7 @@ import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { limitError } from '../shortage.js'
-import { type LeaseHolder, type LeaseRecord, MAX_LEASE_BYTES, NotALease, parseHolder, parseLease } from './lease.js'
+import { isNewerLease, type LeaseHolder, type LeaseRecord, MAX_LEASE_BYTES, NotALease, parseHolder, parseLease } from './lease.js'
 
 /** A lease as it is found. */
 export interface LeaseFile {
@@ -27,6 +27,8 @@ export interface LeaseFile {
   readonly released: boolean
   /** `null` if it cannot be understood. */
   readonly lease: LeaseRecord | null
+  /** Why one that cannot be understood may be a good lease all the same, and is left; `null` if there is no such reason. */
+  readonly leave: string | null
   readonly ownerAlive: boolean
 }
 
@@ -113,11 +115,17 @@ export class LeaseDirectory {
   list(): LeaseFile[] {
     const leases = this.names().flatMap((name) => {
       const [, kind, ownerId] = LEASE.exec(name) ?? []
-      const text = ownerId === undefined ? undefined : this.#read(name)
-      // `undefined`: no lease, or one that went since it was listed.
-      return ownerId === undefined || text === undefined
-        ? []
-        : [{ name, ownerId, released: kind === 'released', lease: text === null ? null : parseLease(text) }]
+      const read = ownerId === undefined ? 'absent' : this.#read(name)
+      // No lease, or one that went since it was listed.
+      if (ownerId === undefined || read === 'absent') return []
+      const lease = typeof read === 'string' ? null : parseLease(read.text)
+      const leave =
+        read === 'forbidden'
+          ? 'it may not be read'
+          : lease === null && typeof read !== 'string' && isNewerLease(read.text)
+            ? 'it was written by a newer version of this package'
+            : null
+      return [{ name, ownerId, released: kind === 'released', lease, leave }]
     })
     // Owners are asked for last. One that has a lease has been there before it, so that whoever is dead now had died with it; asked for first, one that came in between
     // would be missing, and its lease would be taken for a dead one's.
@@ -153,10 +161,10 @@ export class LeaseDirectory {
   }
 
   #holder(name: string): LeaseHolder | null {
-    const text = this.#read(name)
-    if (text === undefined || text === null) return null
+    const read = this.#read(name)
+    if (typeof read === 'string') return null
     try {
-      return parseHolder(JSON.parse(text))
+      return parseHolder(JSON.parse(read.text))
     } catch (error) {
       if (error instanceof SyntaxError || error instanceof NotALease) return null
       throw error
@@ -176,15 +184,15 @@ export class LeaseDirectory {
     }
   }
 
-  /** The text of a file; `undefined` if it is not there, `null` if it is nothing that anybody should read. */
-  #read(name: string): string | null | undefined {
+  /** The text of a file, or why there is none; `no-file` also if it is longer than any that we write. */
+  #read(name: string): { readonly text: string } | Exclude<Opened, number> {
     const opened = this.#open(name)
-    if (typeof opened !== 'number') return opened === 'absent' ? undefined : null
+    if (typeof opened !== 'number') return opened
     try {
       const { size } = fstatSync(opened)
-      if (size > MAX_LEASE_BYTES) return null
+      if (size > MAX_LEASE_BYTES) return 'no-file'
       const buffer = Buffer.alloc(size)
-      return buffer.toString('utf8', 0, readSync(opened, buffer, 0, size, 0))
+      return { text: buffer.toString('utf8', 0, readSync(opened, buffer, 0, size, 0)) }
     } catch (error) {
       throw this.#unreadable(error)
     } finally {

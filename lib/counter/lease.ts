@@ -61,11 +61,25 @@ export function formatLease(lease: LeaseRecord): string {
 
 const HEXADECIMAL = new Set(['refCtrOffset', 'vaddr', 'address'])
 
+/** The version of the format that this package writes. */
+const VERSION = 1
+
+/** Whether a text is a lease of a version that is newer than ours, which we cannot understand, and whose owner's successors can. */
+export function isNewerLease(text: string): boolean {
+  try {
+    const { version } = object(JSON.parse(text))
+    return typeof version === 'number' && Number.isInteger(version) && version > VERSION
+  } catch (error) {
+    if (error instanceof SyntaxError || error instanceof NotALease) return false
+    throw error
+  }
+}
+
 /** Reads a lease; `null` if it is not one, whole and of this version. */
 export function parseLease(text: string): LeaseRecord | null {
   try {
     const lease = object(JSON.parse(text))
-    if (lease.version !== 1) return null
+    if (lease.version !== VERSION) return null
     const target = object(lease.target)
     const space = object(target.space)
     const file = object(lease.file)

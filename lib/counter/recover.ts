@@ -31,7 +31,7 @@ export interface Recovered {
   /**
    * - `cleared`: there were bits;
    * - `nothing-left`: the process or its program is gone, or the bits are clear, or a living agent has them;
-   * - `unreachable`: the process is in a pid namespace that cannot be seen from here, or may not be written by us; the lease stays;
+   * - `unreachable`: the process is in a pid namespace that cannot be seen from here, or may not be written by us, or the lease is of a newer version of this package; the lease stays;
    * - `corrupt`: the lease cannot be understood, and was removed.
    */
   readonly outcome: 'cleared' | 'nothing-left' | 'unreachable' | 'corrupt'
@@ -122,8 +122,12 @@ async function recoverAll(bits: UnownedBits, directory: LeaseDirectory, log: Log
 
 /** Sees to the process that a lease names. */
 async function recoverOne(bits: UnownedBits, file: LeaseFile, log: Logger, onlyPid: number | undefined): Promise<Orphan> {
-  const { lease } = file
+  const { lease, leave } = file
   const all = onlyPid === undefined
+  if (leave !== null) {
+    log.warn({ lease: file.name }, `a lease of a dead agent was left: ${leave}`)
+    return { file, outcome: 'unreachable', cleared: [], claim: null, wanted: all }
+  }
   if (lease === null) return { file, outcome: 'corrupt', cleared: [], claim: null, wanted: all }
   if (lease.bootId !== BOOT_ID) return { file, outcome: 'nothing-left', cleared: [], claim: null, wanted: all }
   const target = await findProcess(bits.native, lease)

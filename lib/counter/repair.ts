@@ -20,11 +20,17 @@ import type { CounterCell, Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
 import { mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
+import { clearUnowned } from './cells.js'
+import { CounterLocks } from './counter-locks.js'
 import { Guard } from './guard.js'
 import type { CounterState, InspectedCounter } from './inspect.js'
+import type { LeaseDirectory } from './lease-directory.js'
 import { countingSites, Pin } from './pin.js'
 import { type CounterPlace, counterPlaces } from './places.js'
 import { CLAIM, inspectAt } from './read.js'
+import { readSpace } from './space.js'
+
+const CHANGED = 'it changed meanwhile, and was left'
 
 /** One thing that is wrong, and what was or would be done about it. */
 export interface RepairEntry {
@@ -65,6 +71,8 @@ export interface RepairContext {
   readonly target: TargetProcess
   readonly dryRun: boolean
   readonly log: Logger
+  /** The leases; `null` if there is no such directory. */
+  readonly directory: LeaseDirectory | null
 }
 
 /** Repairs one counter, or says what it would do. */
@@ -161,14 +169,30 @@ function tracerOf(target: TargetProcess): number {
   return Number(/^TracerPid:\s*(\d+)$/m.exec(readTextOrNull(`${target.procDirectory}/status`) ?? '')?.[1] ?? 0)
 }
 
-async function clearForeign({ native, target }: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
-  const guard = await Guard.take(native, inspected.file, [inspected.counter])
+/** Under the counter's lock, where it shows whether an agent is present at it by now. */
+async function clearForeign({ native, target, directory }: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
+  const { file, counter, address } = inspected
+  const guard = await Guard.take(native, file, [counter])
   try {
-    return await withCell(native, target, inspected, (cell) => {
-      const value = cell.read()
-      if (value !== CLAIM) return left(value, 'it changed meanwhile, and was left')
-      return { after: cell.clearMsb(), applied: true, note: 'the bit was cleared' }
-    })
+    const space = readSpace(target)
+    if (directory === null || space === null || address === null) {
+      // Without a directory of leases there is no agent that could be present.
+      return await withCell(native, target, inspected, (cell) => {
+        const found = cell.read()
+        if (found !== CLAIM) return left(found, CHANGED)
+        return { after: cell.clearMsb(), applied: true, note: 'the bit was cleared' }
+      })
+    }
+    const locksFd = directory.openLocks()
+    try {
+      const bits = { native, locks: new CounterLocks(native, locksFd), isOurs: () => false, dryRun: false }
+      const place = { address, vaddr: counter.vaddr, refCtrOffset: counter.refCtrOffset }
+      const [cleared] = await clearUnowned(bits, target, space, file.identity, [place], (found) => found === CLAIM)
+      if (cleared === undefined) return left((await lookAgain(target, inspected)).value, CHANGED)
+      return { after: cleared.after, applied: true, note: 'the bit was cleared' }
+    } finally {
+      closeSync(locksFd)
+    }
   } finally {
     await guard.release()
   }
@@ -183,7 +207,7 @@ async function liftUnderflow(context: RepairContext, inspected: InspectedCounter
   const counted: InspectedCounter = { ...inspected, counter: { ...counter, sites } }
   const stored = await withCell(native, target, inspected, async (cell) => {
     const { value, armedSites } = await lookAgain(target, counted)
-    if (value === null || (value & CLAIM) === 0) return left(value, 'it changed meanwhile, and was left')
+    if (value === null || (value & CLAIM) === 0) return left(value, CHANGED)
     cell.replace(value, armedSites)
     return { after: armedSites, applied: true, note: `${armedSites} was stored, the number of armed sites that count here` }
   })

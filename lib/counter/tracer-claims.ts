@@ -36,11 +36,12 @@ export class TracerClaims {
    */
   async context(): Promise<ClaimContext> {
     this.#open ??= this.#openAll()
+    const opening = this.#open
     try {
-      return await this.#open
+      return await opening
     } catch (error) {
       // The reason may go away: a full disk, a directory with wrong rights.
-      this.#open = null
+      if (this.#open === opening) this.#open = null
       throw error
     }
   }

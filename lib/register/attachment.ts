@@ -100,12 +100,15 @@ export class Attachment {
       // Asked before and after, since the kernel takes a number and no pidfd.
       if (!target.isAlive()) throw target.goneError()
       target.refreshThread()
-      part.tid = target.tid
       // A link is made for the leader's address space, which is gone when the leader has exited; nothing would be armed, without an error.
       if (target.leaderExited) part.via = 'perf'
     }
+    const tid = target?.tid ?? null
     const registration = await registerSites({ native, pmu, programs, retprobe, file, target, sites, via: part.via, signal })
-    if (target === null || target.isAlive()) return registration
+    if (target === null || target.isAlive()) {
+      part.tid = tid
+      return registration
+    }
     // The number may belong to another process by now, which must not keep our probe.
     await closeRegistrations(native, registration.fds)
     throw target.goneError()
@@ -171,6 +174,7 @@ export class Attachment {
   async #release(parts: readonly Part[]): Promise<void> {
     const fds = parts.flatMap((part) => part.fds)
     for (const part of parts) part.fds = []
+    for (const { target } of parts) await target?.programMapped()
     await closeRegistrations(this.with_.native, fds)
   }
 }

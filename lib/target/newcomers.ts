@@ -82,7 +82,8 @@ export class Newcomers {
 class Sidebands {
   static readonly #ofRing = new WeakMap<Ring, Sidebands>()
   readonly #waiting = new Set<Newcomers>()
-  #watches: number[] = []
+  /** By CPU. */
+  readonly #watches = new Map<number, number>()
   /** What was told and is not yet looked at, oldest first. */
   readonly #queue: Array<{ readonly pid: number; readonly how: 'fork' | 'map' }> = []
   /** Of these, the processes that mapped something: how often does not matter. */
@@ -129,11 +130,18 @@ class Sidebands {
 
   #open(): void {
     try {
-      for (const cpu of onlineCpus()) this.#openOne(cpu)
+      this.#openOnline()
     } catch (error) {
       this.#close()
       throw limitError(error, 'New processes cannot be watched for') ?? refused(error)
     }
+  }
+
+  /** Opens a side band on each CPU that is online and has none. Returns whether there were any. */
+  #openOnline(): boolean {
+    const missing = onlineCpus().filter((cpu) => !this.#watches.has(cpu))
+    for (const cpu of missing) this.#openOne(cpu)
+    return missing.length > 0
   }
 
   #openOne(cpu: number): void {
@@ -146,7 +154,11 @@ class Sidebands {
       throw error
     }
     try {
-      this.#watches.push(this.ring.watchSideband(fd, RING_PAGES, (event) => this.#onEvent(event)))
+      const watch = this.ring.watchSideband(fd, RING_PAGES, (event) => {
+        if (event.event === 'offline') this.#watches.delete(cpu)
+        this.#onEvent(event)
+      })
+      this.#watches.set(cpu, watch)
     } catch (error) {
       this.native.closeFd(fd)
       throw error
@@ -154,8 +166,8 @@ class Sidebands {
   }
 
   #close(): void {
-    for (const watch of this.#watches) this.ring.unwatch(watch)
-    this.#watches = []
+    for (const watch of this.#watches.values()) this.ring.unwatch(watch)
+    this.#watches.clear()
     this.#queue.length = 0
     this.#mapped.clear()
     this.#lost = false
@@ -183,6 +195,7 @@ class Sidebands {
     this.#working = true
     // What comes in one batch of events is looked at together.
     await Promise.resolve()
+    this.#lost ||= this.#cameOnline()
     for (;;) {
       if (this.#lost) {
         this.#lost = false
@@ -199,6 +212,19 @@ class Sidebands {
       for (const newcomers of await this.#mappers(next.pid)) if (this.#waiting.has(newcomers)) newcomers.onProcess(next.pid, 'map')
     }
     this.#working = false
+  }
+
+  /**
+   * Listens to CPUs that have come online since, of which nobody tells: it shows with the next event of another. Returns whether there were any; what ran on them until now was missed.
+   */
+  #cameOnline(): boolean {
+    try {
+      return this.#openOnline()
+    } catch (error) {
+      if (!isSystemCallError(error)) throw error
+      // Tried again with the next event; until then everybody looks for what is missed.
+      return true
+    }
   }
 
   /** For whom a process is of interest by what it maps. */

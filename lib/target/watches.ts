@@ -36,7 +36,12 @@ export class TargetWatches {
   add(target: TargetProcess): void {
     const pidfd = this.#give(target.openPidfd(), 'pidfd', () => this.host.onEnd(target, 'exit'))
     this.#watches.set(target, { pidfd, task: null })
-    this.#watchTask(target)
+    try {
+      this.#watchTask(target)
+    } catch (error) {
+      this.remove(target)
+      throw error
+    }
   }
 
   /** Ends the watching of a process. Idempotent. */

@@ -45,8 +45,8 @@ test('children are found when the claimed process is gone', GCC, async (t) => {
   write(0)
   const recovered = await recover()
   assert.deepEqual(
-    recovered.flatMap(({ cleared }) => cleared.map(({ pid }) => pid)),
-    children,
+    new Set(recovered.flatMap(({ cleared }) => cleared.map(({ pid }) => pid))),
+    new Set(children),
   )
   assert.deepEqual(
     children.map((child) => value(child)),
@@ -54,6 +54,23 @@ test('children are found when the claimed process is gone', GCC, async (t) => {
   )
   assert.deepEqual(leaseFiles(directory.path), ['locks'])
 })
+
+test(
+  'a bit that children hand on to children of theirs while they are looked through is found, or the lease stays until it is',
+  GCC,
+  async (t) => {
+    const { target, directory, claim, value, write, orphan, recover } = await scene(t, 'kin', 'k:gated')
+    orphan(claim)
+    write(CLAIMED)
+    await target.ask('relay 100')
+    await recover()
+    const last = await target.askNumber('relay-end')
+    // They have come to rest.
+    await recover()
+    assert.deepEqual([value(), value(last)], [0, 0])
+    assert.deepEqual(leaseFiles(directory.path), ['locks'])
+  },
+)
 
 test('a process that is older than the lease has inherited nothing, and is left as it is', GCC, async (t) => {
   const { target, claim, value, write, orphan, recover } = await scene(t, 'kin', 'k:gated')

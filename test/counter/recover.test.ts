@@ -4,7 +4,7 @@
  * In guests on 5.10 only: it is about leases and processes, and takes long.
  */
 import assert from 'node:assert/strict'
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import test from 'node:test'
 import { formatLease, type LeaseRecord } from '../../lib/counter/lease.js'
 import { type LeaseClaim, LeaseOwner } from '../../lib/counter/lease-owner.js'
@@ -116,6 +116,22 @@ test(
     living.close()
   },
 )
+
+test('a lease of a newer version of the package is left, with its bit', GCC, async (t) => {
+  const { directory, claim, value, write, orphan, recover } = await scene(t)
+  write(CLAIMED)
+  orphan(claim)
+  const [lease] = directory.list()
+  assert.ok(lease)
+  const path = directory.pathOf(lease.name)
+  const text = readFileSync(path, 'utf8')
+  writeFileSync(path, text.replace('"version":1', '"version":2'))
+  const files = leaseFiles(directory.path)
+  assert.deepEqual(outcomes(await recover()), [['unreachable', []]])
+  assert.deepEqual([value(), leaseFiles(directory.path)], [CLAIMED, files])
+  writeFileSync(path, text)
+  assert.deepEqual(outcomes(await recover()), [['cleared', [[CLAIMED, 0]]]])
+})
 
 test('two who recover at once clear it once', GCC, async (t) => {
   const { directory, claim, value, write, orphan, recover } = await scene(t)

@@ -43,6 +43,38 @@ for (const registration of REGISTRATIONS) {
   })
 }
 
+test('an attach that is refused for one of its counters holds none of the others', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  const names = ['gated', 'ungated', 'shared', 'twin']
+  for (const held of names) {
+    const probe = await tracer.attach(`usdt:t:${held}`, { pid: target.pid })
+    await refused(tracer.attach('usdt:t:*', { pid: target.pid, counter: 'msb' }), 'ERR_UPROBE_COUNTER_MODE')
+    assert.deepEqual(
+      (await tracer.counters()).map(({ probes }) => probes),
+      [[`usdt:t:${held}`]],
+    )
+    await probe.detach()
+  }
+})
+
+test('what a counter should read is that of the probes of its own process', GCC, async (t) => {
+  const program = buildTarget(t, 'usdt')
+  const targets = [await Target.start(t, program), await Target.start(t, program)]
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  const probes = []
+  for (const { pid } of targets) probes.push(await tracer.attach('usdt:t:gated', { pid, counter: 'msb' }))
+  await probes[1]?.pause()
+  const [held] = await tracer.counters()
+  assert.deepEqual(
+    held?.targets.map(({ pid, value, expected }) => [pid, value, expected]),
+    [
+      [targets[0]?.pid, CLAIMED, CLAIMED],
+      [targets[1]?.pid, 0, 0],
+    ],
+  )
+})
+
 test('setting, clearing, and clearing what was never set are harmless in any order', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const probe = await newTracer(t, { leaseDir: leaseDirectory() }).attach('usdt:t:gated', { pid: target.pid, counter: 'msb' })

@@ -73,7 +73,7 @@ describe('the identity of a mapping', () => {
 describe('parseStat', () => {
   it('is not misled by a command name with parentheses, spaces and digits', () => {
     const fields = Array.from({ length: 49 }, (_, index) => String(index + 4))
-    assert.deepEqual(parseStat(`42 (a) Z 7 (b) R ${fields.join(' ')}\n`), { state: 'R', exiting: false, startTime: 22n })
+    assert.deepEqual(parseStat(`42 (a) Z 7 (b) R ${fields.join(' ')}\n`), { state: 'R', exiting: false, startTime: 22n, startCode: 26n })
   })
 
   it('sees by its flags that a thread exits before it is a zombie', () => {
