@@ -9,6 +9,8 @@
  * Where this goes wrong, uprobes have leaked, and stay until the kernel is booted anew: it runs in guests only (`npm run test:guest -- --tests=race`).
  *
  * In guests on 5.10 and newest only: its many agents take long, and the others have the same ways to register.
+ *
+ * In guests last: uprobes leak where the guards are taken out.
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'

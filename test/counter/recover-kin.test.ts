@@ -44,10 +44,7 @@ test('children are found when the claimed process is gone', GCC, async (t) => {
   const children = [await target.askNumber('fork'), await target.askNumber('fork')]
   write(0)
   const recovered = await recover()
-  assert.deepEqual(
-    new Set(recovered.flatMap(({ cleared }) => cleared.map(({ pid }) => pid))),
-    new Set(children),
-  )
+  assert.deepEqual(new Set(recovered.flatMap(({ cleared }) => cleared.map(({ pid }) => pid))), new Set(children))
   assert.deepEqual(
     children.map((child) => value(child)),
     [0, 0],

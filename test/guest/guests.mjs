@@ -39,18 +39,25 @@ const KERNEL = /from '(\.\.\/support\/(target|agent)|\.\.\/\.\.\/lib\/native|\.\
 /** What the first comment of a test file says if it is to be left out all the same, with the reason behind it; or if some guests, named as above, are enough. */
 const LEFT_OUT = /^ \* Not for guests: /m
 const ENOUGH = /^ \* In guests on (.+) only: /m
+/**
+ * What it says if it may leave uprobes behind. Before 6.11 such a uprobe does not hold its inode, and is taken for that of whatever file comes to have its inode's place in memory (`alloc_uprobe`,
+ * kernel/events/uprobes.c); so nothing that probes other files comes after it.
+ */
+const LAST = /^ \* In guests last: /m
 
 /**
  * The compiled tests that a guest runs, relative to the root of the package: those that come to the kernel. What a test needs and a guest has not (a compiler, a package of Debian) makes
  * the test skipped there, since it says so itself (test/support/needs.ts).
  */
 export function guestTests(root, guest) {
-  return FOLDERS.flatMap((folder) =>
+  const files = FOLDERS.flatMap((folder) =>
     readdirSync(join(root, 'test', folder))
       .filter((name) => name.endsWith('.test.ts') && isFor(guest, readFileSync(join(root, 'test', folder, name), 'utf8')))
       .map((name) => `test/${folder}/${name.replace(/ts$/, 'js')}`)
       .filter((name) => GUESTS[guest].only?.test(name) ?? true),
   )
+  const isLast = (name) => LAST.test(readFileSync(join(root, name.replace(/js$/, 'ts')), 'utf8'))
+  return [...files.filter((name) => !isLast(name)), ...files.filter(isLast)]
 }
 
 function isFor(guest, text) {
