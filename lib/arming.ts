@@ -24,12 +24,18 @@ export interface Arming {
    * @returns the refusals, and what else is not as asked for, as sentences
    */
   arm(signal: AbortSignal): Promise<{ failures: readonly PartFailure[]; warnings: readonly string[] }>
-  /** Switches off what can be switched on again by {@link resume}. */
-  pause(): Promise<void>
-  /** Switches on again; when that fails, the probe is off as before. */
-  resume(signal: AbortSignal): Promise<void>
-  /** Takes everything out of the targets. */
-  disarm(): Promise<void>
+  /**
+   * Switches off what can be switched on again by {@link resume}.
+   * @returns why something could not be switched off in a target; its hits are ignored all the same; `null` if all was
+   */
+  pause(): Promise<unknown>
+  /**
+   * Switches on again; when that fails, the probe is off as before.
+   * @returns what is not as asked for, as sentences
+   */
+  resume(signal: AbortSignal): Promise<readonly string[]>
+  /** Takes everything out of the targets. Returns why something could not be, or `null`. */
+  disarm(): Promise<unknown>
   /** Gives back what was held so that others keep away. After {@link disarm}. */
   finish(): Promise<void>
   /** Ends what concerns one process, which has exited or called exec. */
@@ -54,17 +60,20 @@ export class CountedArming implements Arming {
   }
 
   /** What was hit before is delivered when this resolves. */
-  async pause(): Promise<void> {
+  async pause(): Promise<null> {
     await this.attachment.unregister()
     await this.ring.drain()
+    return null
   }
 
-  async resume(signal: AbortSignal): Promise<void> {
+  async resume(signal: AbortSignal): Promise<readonly string[]> {
     await registerAll(this.attachment, signal)
+    return []
   }
 
-  disarm(): Promise<void> {
-    return this.attachment.unregister()
+  async disarm(): Promise<null> {
+    await this.attachment.unregister()
+    return null
   }
 
   async finish(): Promise<void> {}
@@ -111,24 +120,31 @@ export class ClaimedArming implements Arming {
     return { failures, warnings }
   }
 
-  async pause(): Promise<void> {
-    await this.held.clear()
+  async pause(): Promise<unknown> {
+    const failure = await this.held.clear()
     this.pauseMap.set(true)
     this.#lookForHits(FIRST_LOOK_MS)
+    return failure
   }
 
-  async resume(signal: AbortSignal): Promise<void> {
+  async resume(signal: AbortSignal): Promise<readonly string[]> {
     this.#stopLooking()
+    const { taken } = this.held
     // Before the counter, or the first hits would be taken for some of a paused probe.
     this.pauseMap.set(false)
     try {
-      if (this.held.taken) await this.held.set(signal)
-      else await this.held.take(signal)
-      if (this.#registered) return
+      const warnings = taken ? await this.held.set(signal) : await this.held.take(signal)
+      if (this.#registered) return warnings
       await registerAll(this.attachment, signal)
       this.#registered = true
+      return warnings
     } catch (error) {
       await this.pause()
+      if (!taken) {
+        // It had given way to others, and has again.
+        this.held.releaseLeases()
+        await this.held.finish()
+      }
       throw error
     }
   }
@@ -140,11 +156,12 @@ export class ClaimedArming implements Arming {
     await this.attachment.unregister()
   }
 
-  async disarm(): Promise<void> {
-    await this.held.clear()
+  async disarm(): Promise<unknown> {
+    const failure = await this.held.clear()
     this.held.releaseLeases()
     await this.takeOut()
     reached('breakpoints-out')
+    return failure
   }
 
   finish(): Promise<void> {

@@ -28,6 +28,7 @@ import { PauseMap } from './register/pause-map.js'
 import { readUprobePmu } from './register/pmu.js'
 import { CapturePrograms } from './register/programs.js'
 import type { SiteFailure } from './register/register.js'
+import { possibleCpus } from './register/stats.js'
 import { limitError } from './shortage.js'
 import { type FileSites, prepareSites } from './spec/prepare-sites.js'
 import { type ProbeSpec, parseSpec } from './spec/spec.js'
@@ -142,6 +143,7 @@ async function attachSteps(
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
   const ring = context.ring()
   const probeId = ring.newProbeId()
+  possibleCpus(native)
   const statsFd = createMap(native, {
     type: BPF_MAP_TYPE_PERCPU_ARRAY,
     keyBytes: 4,

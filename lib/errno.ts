@@ -5,6 +5,7 @@ import { constants } from 'node:os'
 
 export const {
   EACCES,
+  EBUSY,
   EFAULT,
   EINVAL,
   EIO,

@@ -62,6 +62,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   readonly #targets: Set<TargetProcess>
   readonly #abort = new AbortController()
   #sites: readonly (ProbeSite | null)[]
+  readonly #laterWarnings: string[] = []
   #finalCounts: readonly KernelCounts[] | null = null
   #state: ProbeState = 'attached'
   #work: Promise<unknown> = Promise.resolve()
@@ -101,7 +102,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** What was not as asked for and did not make attaching fail, as sentences. They are logged too. */
   get warnings(): readonly string[] {
-    return this.#parts.warnings
+    return [...this.#parts.warnings, ...this.#laterWarnings]
   }
 
   /** What the probe is doing. */
@@ -135,14 +136,16 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
    * Switches the probe off until `resume()`. With `counter: 'kernel'` the registrations are closed: the sites cost the target nothing, and a counter goes down again. With `'msb'` the counters
    * are switched off by one store each, and the breakpoints stay: a program that checks its counter does not come by them any more. Hits while paused are neither
    * delivered nor lost; what was hit before is delivered. Does nothing if the probe is paused.
-   * @throws {UprobeError} `ERR_UPROBE_CLOSED` after the end
+   * @throws {UprobeError} `ERR_UPROBE_CLOSED` after the end; `ERR_UPROBE_COUNTER_FOREIGN` or `ERR_UPROBE_COUNTER_PLACE` if a claim could not be cleared in some process, which goes on
+   *   paying for the probe: it is paused all the same, and ignores the hits there
    */
   pause(): Promise<void> {
     return this.#inTurn(async () => {
       if (this.#state === 'paused') return
       this.#throwIfEnded()
-      await this.#parts.arming.pause()
+      const failure = await this.#parts.arming.pause()
       this.#change('paused', { reason: 'pause', mayHaveMissed: false })
+      if (failure !== null) throw failure
     })
   }
 
@@ -154,12 +157,17 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#inTurn(async () => {
       if (this.#state === 'attached') return
       this.#throwIfEnded()
-      await this.#parts.arming.resume(this.#abort.signal)
-      this.#change('attached', { reason: 'resume', mayHaveMissed: false })
+      const warnings = await this.#parts.arming.resume(this.#abort.signal)
+      this.#laterWarnings.push(...warnings)
+      for (const warning of warnings) this.#parts.log.warn(warning)
+      this.#change('attached', { reason: 'resume', mayHaveMissed: warnings.length > 0 })
     })
   }
 
-  /** Detaches: nothing is left in the target or in this process, and the counts are final when it resolves. Idempotent. */
+  /**
+   * Detaches: nothing is left in the target or in this process, and the counts are final when it resolves. Idempotent.
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN` or `ERR_UPROBE_COUNTER_PLACE` if a claim could not be cleared in some process; all else is done, and the lease stays for `repair()`
+   */
   detach(): Promise<void> {
     return this.#end('detached', 'detach')
   }
@@ -235,10 +243,11 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#inTurn(async () => {
       const { arming, ring } = this.#parts
       if (this.#ending !== null || !arming.claims) return false
-      await arming.disarm()
+      const failure = await arming.disarm()
       await arming.finish()
       await ring.drain()
       this.#change('paused', { reason: 'yield', mayHaveMissed: false })
+      if (failure !== null) throw failure
       return true
     })
   }
@@ -300,9 +309,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   async #tearDown(): Promise<void> {
     const { native, ring, probeId, arming, programs, pauseMap, statsFd, files, onEnded } = this.#parts
+    let failure: unknown = null
     try {
       try {
-        await arming.disarm()
+        failure = await arming.disarm()
         await ring.drain()
       } finally {
         // Also after a failure: the map is about to be closed, and its number to be given to somebody else.
@@ -320,6 +330,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       for (const file of files) file.close()
       onEnded()
     }
+    if (failure !== null) throw failure
   }
 
   #receive(buffer: ArrayBuffer, offsets: readonly number[]): void {

@@ -41,10 +41,10 @@ export async function release(options: ReleaseOptions = {}): Promise<ReleaseEntr
   const directory = LeaseDirectory.open(loadNative(), options.leaseDir ?? defaultLeaseDirectory(), 'ignore')
   if (directory === null) return []
   try {
-    const byOwner = new Map<string, LeaseRecord[]>()
-    for (const { lease, released, ownerId, ownerAlive } of directory.list()) {
-      if (lease === null || released || !ownerAlive || (pid !== null && lease.target.pid !== pid)) continue
-      byOwner.set(ownerId, [...(byOwner.get(ownerId) ?? []), lease])
+    const byOwner = new Map<string, HeldLease[]>()
+    for (const { name, lease, released, left, ownerId, ownerAlive } of directory.list()) {
+      if (lease === null || released || left || !ownerAlive || (pid !== null && lease.target.pid !== pid)) continue
+      byOwner.set(ownerId, [...(byOwner.get(ownerId) ?? []), { name, lease }])
     }
     const entries: ReleaseEntry[] = []
     for (const [ownerId, leases] of byOwner) entries.push(...(await releaseOf(directory, ownerId, leases, pid)))
@@ -54,27 +54,35 @@ export async function release(options: ReleaseOptions = {}): Promise<ReleaseEntr
   }
 }
 
+interface HeldLease {
+  readonly name: string
+  readonly lease: LeaseRecord
+}
+
 async function releaseOf(
   directory: LeaseDirectory,
   ownerId: string,
-  leases: readonly LeaseRecord[],
+  leases: readonly HeldLease[],
   pid: number | null,
 ): Promise<ReleaseEntry[]> {
-  let released = true
   try {
     await askToGiveWay(directory, ownerId, pid)
   } catch (error) {
     if (!(error instanceof UprobeError)) throw error
-    released = false
   }
-  return leases.flatMap(({ target, file, counters, owner }) =>
-    counters.map(({ provider, name }) => ({
-      pid: target.pid,
-      path: file.path,
-      provider,
-      name,
-      owner: { pid: owner.pid, comm: owner.comm, kind: 'lease' as const },
-      released,
-    })),
-  )
+  // What became of each lease says more than an answer: it is gone, or given back; or still there, or given up with something left (lease-owner.ts).
+  const kept = new Set(directory.names())
+  const isKept = (name: string): boolean => kept.has(name) || kept.has(name.replace(/^lease-/, 'left-'))
+  return leases.flatMap(({ name: file, lease }) => entriesOf(lease, !isKept(file)))
+}
+
+function entriesOf({ target, file, counters, owner }: LeaseRecord, released: boolean): ReleaseEntry[] {
+  return counters.map(({ provider, name }) => ({
+    pid: target.pid,
+    path: file.path,
+    provider,
+    name,
+    owner: { pid: owner.pid, comm: owner.comm, kind: 'lease' as const },
+    released,
+  }))
 }

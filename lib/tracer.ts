@@ -4,6 +4,7 @@
  * Nothing happens before the first `attach`: no addon is loaded, no thread started, nothing asked of the kernel. `close` detaches every probe and ends the reading thread; a
  * tracer that is dropped without it, or killed, leaves nothing in any target either, since the kernel takes back what its descriptors held.
  */
+import { setTimeout as delay } from 'node:timers/promises'
 import { attach } from './attach.js'
 import type { ReleasedCounter } from './counter/control.js'
 import { type HeldCounter, heldCounters } from './counter/held.js'
@@ -16,6 +17,9 @@ import { childLogger, type Logger } from './log.js'
 import { loadNative } from './native.js'
 import { type AttachOptions, checkAttachOptions, checkTracerOptions, type TracerOptions, type TracerSettings } from './options.js'
 import type { Probe } from './probe.js'
+
+/** How long an attach that is under way is waited for by whoever asks to give way, and does not wait for ever himself. */
+const ATTACH_PATIENCE_MS = 10_000
 
 /** Attaches probes, and owns what they share. */
 export class Tracer {
@@ -130,13 +134,21 @@ export class Tracer {
   }
 
   async #giveWay(pid: number | null): Promise<ReleasedCounter[]> {
+    // One that is being attached has its claims already, and cannot give them up before it is.
+    await Promise.race([Promise.allSettled(this.#attaching), delay(ATTACH_PATIENCE_MS, undefined, { ref: false })])
     const released: ReleasedCounter[] = []
+    const failures: unknown[] = []
     for (const probe of this.#probes) {
       const held = probe.claimedCounters()
       if (pid !== null && !held.some((counter) => counter.pid === pid)) continue
-      if (await probe.yield()) released.push(...held)
+      try {
+        if (await probe.yield()) released.push(...held)
+      } catch (error) {
+        failures.push(error)
+      }
     }
     if (released.length > 0) this.#log.warn({ pid, counters: released.length }, 'gave way: claims released')
+    if (failures.length > 0) throw failures[0]
     return released
   }
 

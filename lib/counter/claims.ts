@@ -18,7 +18,7 @@ import { TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
 import { FoundProcesses } from './found.js'
 import { Guard } from './guard.js'
-import { clearInherited } from './inherited.js'
+import { clearInherited, type EndedClaim } from './inherited.js'
 import { type ClaimContext, ProcessClaim } from './process-claim.js'
 import type { FileCounter } from './read.js'
 import { reached } from './steps.js'
@@ -98,13 +98,20 @@ export class CounterClaims {
     return this.#inTurn(() => this.#take(signal))
   }
 
-  /** Sets the bits of what is taken, all or none. */
-  set(signal?: AbortSignal): Promise<void> {
-    return this.#inTurn(() => this.#set(signal))
+  /** Sets the bits of what is taken, all or none. Returns and throws as {@link take}. */
+  set(signal?: AbortSignal): Promise<string[]> {
+    return this.#inTurn(async () => {
+      const warnings: string[] = []
+      await this.#set(warnings, signal)
+      return warnings
+    })
   }
 
-  /** Clears the bits, except where another claim covers a counter. What fails in one process is reported and does not keep the others. */
-  clear(): Promise<void> {
+  /**
+   * Clears the bits, except where another claim covers a counter. What fails in one process does not keep the others from being cleared.
+   * @returns why one could not be cleared: `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_COUNTER_PLACE`; `null` if all were
+   */
+  clear(): Promise<unknown> {
     return this.#inTurn(() => this.#clear())
   }
 
@@ -141,17 +148,17 @@ export class CounterClaims {
       reached('lease-about-to-be-written')
       for (const claim of this.#claims) claim.writeLease()
       reached('lease-written')
-      await this.#set(signal, warnings)
+      await this.#set(warnings, signal)
       return warnings
     } catch (error) {
-      await this.#clear()
+      this.#reportIfAny(await this.#clear())
       await this.#finish()
       throw error
     }
   }
 
   /** @param warnings - for what fails in single processes of a probe for every process; otherwise it throws */
-  async #set(signal?: AbortSignal, warnings?: string[]): Promise<void> {
+  async #set(warnings: string[], signal?: AbortSignal): Promise<void> {
     this.#wanted = true
     reached('counter-about-to-be-set')
     try {
@@ -163,27 +170,34 @@ export class CounterClaims {
         } catch (error) {
           if (!this.#found.has(claim.target) || !(error instanceof UprobeError)) throw error
           // One that is gone is told of by its watch.
-          if (error.code !== 'ERR_UPROBE_TARGET_GONE') warnings?.push(`left out: ${error.message}`)
+          if (error.code !== 'ERR_UPROBE_TARGET_GONE') warnings.push(`left out: ${error.message}`)
         }
       }
     } catch (error) {
-      await this.#clear()
+      this.#reportIfAny(await this.#clear())
       throw error
     }
     reached('counter-set')
   }
 
-  async #clear(): Promise<void> {
+  async #clear(): Promise<unknown> {
     this.#wanted = false
     reached('counter-about-to-be-cleared')
+    let failure: unknown = null
     for (const claim of this.#claims) {
       try {
         if (!claim.tryClear()) await claim.clear()
       } catch (error) {
-        this.host.onError(error)
+        if (failure !== null) this.host.onError(error)
+        failure ??= error
       }
     }
     reached('counter-cleared')
+    return failure
+  }
+
+  #reportIfAny(failure: unknown): void {
+    if (failure !== null) this.host.onError(failure)
   }
 
   async #finish(): Promise<void> {
@@ -200,34 +214,49 @@ export class CounterClaims {
 
   async #endTarget(target: TargetProcess): Promise<void> {
     const ended = [...this.#claims].filter((claim) => claim.target === target)
-    for (const claim of ended) await claim.clear()
+    for (const claim of ended) await this.#clearOne(claim)
     await this.#end(ended)
   }
 
-  /** After the bits of these claims are clear: looks for children that have inherited them, and gives the leases back. */
-  async #end(ended: readonly ProcessClaim[]): Promise<void> {
-    for (const claim of ended) this.#claims.delete(claim)
+  async #clearOne(claim: ProcessClaim): Promise<void> {
     try {
-      if (this.#context !== null) await this.#clearInherited(this.#context, ended)
+      await claim.clear()
     } catch (error) {
       this.host.onError(error)
-    } finally {
-      for (const claim of ended) claim.close()
     }
   }
 
-  async #clearInherited({ native, owner, active }: ClaimContext, ended: readonly ProcessClaim[]): Promise<void> {
-    await clearInherited(
-      { native, locks: owner.locks, isOurs: (key) => active.has(key), dryRun: false },
-      ended.map(({ target, space, file, counters, sinceTicks }) => ({
-        file: file.identity,
-        places: counters.map(({ address, counter }) => ({ address, vaddr: counter.vaddr, refCtrOffset: counter.refCtrOffset })),
-        space,
-        pid: target.isAlive() ? target.pid : null,
-        sinceTicks,
-      })),
-      { onFailure: (_claim, error) => this.host.onError(error) },
+  /** After the bits of these claims are clear: looks for children that have inherited them, and gives the leases back, but for those of which something is left. */
+  async #end(ended: readonly ProcessClaim[]): Promise<void> {
+    for (const claim of ended) this.#claims.delete(claim)
+    let unfinished: ReadonlySet<ProcessClaim> = new Set(ended)
+    try {
+      unfinished = this.#context === null ? new Set() : await this.#clearInherited(this.#context, ended)
+    } catch (error) {
+      this.host.onError(error)
+    } finally {
+      for (const claim of ended) claim.close(unfinished.has(claim))
+    }
+  }
+
+  /** Returns the claims that children may still have. */
+  async #clearInherited({ native, owner, active }: ClaimContext, ended: readonly ProcessClaim[]): Promise<ReadonlySet<ProcessClaim>> {
+    const unfinished = new Set<ProcessClaim>()
+    const claims = new Map<EndedClaim, ProcessClaim>(
+      ended.map((claim) => {
+        const { target, space, file, counters, sinceTicks } = claim
+        const places = counters.map(({ address, counter }) => ({ address, vaddr: counter.vaddr, refCtrOffset: counter.refCtrOffset }))
+        return [{ file: file.identity, places, space, pid: target.isAlive() ? target.pid : null, sinceTicks }, claim]
+      }),
     )
+    await clearInherited({ native, locks: owner.locks, isOurs: (key) => active.has(key), dryRun: false }, [...claims.keys()], {
+      onFailure: (ended, error) => {
+        const claim = claims.get(ended)
+        if (claim !== undefined) unfinished.add(claim)
+        this.host.onError(error)
+      },
+    })
+    return unfinished
   }
 
   /** Whether a process was forked from one that has a claim, and may have been born with the bit. */
@@ -366,11 +395,7 @@ export class CounterClaims {
     if (target === undefined || (ended !== undefined && ended !== target)) return
     for (const claim of this.#claims) {
       if (claim.target !== target) continue
-      try {
-        await claim.clear()
-      } catch (error) {
-        this.host.onError(error)
-      }
+      await this.#clearOne(claim)
       this.#claims.delete(claim)
       if (this.#ended.push(claim) === 1) this.#after(SWEEP_MS, () => this.#end(this.#ended.splice(0)))
     }

@@ -53,8 +53,8 @@ export class KnownOwners {
   /** The claim on a counter; `null` if there is no lease for it. */
   claimOn(place: ClaimedPlace): KnownClaim | null {
     this.#leases ??= this.directory?.list() ?? []
-    const found = this.#leases.flatMap(({ lease, released, ownerAlive }) =>
-      lease !== null && covers(lease, place) ? [{ lease, alive: ownerAlive && !released }] : [],
+    const found = this.#leases.flatMap(({ lease, released, left, ownerAlive }) =>
+      lease !== null && covers(lease, place) ? [{ lease, alive: ownerAlive && !released && !left }] : [],
     )
     if (found.length === 0) return null
     const owners = new Map<number, CounterOwner>()

@@ -25,6 +25,8 @@ export interface LeaseFile {
   readonly ownerId: string
   /** Given back; only cleaning up is left. */
   readonly released: boolean
+  /** Given up with something left to do, which its owner could not: it is anybody's, also while the owner lives. */
+  readonly left: boolean
   /** `null` if it cannot be understood. */
   readonly lease: LeaseRecord | null
   /** Why one that cannot be understood may be a good lease all the same, and is left; `null` if there is no such reason. */
@@ -47,7 +49,7 @@ export function defaultLeaseDirectory(): string {
   return join(runtime?.startsWith('/') ? runtime : `/run/user/${process.geteuid?.() ?? 0}`, 'uprobe')
 }
 
-const LEASE = /^(lease|released)-(\d+-\d+-[0-9a-f]{8})-\d+\.json$/
+const LEASE = /^(lease|released|left)-(\d+-\d+-[0-9a-f]{8})-\d+\.json$/
 const OWNER = /^owner-(\d+-\d+-[0-9a-f]{8})\.json$/
 
 /** What stands under a name: its descriptor, or why there is none. */
@@ -125,7 +127,7 @@ export class LeaseDirectory {
           : lease === null && typeof read !== 'string' && isNewerLease(read.text)
             ? 'it was written by a newer version of this package'
             : null
-      return [{ name, ownerId, released: kind === 'released', lease, leave }]
+      return [{ name, ownerId, released: kind === 'released', left: kind === 'left', lease, leave }]
     })
     // Owners are asked for last. One that has a lease has been there before it, so that whoever is dead now had died with it; asked for first, one that came in between
     // would be missing, and its lease would be taken for a dead one's.

@@ -95,7 +95,16 @@ export class LeaseOwner {
    * lease later finds the bit clear.
    */
   release(lease: Lease): void {
-    const name = lease.name.replace(/^lease-/, 'released-')
+    this.#rename(lease, 'released')
+  }
+
+  /** The claim is given up, but something of it could not be cleared: whoever recovers next sees to it, also while we live. */
+  leave(lease: Lease): void {
+    this.#rename(lease, 'left')
+  }
+
+  #rename(lease: Lease, kind: 'released' | 'left'): void {
+    const name = lease.name.replace(/^(lease|released)-/, `${kind}-`)
     if (name === lease.name) return
     this.#tidy(lease.name, () => {
       renameSync(this.directory.pathOf(lease.name), this.directory.pathOf(name))

@@ -7,7 +7,7 @@
  * Setting what is set and clearing what is clear is harmless, so no step needs to know whether it was done before.
  */
 import { closeSync, openSync } from 'node:fs'
-import { ESRCH } from '../errno.js'
+import { EBUSY, ERANGE, ESRCH } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { CounterCell, Native } from '../native.js'
@@ -226,11 +226,24 @@ export class ProcessClaim {
     if (this.#lease !== null) this.context.owner.release(this.#lease)
   }
 
-  /** Removes the lease, if the bits are no longer ours, and closes what is held. Idempotent. */
-  close(): void {
+  /**
+   * Removes the lease, and closes what is held. Idempotent.
+   * @param unfinished - something could not be cleared, in this process or in a child of it: the lease stays, for whoever recovers next. So it does if a bit is still set here.
+   */
+  close(unfinished = false): void {
     if (this.#closed) return
     this.#closed = true
-    if (this.#lease !== null && !this.active) this.context.owner.remove(this.#lease)
+    const { owner, active } = this.context
+    const left = unfinished || this.active
+    for (const one of this.cells) {
+      // Whoever is not present any more has nothing there that others had to leave alone.
+      if (one.active && active.remove(one.key)) owner.locks.leave(one.key)
+      one.active = false
+    }
+    if (this.#lease !== null) {
+      if (left) owner.leave(this.#lease)
+      else owner.remove(this.#lease)
+    }
     this.#lease = null
     for (const fd of this.fds) closeSync(fd)
   }
@@ -267,10 +280,23 @@ export class ProcessClaim {
       try {
         this.#clearOne(one)
       } catch (error) {
-        failure ??= error
+        failure ??= this.#uncleared(one, error)
       }
     }
     if (failure !== null) throw failure
+  }
+
+  #uncleared({ counter, address }: HeldCell, error: unknown): unknown {
+    if (!isSystemCallError(error)) return error
+    const errno = errnoOf(error)
+    const changed = errno === ERANGE || errno === EBUSY
+    return new UprobeError(
+      changed ? 'ERR_UPROBE_COUNTER_FOREIGN' : 'ERR_UPROBE_COUNTER_PLACE',
+      `${nameOf(counter)} in ${escapeForDisplay(this.file.path)}: the claim on the counter at 0x${address.toString(16)} of process ${this.target.pid} could not be cleared: ` +
+        `${changed ? 'somebody else has written to the counter' : `its mapping changed, and cannot be written (${error.code})`}. It was left as it is, with its lease; ` +
+        '`uprobe repair PID` clears it when that is possible.',
+      { cause: error, errno, syscall: error.syscall, pid: this.target.pid, path: escapeForDisplay(this.file.path) },
+    )
   }
 
   #clearOne(one: HeldCell): void {

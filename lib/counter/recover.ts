@@ -80,11 +80,11 @@ export async function recoverOrphans(
 
 /** Whether there is anything of a dead owner. */
 function hasOrphans(directory: LeaseDirectory): boolean {
-  return (
-    directory.owners().some(({ alive }) => !alive) ||
-    directory.list().some(({ ownerAlive }) => !ownerAlive) ||
-    unfinished(directory).length > 0
-  )
+  return directory.owners().some(({ alive }) => !alive) || directory.list().some(isOrphan) || unfinished(directory).length > 0
+}
+
+function isOrphan({ ownerAlive, left }: LeaseFile): boolean {
+  return !ownerAlive || left
 }
 
 /** A lease of a dead owner, and what has been found so far. */
@@ -101,7 +101,7 @@ interface Orphan {
 async function recoverAll(bits: UnownedBits, directory: LeaseDirectory, log: Logger, { pid }: RecoverOptions): Promise<Recovered[]> {
   const orphans: Orphan[] = []
   // Asked again, since somebody else may have been recovering until now.
-  for (const file of directory.list()) if (!file.ownerAlive) orphans.push(await recoverOne(bits, file, log, pid))
+  for (const file of directory.list()) if (isOrphan(file)) orphans.push(await recoverOne(bits, file, log, pid))
   await recoverChildren(bits, orphans, log, pid)
 
   const found = orphans.filter(({ wanted, cleared }) => wanted || cleared.length > 0)
@@ -210,7 +210,7 @@ function removeDeadOwners(directory: LeaseDirectory, log: Logger): void {
   const owners = directory.owners()
   const names = directory.names()
   for (const { id, alive } of owners) {
-    if (alive || names.some((name) => /^(lease|released)-/.test(name) && name.includes(`-${id}-`))) continue
+    if (alive || names.some((name) => /^(lease|released|left)-/.test(name) && name.includes(`-${id}-`))) continue
     for (const name of [`owner-${id}.json`, `owner-${id}.sock`]) remove(directory, name, log)
   }
   for (const name of unfinished(directory)) remove(directory, name, log)

@@ -17,9 +17,17 @@ export interface KernelCounts {
   readonly lostRing: number
 }
 
+let possible: number | null = null
+
+/** Number of possible CPUs. Asked once, before the first probe is attached: the last counts must not need a file descriptor that may be lacking by then. */
+export function possibleCpus(native: Native): number {
+  possible ??= native.possibleCpus()
+  return possible
+}
+
 /** Reads the counts of `count` sites from slot `first`. */
 export function readCounts(native: Native, statsFd: number, first: number, count: number): KernelCounts[] {
-  const cpus = native.possibleCpus()
+  const cpus = possibleCpus(native)
   // A per-CPU value is padded to 8 bytes; ours is a multiple of 8 already.
   const words = new BigUint64Array(native.bpfMapRead(statsFd, first, count, STATS_VALUE_BYTES * cpus))
   const wordsPerCpu = STATS_VALUE_BYTES / 8
