@@ -37,10 +37,10 @@ napi_value ToJavaScript(napi_env env, const Nothing&) {
   return napi_get_undefined(env, &undefined) == napi_ok ? undefined : nullptr;
 }
 
-// JavaScript owns the value from here on.
-void HandOver(Fd& fd) { fd.Release(); }
-void HandOver(Registration& registration) { HandOver(registration.fd()); }
-void HandOver(Nothing&) {}
+// JavaScript owns the value from here on, unless its environment has ended.
+void HandToJavaScript(napi_env env, Fd& fd) { HandOver(env, fd, Kind::kOrdinary); }
+void HandToJavaScript(napi_env env, Registration& registration) { HandOver(env, registration.fd(), Kind::kRegistration); }
+void HandToJavaScript(napi_env, Nothing&) {}
 
 template <typename Value>
 struct Task {
@@ -67,7 +67,7 @@ struct Task {
     }
     Value& value = task->result->value();
     napi_value converted = ToJavaScript(env, value);
-    if (converted != nullptr && napi_resolve_deferred(env, task->deferred, converted) == napi_ok) HandOver(value);
+    if (converted != nullptr && napi_resolve_deferred(env, task->deferred, converted) == napi_ok) HandToJavaScript(env, value);
   }
 
   static Napi::Value Start(Napi::Env env, const char* name, std::function<Result<Value>()> work) {

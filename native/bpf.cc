@@ -15,6 +15,7 @@
 #include "apart.h"
 #include "arguments.h"
 #include "async.h"
+#include "closer.h"
 #include "errors.h"
 
 namespace uprobe {
@@ -100,9 +101,9 @@ Napi::Value BpfMapCreate(const Napi::CallbackInfo& info) {
   SetName(attributes.map_name, ObjectName(arguments, options));
   if (arguments.Failed()) return Napi::Value();
   // Every fd of bpf(2) is close-on-exec.
-  const long fd = Bpf(kMapCreate, attributes);
-  if (fd < 0) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_CREATE)"));
-  return Napi::Number::New(info.Env(), static_cast<double>(fd));
+  Fd fd(static_cast<int>(Bpf(kMapCreate, attributes)));
+  if (!fd.valid()) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_CREATE)"));
+  return HandOver(info.Env(), std::move(fd));
 }
 
 Napi::Value BpfMapRead(const Napi::CallbackInfo& info) {

@@ -10,9 +10,11 @@
 
 #include "closer.h"
 
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -129,39 +131,53 @@ class Closer {
   std::atomic<bool> exiting_ = false;
 };
 
-// One environment's promises.
+// Without a thread, now: that somebody waits is better than that the probe stays.
+void CloseSoon(std::vector<int> fds) {
+  if (Closer::Instance().Submit({fds, 0, nullptr})) CloseApart(fds);
+}
+
+// One environment's promises, and the descriptors that it has.
 class Closings {
  public:
-  explicit Closings(napi_env env) : env_(env) {}
+  explicit Closings(napi_env env) : env_(env) {
+    hooked_ = napi_add_env_cleanup_hook(env_, OnEnvironmentEnd, this) == napi_ok;
+  }
   ~Closings() { Stop(); }
   Closings(const Closings&) = delete;
   Closings& operator=(const Closings&) = delete;
 
   Napi::Value Close(std::vector<int> fds) {
     const Napi::Env env(env_);
-    if (!outbox_ && !Open()) {
-      Napi::Error::New(env, "the doorbell could not be made").ThrowAsJavaScriptException();
-      return Napi::Value();
-    }
+    // As if the thread could not be started: nothing was closed.
+    if (!outbox_ && !Open()) return ThrowFailure(env, Failure{"eventfd", errno != 0 ? errno : ENOMEM});
     napi_deferred deferred = nullptr;
     napi_value promise = nullptr;
     if (napi_create_promise(env_, &deferred, &promise) != napi_ok) return Napi::Value();
     const std::uint32_t ticket = next_ticket_++;
+    const std::vector<int> closing = fds;
     if (const std::optional<Failure> failure = Closer::Instance().Submit({std::move(fds), ticket, outbox_})) {
       napi_reject_deferred(env_, deferred, NewError(env_, *failure));
       return Napi::Value(env, promise);
     }
+    for (const int fd : closing) handed_over_.erase(fd);
     promises_.emplace(ticket, deferred);
     outbox_->doorbell.KeepAlive(true);
     return Napi::Value(env, promise);
   }
+
+  bool Add(int fd, Kind kind) {
+    if (ended_) return false;
+    handed_over_[fd] = kind;
+    return true;
+  }
+
+  void Remove(int fd) { handed_over_.erase(fd); }
 
  private:
   bool Open() {
     std::shared_ptr<Outbox> outbox(std::make_unique<Outbox>());
     if (!outbox->doorbell.Open(env_, "uprobe:closeFds", [this](napi_env env) { Settle(env); })) return false;
     outbox_ = std::move(outbox);
-    hooked_ = napi_add_env_cleanup_hook(env_, OnEnvironmentEnd, this) == napi_ok;
     return true;
   }
 
@@ -169,6 +185,22 @@ class Closings {
     auto* const closings = static_cast<Closings*>(self);
     closings->hooked_ = false;
     closings->Stop();
+    closings->CloseLeft();
+  }
+
+  // The main thread's environment ends with the process, whose descriptors the kernel closes.
+  void CloseLeft() {
+    ended_ = true;
+    if (syscall(SYS_gettid) == getpid()) return;
+    std::vector<int> registrations;
+    for (const auto& [fd, kind] : std::exchange(handed_over_, {})) {
+      if (kind == Kind::kRegistration) {
+        registrations.push_back(fd);
+      } else {
+        close(fd);
+      }
+    }
+    if (!registrations.empty()) CloseSoon(std::move(registrations));
   }
 
   void Stop() {
@@ -196,7 +228,9 @@ class Closings {
   std::shared_ptr<Outbox> outbox_;
   std::map<std::uint32_t, napi_deferred> promises_;
   std::uint32_t next_ticket_ = 0;
+  std::map<int, Kind> handed_over_;
   bool hooked_ = false;
+  bool ended_ = false;
 };
 
 Napi::Value CloseFds(const Napi::CallbackInfo& info) {
@@ -208,10 +242,23 @@ Napi::Value CloseFds(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
-void CloseInBackground(Fd fd) {
-  const int number = fd.Release();
-  // Without a thread, now: that somebody waits is better than that the probe stays.
-  if (Closer::Instance().Submit({{number}, 0, nullptr})) CloseApart({number});
+void CloseInBackground(Fd fd) { CloseSoon({fd.Release()}); }
+
+bool HandOver(napi_env env, Fd& fd, Kind kind) {
+  auto* const closings = Napi::Env(env).GetInstanceData<Closings>();
+  if (closings == nullptr || !closings->Add(fd.get(), kind)) return false;
+  fd.Release();
+  return true;
+}
+
+Napi::Value HandOver(Napi::Env env, Fd fd) {
+  const int number = fd.get();
+  HandOver(env, fd, Kind::kOrdinary);
+  return Napi::Number::New(env, number);
+}
+
+void TakeBack(napi_env env, int fd) {
+  if (auto* const closings = Napi::Env(env).GetInstanceData<Closings>()) closings->Remove(fd);
 }
 
 void InitCloser(Napi::Env env, Napi::Object exports) {

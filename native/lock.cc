@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "arguments.h"
+#include "closer.h"
 #include "errors.h"
 
 namespace uprobe {
@@ -70,9 +71,9 @@ Napi::Value OpenDirectory(const Napi::CallbackInfo& info) {
   OpenHow how{};
   how.flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
   how.resolve = kResolveNoSymlinks;
-  const long fd = syscall(kOpenat2, AT_FDCWD, path.c_str(), &how, sizeof how);
-  if (fd < 0) return ThrowFailure(info.Env(), LastFailure("openat2"));
-  return Napi::Number::New(info.Env(), static_cast<double>(fd));
+  Fd fd(static_cast<int>(syscall(kOpenat2, AT_FDCWD, path.c_str(), &how, sizeof how)));
+  if (!fd.valid()) return ThrowFailure(info.Env(), LastFailure("openat2"));
+  return HandOver(info.Env(), std::move(fd));
 }
 
 Napi::Value SameAddressSpace(const Napi::CallbackInfo& info) {

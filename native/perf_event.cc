@@ -24,6 +24,7 @@
 #include "apart.h"
 #include "arguments.h"
 #include "async.h"
+#include "closer.h"
 #include "errors.h"
 
 namespace uprobe {
@@ -110,7 +111,7 @@ Napi::Value TaskWatchOpen(const Napi::CallbackInfo& info) {
   attributes.wakeup_watermark = 1;
   Result<Fd> opened = OpenedFd(syscall(SYS_perf_event_open, &attributes, tid, -1, -1, PERF_FLAG_FD_CLOEXEC));
   if (const Failure* failure = opened.failure()) return ThrowFailure(info.Env(), *failure);
-  return Napi::Number::New(info.Env(), opened.value().Release());
+  return HandOver(info.Env(), std::move(opened.value()));
 }
 
 Napi::Value SidebandOpen(const Napi::CallbackInfo& info) {
@@ -130,7 +131,7 @@ Napi::Value SidebandOpen(const Napi::CallbackInfo& info) {
   attributes.wakeup_watermark = 1;
   Result<Fd> opened = OpenedFd(syscall(SYS_perf_event_open, &attributes, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC));
   if (const Failure* failure = opened.failure()) return ThrowFailure(info.Env(), *failure);
-  return Napi::Number::New(info.Env(), opened.value().Release());
+  return HandOver(info.Env(), std::move(opened.value()));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "arguments.h"
+#include "closer.h"
 #include "errors.h"
 #include "fd.h"
 
@@ -34,7 +35,7 @@ constexpr int kReadFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 
 Napi::Value ReturnFd(Napi::Env env, long fd, const char* syscall) {
   if (fd < 0) return ThrowFailure(env, LastFailure(syscall));
-  return Napi::Number::New(env, static_cast<double>(fd));
+  return HandOver(env, Fd(static_cast<int>(fd)));
 }
 
 Napi::Value PidfdOpen(const Napi::CallbackInfo& info) {
@@ -76,6 +77,7 @@ Napi::Value CloseFd(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
   const int fd = arguments.FdNumber(arguments.At(0), "fd");
   if (arguments.Failed()) return Napi::Value();
+  TakeBack(info.Env(), fd);
   if (close(fd) != 0) return ThrowFailure(info.Env(), LastFailure("close"));
   return info.Env().Undefined();
 }

@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "arguments.h"
+#include "closer.h"
 #include "errors.h"
 
 namespace uprobe {
@@ -184,6 +185,7 @@ Napi::Value RingReader::Watch(const Napi::CallbackInfo& info) {
     fd.Release();  // still the caller's
     return ThrowFailure(env_, *failure);
   }
+  TakeBack(env_, number);
   return Napi::Number::New(env_, watched.value());
 }
 

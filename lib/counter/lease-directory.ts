@@ -87,7 +87,7 @@ export class LeaseDirectory {
       if ((mode & 0o077) !== 0) throw leaseError(path, 'is open to other users (it must have mode 0700)')
       return new LeaseDirectory(native, path, fd)
     } catch (error) {
-      closeSync(fd)
+      native.closeFd(fd)
       throw error
     }
   }
@@ -159,7 +159,7 @@ export class LeaseDirectory {
   close(): void {
     if (this.#closed) return
     this.#closed = true
-    closeSync(this.fd)
+    this.native.closeFd(this.fd)
   }
 
   #holder(name: string): LeaseHolder | null {
@@ -243,7 +243,7 @@ function make(native: Native, path: string): void {
   } catch (error) {
     if (!isSystemCallError(error) || error.code !== 'EEXIST') throw error
   } finally {
-    closeSync(parent)
+    native.closeFd(parent)
   }
 }
 
