@@ -22,11 +22,8 @@ import { readSpace, type SpaceId } from './space.js'
 
 const SLICE_MS = 4
 
-/** How often processes that were born meanwhile are looked for. */
+/** How often processes that were born meanwhile are looked for. It takes a millisecond or two each time, where there are few. */
 const MAX_WALKS = 100
-
-/** Where others come and go all the time, after so many walks in a row that found nothing, there is nothing. A walk takes some milliseconds, but for the first. */
-const QUIET_WALKS = 10
 
 /** A claim that goes. */
 export interface EndedClaim {
@@ -70,10 +67,9 @@ export async function clearInherited(
   if (claims.length === 0) return cleared
   const search = new Search(bits.native, new Set(claims.map(({ space }) => space.fingerprint)))
   const restless = new Set<EndedClaim>()
-  let quietWalks = 0
-  for (let walk = 0; ; walk++) {
+  for (let walk = 0; walk < MAX_WALKS; walk++) {
     const { relatives, unseen } = await search.next()
-    restless.clear()
+    let quiet = true
     for (const child of relatives) {
       if (onlyPid !== undefined && child.pid !== onlyPid) continue
       for (const claim of claims) {
@@ -82,7 +78,10 @@ export async function clearInherited(
           const found = await clearIn(bits, child, claim, search.relatives)
           if (found !== null && found.length > 0) cleared.set(claim, [...(cleared.get(claim) ?? []), ...found])
           // A child that forked before it was cleared has given its bit on, and so may have one that has ended.
-          if (found === null || found.length > 0) restless.add(claim)
+          if (found === null || found.length > 0) {
+            restless.add(claim)
+            quiet = false
+          }
         } catch (error) {
           if (!isOfOneProcess(error)) throw error
           onFailure(claim, error)
@@ -90,11 +89,9 @@ export async function clearInherited(
         await search.breathe()
       }
     }
-    if (bits.dryRun) return cleared
-    quietWalks = restless.size > 0 ? 0 : quietWalks + 1
-    if (quietWalks === QUIET_WALKS || (quietWalks > 0 && !unseen)) return cleared
-    if (walk === MAX_WALKS) break
+    if (bits.dryRun || (quiet && !unseen)) return cleared
   }
+  // Where others come and go all the time, and no child was ever on the move, there is none.
   for (const claim of restless) onFailure(claim, restlessError(claim))
   return cleared
 }
