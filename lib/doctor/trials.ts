@@ -17,6 +17,7 @@ import {
   createMap,
   loadProgram,
 } from '../register/bpf-objects.js'
+import { closeRegistrations } from '../register/close.js'
 import { multiSupport } from '../register/multi-support.js'
 import { readUprobePmu, type UprobePmu } from '../register/pmu.js'
 import { sumCpus } from '../register/stats.js'
@@ -80,7 +81,7 @@ export async function runTrials(): Promise<Trials> {
       uprobeSyscallErrno: native.uprobeSyscallErrno(),
     }
   } finally {
-    await native.closeFds(fds)
+    await closeRegistrations(native, fds)
   }
 }
 
@@ -176,7 +177,7 @@ async function countHits(native: Native, pmu: UprobePmu, progFd: number, statsFd
     native.fireSelfTest(HITS)
     return sumCpus(native, statsFd, 0).hits
   } finally {
-    if (perfFd !== undefined) await native.closeFds([perfFd])
+    if (perfFd !== undefined) await closeRegistrations(native, [perfFd])
     file.close()
   }
 }

@@ -2,7 +2,8 @@
  * Closing registrations, which takes the probes out of their targets.
  *
  * A close waits for grace periods of the kernel, so it happens on a thread of its own. Where no thread can be started, because the limit of tasks is
- * reached, they are closed on the event loop: standing still for a moment is better than leaving breakpoints in somebody else's program.
+ * reached, or none that could tell of the end, they are closed on the event loop: standing still for a moment is better than leaving breakpoints in
+ * somebody else's program.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { isSystemCallError } from '../errors.js'
@@ -18,9 +19,20 @@ export async function closeRegistrations(native: Native, fds: readonly number[])
     await native.closeFds(fds)
   } catch (error) {
     if (!isSystemCallError(error) || !THREAD_START.includes(error.syscall)) throw error
-    for (const fd of fds) {
-      native.closeFd(fd)
-      await nextTurn()
-    }
+    await closeHere(native, fds)
   }
+}
+
+/** As the closing thread does it: all are closed, and the first failure is told. */
+async function closeHere(native: Native, fds: readonly number[]): Promise<void> {
+  const failures: unknown[] = []
+  for (const fd of fds) {
+    try {
+      native.closeFd(fd)
+    } catch (error) {
+      failures.push(error)
+    }
+    await nextTurn()
+  }
+  if (failures.length > 0) throw failures[0]
 }
