@@ -21,7 +21,7 @@ import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
 
-/** Attaches, says so, and then waits; or exits when it is told. */
+/** Attaches, says so, and then waits; or ends as it is told. */
 function attaching(pid: number, leaseDir: string, options: object): Worker {
   const program = `
     require('tsx/cjs')
@@ -29,7 +29,10 @@ function attaching(pid: number, leaseDir: string, options: object): Worker {
     const { Tracer } = require(${JSON.stringify(join(__dirname, '..', '..', 'lib', 'index.ts'))})
     const tracer = new Tracer({ leaseDir: ${JSON.stringify(leaseDir)} })
     tracer.attach('usdt:t:shared', ${JSON.stringify({ pid, ...options })}).then(() => parentPort.postMessage('attached'))
-    parentPort.once('message', () => process.exit())`
+    parentPort.once('message', (how) => {
+      if (how === 'exits') process.exit()
+      throw new Error('on purpose')
+    })`
   return new Worker(program, { eval: true })
 }
 
@@ -49,7 +52,7 @@ function open(): string[] {
 
 for (const counter of ['kernel', 'msb'] as const) {
   for (const registration of REGISTRATIONS) {
-    for (const how of ['is terminated', 'exits']) {
+    for (const how of ['is terminated', 'exits', 'fails']) {
       test(`a Worker that ${how} leaves nothing (${counter}, ${registration})`, GCC, async (t) => {
         const target = await Target.start(t, buildTarget(t, 'usdt'))
         const leaseDir = leaseDirectory()
@@ -60,9 +63,11 @@ for (const counter of ['kernel', 'msb'] as const) {
         process.on('warning', onWarning)
         t.after(() => process.off('warning', onWarning))
         assert.deepEqual(await once(worker, 'message'), ['attached'])
-        const ended = once(worker, 'exit')
-        if (how === 'exits') worker.postMessage('exit')
-        else await worker.terminate()
+        const failed = how === 'fails' ? once(worker, 'error') : null
+        const ended = new Promise((resolve) => worker.once('exit', resolve))
+        if (how === 'is terminated') await worker.terminate()
+        else worker.postMessage(how)
+        if (failed !== null) assert.match(String(await failed), /on purpose/)
         await ended
         const armed = (): boolean =>
           notesOf(target.program, 't:shared').some(({ fileOffset }) => isArmed(target.pid, target.program, fileOffset))
