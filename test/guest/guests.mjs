@@ -40,7 +40,7 @@ const KERNEL = /from '(\.\.\/support\/(target|agent)|\.\.\/\.\.\/lib\/native|\.\
 const LEFT_OUT = /^ \* Not for guests: /m
 const ENOUGH = /^ \* In guests on (.+) only: /m
 /**
- * What it says if it may leave uprobes behind. Before 6.11 such a uprobe does not hold its inode, and is taken for that of whatever file comes to have its inode's place in memory (`alloc_uprobe`,
+ * What it says if it may leave uprobes behind. A uprobe that leaked does not hold its inode, and is taken for that of whatever file comes to have the inode's place in memory (`alloc_uprobe`,
  * kernel/events/uprobes.c); so nothing that probes other files comes after it.
  */
 const LAST = /^ \* In guests last: /m
