@@ -75,20 +75,24 @@ export function literal(): fc.Arbitrary<FilterNumber & { kind: 'literal' }> {
 export interface Ingredients {
   /** How many arguments there are. */
   readonly numbers?: number
-  /** Whether pid, tid and cpu are used. */
-  readonly ids?: boolean
-  /** The string conditions. */
+  /** What else is a number. */
+  readonly ids?: ReadonlyArray<'pid' | 'tid' | 'cpu'>
+  /** Whether numbers are compared. */
+  readonly comparisons?: boolean
+  /** The conditions on strings; none by default. */
   readonly texts?: fc.Arbitrary<FilterCondition> | undefined
 }
 
 /** A condition. */
-export function condition({ numbers = 12, ids = true, texts = anyText() }: Ingredients = {}): fc.Arbitrary<FilterCondition> {
+export function condition(
+  { numbers = 12, ids = ['pid', 'tid', 'cpu'], comparisons = true, texts }: Ingredients = { texts: anyText() },
+): fc.Arbitrary<FilterCondition> {
   const { number } = fc.letrec<{ number: FilterNumber }>((tie) => ({
     number: fc.oneof(
       { depthSize: 'small', withCrossShrink: true },
       fc.nat(numbers - 1).map((index): FilterNumber => ({ kind: 'arg', at, index })),
       literal(),
-      ...(ids ? [fc.constantFrom('pid' as const, 'tid' as const, 'cpu' as const).map((kind): FilterNumber => ({ kind, at }))] : []),
+      fc.constantFrom(...ids).map((kind): FilterNumber => ({ kind, at })),
       // A minus before a literal is part of it.
       fc
         .record({ kind: fc.constantFrom('-' as const, '~' as const), at: fc.constant(at), inner: tie('number') })
@@ -114,8 +118,8 @@ export function condition({ numbers = 12, ids = true, texts = anyText() }: Ingre
   const { tree } = fc.letrec<{ tree: FilterCondition }>((tie) => ({
     tree: fc.oneof(
       { depthSize: 'small', withCrossShrink: true },
-      comparison,
-      texts,
+      ...(comparisons ? [comparison] : []),
+      ...(texts === undefined ? [] : [texts]),
       fc.record({ kind: fc.constant('not' as const), at: fc.constant(at), inner: tie('tree') }),
       // The first of a chain is no such chain: it would be part of this one.
       fc

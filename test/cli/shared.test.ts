@@ -19,7 +19,7 @@ const LINUX = needs()
 const OPTIONS: Readonly<Record<string, readonly string[]>> = {
   list: [],
   trace: ['-p, --pid <pid>', '--counter <mode>', '--str <n>', '--filter <expr>', '-n, --hits <hits>', '-d, --duration <seconds>'],
-  count: ['-p, --pid <pid>', '--counter <mode>', '-d, --duration <seconds>'],
+  count: ['-p, --pid <pid>', '--counter <mode>', '--filter <expr>', '-d, --duration <seconds>'],
   counters: ['--lease-dir <dir>'],
   repair: ['--apply', '--lease-dir <dir>'],
   release: ['--lease-dir <dir>'],
