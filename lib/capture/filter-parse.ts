@@ -12,19 +12,8 @@
  *     && || ! ( )
  *     S == "x"  S != "x"  S.startsWith("x")  strncmp(S, "x", 1) == 0
  */
-import {
-  type CallExpression,
-  type Expression,
-  type Identifier,
-  type Literal,
-  type Node,
-  parseExpressionAt,
-  type Token,
-  type TokenType,
-  tokTypes,
-} from 'acorn'
+import type { CallExpression, Expression, Identifier, Literal, Node } from 'acorn'
 import type { UprobeError } from '../errors.js'
-import { escapeForDisplay } from '../log.js'
 import {
   type Filter,
   type FilterCondition,
@@ -34,13 +23,12 @@ import {
   type FilterString,
   filterError,
 } from './filter.js'
+import { MAX_DEPTH, parseExpression, shown } from './filter-syntax.js'
 import { COMM_BYTES } from './record.js'
 
 const MAX_TEXT = 4096
-/** Of parts within parts; a chain of `&&` or `||` is one. */
-const MAX_DEPTH = 64
 /** Longest text that a string is compared with, in bytes. */
-export const MAX_LITERAL_BYTES = 128
+const MAX_LITERAL_BYTES = 128
 
 const RELATIONS: ReadonlyMap<string, FilterRelation> = new Map([
   ['==', '=='],
@@ -78,44 +66,6 @@ export function parseFilter(text: string, kind: 'usdt' | 'uprobe' | 'uretprobe' 
   return { text, condition: new Walk(text, kind).condition(parseExpression(text), 0) }
 }
 
-/** The tokens that filters are made of. Any other ends the parsing where it stands. */
-const TOKENS: ReadonlySet<TokenType> = new Set([
-  ...[tokTypes.name, tokTypes.num, tokTypes.string, tokTypes.parenL, tokTypes.parenR, tokTypes.comma, tokTypes.dot, tokTypes.prefix],
-  ...[tokTypes.logicalOR, tokTypes.logicalAND, tokTypes.bitwiseOR, tokTypes.bitwiseXOR, tokTypes.bitwiseAND, tokTypes.equality],
-  ...[tokTypes.relational, tokTypes.bitShift, tokTypes.plusMin, tokTypes.modulo, tokTypes.star, tokTypes.slash, tokTypes.eof],
-])
-
-function parseExpression(text: string): Expression {
-  let end = 0
-  let open = 0
-  let prefixes = 0
-  // acorn calls itself for each parenthesis and prefix, and the text decides how many there are.
-  const onToken = ({ type, start, end: tokenEnd }: Token): void => {
-    if (!TOKENS.has(type)) throw filterError(text, start, `${shown(text.slice(start, tokenEnd))} is not part of a filter`)
-    if (type === tokTypes.parenL) open++
-    if (type === tokTypes.parenR) open--
-    prefixes = type === tokTypes.prefix || type === tokTypes.plusMin ? prefixes + 1 : 0
-    if (open > MAX_DEPTH || prefixes > MAX_DEPTH) throw filterError(text, start, `nested deeper than ${MAX_DEPTH}`)
-    end = tokenEnd
-  }
-  const onComment = (_: boolean, __: string, start: number): void => {
-    throw filterError(text, start, 'a comment is not part of a filter')
-  }
-  try {
-    // The grammar of modules has no octal numbers such as 010.
-    const expression = parseExpressionAt(text, 0, { ecmaVersion: 'latest', sourceType: 'module', onToken, onComment })
-    const rest = text.slice(end).trimStart()
-    if (rest !== '') throw filterError(text, text.length - rest.length, 'the filter should end here, or go on with an operator')
-    return expression
-  } catch (error) {
-    if (!(error instanceof SyntaxError) || !('pos' in error) || typeof error.pos !== 'number') throw error
-    const ended = text.slice(error.pos).trim() === ''
-    const what = error.message.replace(/ \(\d+:\d+\)$/, '')
-    if (what !== 'Unexpected token') throw filterError(text, error.pos, shown(what.charAt(0).toLowerCase() + what.slice(1)))
-    throw filterError(text, error.pos, ended ? 'something is missing here' : 'this is not expected here')
-  }
-}
-
 class Walk {
   constructor(
     private readonly text: string,
@@ -148,7 +98,7 @@ class Walk {
       case 'number':
         return part.number
       case 'strncmp':
-        throw this.#error(node, 'strncmp() can only be compared with 0')
+        throw this.#error(node, 'strncmp() is compared with 0, by == or !=')
       case 'condition':
         throw this.#error(node, 'a condition is used as a number; & | ^ bind less than comparisons, so that they need parentheses')
       default:
@@ -200,13 +150,13 @@ class Walk {
 
   /** `a || b || c` is a chain of any length, which acorn gives as `(a || b) || c`. */
   #logical(node: Expression, operator: '&&' | '||', depth: number): FilterCondition {
-    const parts: FilterCondition[] = []
+    const nodes: Expression[] = []
     let first: Expression = node
     while (first.type === 'LogicalExpression' && first.operator === operator) {
-      parts.unshift(this.condition(first.right, depth + 1))
+      nodes.unshift(first.right)
       first = first.left
     }
-    parts.unshift(this.condition(first, depth + 1))
+    const parts = [first, ...nodes].map((part) => this.condition(part, depth + 1))
     return { kind: operator === '&&' ? 'and' : 'or', at: node.start, parts }
   }
 
@@ -220,8 +170,7 @@ class Walk {
     ] as const) {
       if (one.is === 'strncmp') {
         const zero = other.is === 'number' && other.number.kind === 'literal' && other.number.value === 0n
-        if (!zero || (relation !== '==' && relation !== '!='))
-          throw this.#error(otherNode, 'strncmp() can only be compared with 0, by == or !=')
+        if (!zero || (relation !== '==' && relation !== '!=')) throw this.#error(otherNode, 'strncmp() is compared with 0, by == or !=')
         return { ...one.same, at, relation }
       }
     }
@@ -355,9 +304,4 @@ function isText({ is }: Part): boolean {
 
 function isOperator(operator: string): operator is FilterOperator {
   return OPERATORS.has(operator)
-}
-
-/** What was written, or acorn says of it, cut and safe to print. */
-function shown(text: string): string {
-  return escapeForDisplay(text.length > 40 ? `${text.slice(0, 40)}…` : text)
 }

@@ -65,7 +65,17 @@ const anyShot = (text: fc.Arbitrary<string>): fc.Arbitrary<Shot> =>
   fc.record({ numbers: fc.array(number, { minLength: 8, maxLength: 8 }), text: fc.option(text, { freq: 4 }) })
 
 /** All filters are attached at once, and see the same hits. */
-const [FILTERS, SHOTS] = [60, 40]
+const [FILTERS, TELLING, SHOTS] = [60, 50, 40]
+
+/** Simple ones and others, of which most let some of the hits pass and some not; a few are as they come. */
+function chooseFilters(ingredients: Ingredients, facts: readonly Facts[], seed: number): FilterCondition[] {
+  return (['xsmall', 'small'] as const).flatMap((depthSize) => {
+    const trees = fc.sample(condition({ ...ingredients, depthSize }), { seed, numRuns: 10 * FILTERS })
+    const telling = trees.filter((tree) => facts.some((fact) => passes(tree, fact)) && facts.some((fact) => !passes(tree, fact)))
+    assert.ok(telling.length >= TELLING / 2)
+    return [...telling.slice(0, TELLING / 2), ...trees.slice(0, (FILTERS - TELLING) / 2)]
+  })
+}
 
 /** Attaches random filters, fires random hits, and compares what each lets through with the model. */
 async function compareWithModel(
@@ -81,7 +91,7 @@ async function compareWithModel(
   const facts = shots.map((shot, sequence) => factsOf(shot, target, sequence))
   const tracer = newTracer(t)
   const attached = await Promise.all(
-    fc.sample(condition(ingredients), { seed, numRuns: FILTERS }).map(async (tree) => {
+    chooseFilters(ingredients, facts, seed).map(async (tree) => {
       const filter = written(tree)
       const probe = await tracer.attach('usdt:t:values', { pid: target.pid, filter, ...options })
       return { tree, filter, probe, hits: collect(probe) }
@@ -89,16 +99,13 @@ async function compareWithModel(
   )
   for (const shot of shots) await shoot(target, shot)
   await Promise.all(attached.map(({ probe }) => probe.detach()))
-  let telling = 0
   for (const { tree, filter, probe, hits } of attached) {
     const expected = facts.flatMap((fact, sequence) => (passes(tree, fact) ? [sequence] : []))
     const passed = hits.map((hit) => Number(hit.args[8]))
     assert.deepEqual(passed, expected, `${filter}\n${firstDifference(tree, facts, passed)}`)
     const { hits: seen, filtered, delivered } = probe.stats()
     assert.deepEqual({ seen, filtered, delivered }, { seen: SHOTS, filtered: SHOTS - expected.length, delivered: expected.length })
-    if (expected.length > 0 && expected.length < SHOTS) telling++
   }
-  assert.ok(telling > FILTERS / 4, `only ${telling} of ${FILTERS} filters let some through and some not`)
 }
 
 /** The arguments of the first hit that should have been let through and was not, or the other way round. */

@@ -79,17 +79,19 @@ export interface Ingredients {
   readonly ids?: ReadonlyArray<'pid' | 'tid' | 'cpu'>
   /** Whether numbers are compared. */
   readonly comparisons?: boolean
+  /** How deep it is. */
+  readonly depthSize?: 'xsmall' | 'small'
   /** The conditions on strings; none by default. */
   readonly texts?: fc.Arbitrary<FilterCondition> | undefined
 }
 
 /** A condition. */
 export function condition(
-  { numbers = 12, ids = ['pid', 'tid', 'cpu'], comparisons = true, texts }: Ingredients = { texts: anyText() },
+  { numbers = 12, ids = ['pid', 'tid', 'cpu'], comparisons = true, depthSize = 'small', texts }: Ingredients = { texts: anyText() },
 ): fc.Arbitrary<FilterCondition> {
   const { number } = fc.letrec<{ number: FilterNumber }>((tie) => ({
     number: fc.oneof(
-      { depthSize: 'small', withCrossShrink: true },
+      { depthSize, withCrossShrink: true },
       fc.nat(numbers - 1).map((index): FilterNumber => ({ kind: 'arg', at, index })),
       literal(),
       fc.constantFrom(...ids).map((kind): FilterNumber => ({ kind, at })),
@@ -117,7 +119,7 @@ export function condition(
   })
   const { tree } = fc.letrec<{ tree: FilterCondition }>((tie) => ({
     tree: fc.oneof(
-      { depthSize: 'small', withCrossShrink: true },
+      { depthSize, withCrossShrink: true },
       ...(comparisons ? [comparison] : []),
       ...(texts === undefined ? [] : [texts]),
       fc.record({ kind: fc.constant('not' as const), at: fc.constant(at), inner: tie('tree') }),
