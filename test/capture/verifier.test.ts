@@ -135,10 +135,12 @@ test('takes as many operands in memory as are read, all of them filtered and rec
 
 const LARGEST_FILTERS = [
   // As many comparisons as the text has room for, of memory and of strings.
-  Array.from({ length: 400 }, (_, index) => `arg${index % 31}>${index}`).join('||'),
-  Array.from({ length: 240 }, (_, index) => `str(arg${index % 31})!="${index}"`).join('&&'),
+  Array.from({ length: 370 }, (_, index) => `arg${index % 31}>${index}`).join('||'),
+  Array.from({ length: 210 }, (_, index) => `str(arg${index % 31})!="${index}"`).join('&&'),
   Array.from({ length: 26 }, (_, index) => `str(arg${index})=="${'x'.repeat(128)}"`).join('||'),
   Array.from({ length: 180 }, (_, index) => `arg${index % 31}/arg${index % 7}>-${index}`).join('||'),
+  // Ways that part and meet again.
+  Array.from({ length: 90 }, (_, index) => `(arg${index % 31} > ${index} || comm == "${index}" || !cpu)`).join(' && '),
   // As many intermediate results as there can be, and as deep as it can be.
   `arg0 == ${'(arg1 - '.repeat(15)}arg2${')'.repeat(15)}`,
   `${'!('.repeat(31)}arg0 % arg1 < arg2 - cpu && comm != "x"${')'.repeat(31)}`,
@@ -151,6 +153,27 @@ for (const [index, text] of LARGEST_FILTERS.entries()) {
     t.diagnostic(`${size} instructions`)
   })
 }
+
+// Without the second attempt at each read a filter of 4,096 characters does not get that large.
+const largest = sleepableWorks ? needs() : { skip: 'this kernel has no uprobe programs that may sleep' }
+
+test('takes the largest filter before the largest record, and refuses a larger one', largest, async (t) => {
+  const load = loader(t)
+  const strings = Array.from({ length: 15 }, (_, index) => index)
+  const shapes = [{ ...variedShape(1, 31), strings, stringLimit: 4096 }]
+  const product = Array.from({ length: 60 }, (_, index) => `arg${index % 10}`).join('*')
+  const products = (count: number): string => Array.from({ length: count }, () => product).join('||')
+  let count = 1
+  let size = 0
+  await assert.rejects(
+    async () => {
+      for (; ; count++) size = await load({ shapes, filter: parseFilter(products(count)) })
+    },
+    { code: 'ERR_UPROBE_BAD_OPTION', message: /^Option filter: column 1: the filter makes \d+ instructions, and 16000 are possible\n/ },
+  )
+  t.diagnostic(`${count - 1} products of 60 numbers, ${size} instructions`)
+  assert.ok(size > 15_000 && size < 32_767)
+})
 
 test('takes every operator and every kind of comparison', needs(), async (t) => {
   const load = loader(t)
