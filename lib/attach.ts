@@ -10,7 +10,9 @@
 import { readlinkSync } from 'node:fs'
 import { type Arming, ClaimedArming, CountedArming } from './arming.js'
 import { STATS_VALUE_BYTES } from './capture/compile.js'
-import { type FilterExpression, parseFilter } from './capture/filter.js'
+import type { Filter } from './capture/filter.js'
+import { bindFilter } from './capture/filter-bind.js'
+import { parseFilter } from './capture/filter-parse.js'
 import { HitDecoder } from './capture/hit.js'
 import { type ClaimsHost, CounterClaims } from './counter/claims.js'
 import type { ClaimContext } from './counter/process-claim.js'
@@ -82,7 +84,7 @@ export async function attach(context: AttachContext, text: string, settings: Att
   const signal = settings.signal ?? new AbortController().signal
   signal.throwIfAborted()
   const spec = applyPath(parseSpec(text), settings.path)
-  const filter = settings.filter === null ? null : parseFilter(settings.filter)
+  const filter = settings.filter === null ? null : parseFilter(settings.filter, spec.kind)
   const undo = new Undo()
   const processes: TargetProcess[] = []
   try {
@@ -121,7 +123,7 @@ async function attachSteps(
   context: AttachContext,
   spec: ProbeSpec,
   settings: AttachSettings,
-  filter: FilterExpression | null,
+  filter: Filter | null,
   signal: AbortSignal,
   processes: TargetProcess[],
   undo: Undo,
@@ -141,6 +143,7 @@ async function attachSteps(
   // A process may map hundreds of files. Those without sites need not be kept open, and with them the file systems they are on.
   const probed = new Set(prepared.files.map(({ file }) => file))
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
+  if (filter !== null) for (const { shape, probe } of prepared.sites) bindFilter(filter, shape.operands, escapeForDisplay(probe))
   const ring = context.ring()
   const probeId = ring.newProbeId()
   possibleCpus(native)

@@ -47,7 +47,7 @@ export interface AttachOptions {
   stringLimit?: number | undefined
   /** Count hits in the kernel and deliver none. Default: false. */
   countOnly?: boolean | undefined
-  /** Only hits for which this holds are delivered, such as `arg0 > 5 && tid == 77`; it is decided in the kernel. */
+  /** Only hits for which this holds are delivered, such as `arg0 > 5 && str(arg1) == "select"`; it is decided in the kernel. docs/guide.md has the grammar. */
   filter?: string | undefined
   /** How many hits may wait for the iterator. Default: 65,536. Further ones are counted as lost. */
   queueLimit?: number | undefined

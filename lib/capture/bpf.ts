@@ -48,6 +48,21 @@ export const JUMP = {
   jsle: 0xd5,
 } as const
 
+/** Arithmetic between two registers, 64 bits wide and unsigned unless it says otherwise. */
+export const OPERATION = {
+  add: 0x0f,
+  subtract: 0x1f,
+  multiply: 0x2f,
+  divide: 0x3f,
+  or: 0x4f,
+  and: 0x5f,
+  shiftLeft: 0x6f,
+  shiftRight: 0x7f,
+  remainder: 0x9f,
+  xor: 0xaf,
+  shiftRightSigned: 0xcf,
+} as const
+
 /** Sizes of loads and stores. */
 const SIZE = { 1: 0x10, 2: 0x08, 4: 0x00, 8: 0x18 } as const
 
@@ -125,6 +140,21 @@ export class Assembler {
   /** dst += imm */
   addImm(dst: Register, imm: number): void {
     if (imm !== 0) this.#emit(0x07, dst, 0, 0, imm)
+  }
+
+  /** dst = dst operation src, modulo 2^64; a divisor of 0 and more than 63 bits to shift are the caller's to avoid */
+  operate(dst: Register, operation: keyof typeof OPERATION, src: Register): void {
+    this.#emit(OPERATION[operation], dst, src, 0, 0)
+  }
+
+  /** dst = -dst */
+  negate(dst: Register): void {
+    this.#emit(0x87, dst, 0, 0, 0)
+  }
+
+  /** dst ^= imm, sign-extended */
+  xorImm(dst: Register, imm: number): void {
+    this.#emit(0xa7, dst, 0, 0, imm)
   }
 
   /** dst |= imm */

@@ -21,7 +21,8 @@
  * the ring, so that a burst does not overflow it while the reader sleeps.
  */
 import { Assembler, HELPER, Label } from './bpf.js'
-import type { FilterExpression } from './filter.js'
+import type { Filter } from './filter.js'
+import { bindFilter, filterReadsMemory } from './filter-bind.js'
 import { emitFilter } from './filter-code.js'
 import { COOKIE, COUNTS, CTX, FRAME, RECORD, type ReadingProgram, STACK } from './frame.js'
 import { emitPageIn, isInMemory } from './operand-code.js'
@@ -46,7 +47,7 @@ export interface CaptureProgram extends ReadingProgram {
   readonly ringBytes: number
   /** A thread whose hits are ignored, by its id in the initial pid namespace. */
   readonly excludeTid: number | null
-  readonly filter?: FilterExpression | null | undefined
+  readonly filter?: Filter | null | undefined
   /** An array with one entry of {@link PAUSE_VALUE_BYTES}; `null` for a probe that is paused by taking it out. */
   readonly pauseFd?: number | null | undefined
 }
@@ -101,8 +102,12 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
 }
 
 /** Whether a program for these shapes reads memory of the target, so that it has something to sleep for. */
-export function readsMemory(shapes: readonly CaptureShape[]): boolean {
-  return shapes.some((shape) => readableStrings(shape).length > 0 || shape.operands.some(isInMemory))
+export function readsMemory({ filter }: Pick<CaptureProgram, 'filter'>, shapes: readonly CaptureShape[]): boolean {
+  return shapes.some((shape) => recordsMemory(shape) || (filter && filterReadsMemory(bindFilter(filter, shape.operands))))
+}
+
+function recordsMemory(shape: CaptureShape): boolean {
+  return readableStrings(shape).length > 0 || shape.operands.some(isInMemory)
 }
 
 /** Divides shapes into groups, each of which makes a program of a size that the kernel takes. The order is kept. */
@@ -217,7 +222,7 @@ function emitRecord(asm: Assembler, program: CaptureProgram, ringFd: number, sha
   const submit = new Label()
   emitReserve(asm, ringFd, record, leave)
   emitFill(asm, program, shape, record)
-  if (program.sleepable && readsMemory([shape])) {
+  if (program.sleepable && recordsMemory(shape)) {
     asm.loadMemory(1, FRAME, STACK.absent, 8)
     asm.jumpIf(1, 'jeq', 0, submit)
     emitDiscard(asm)

@@ -31,8 +31,10 @@ export const STACK = {
   value: -24,
   /** u64, not 0 if memory was not present while a record was filled. */
   absent: -32,
-  /** Strings are measured here before a class of record is chosen. */
+  /** Strings are measured here before a class of record is chosen, and read for the filter. */
   string: -32 - 256,
+  /** u64 intermediate results of the filter, downwards. A program has 512 bytes (MAX_BPF_STACK, include/linux/filter.h). */
+  results: -32 - 256,
 } as const
 
 /** A string that is measured is read up to here, its NUL included. */

@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import type { Probe } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { collectPids, counterOption, parseDurationMs } from './options.js'
+import { collectPids, counterOption, filterOption, parseDurationMs } from './options.js'
 import { Output } from './output.js'
 import { runSession } from './session.js'
 import { alignColumns, jsonLine } from './text.js'
@@ -15,11 +15,13 @@ interrupted (SIGINT, SIGTERM), after -d, or when the processes have exited. A li
 Examples:
   uprobe count 'usdt:postgresql:*' -p 4242 -d 10
   uprobe count uprobe:/lib/x86_64-linux-gnu/libc.so.6:malloc -d 1 --json
+  uprobe count uprobe:malloc -p 4242 --filter 'arg0 >= 4096'
 ${EXIT_CODES_HELP}`
 
 interface CountFlags {
   pid?: number[]
   counter?: 'kernel' | 'msb'
+  filter?: string
   duration?: number
   json?: true
 }
@@ -35,9 +37,11 @@ interface Row {
   readonly hits: number
 }
 
-/** One row for each probe in each file. */
+/** One row for each probe in each file, with the hits that the filter let through. */
 function toRows(probes: readonly Probe[]): Row[] {
-  return probes.flatMap((probe) => probe.statsByName().map(({ probe: name, path, hits }) => ({ probe: name, path, hits })))
+  return probes.flatMap((probe) =>
+    probe.statsByName().map(({ probe: name, path, hits, filtered }) => ({ probe: name, path, hits: hits - filtered })),
+  )
 }
 
 function toText(rows: readonly Row[]): string[] {
@@ -53,13 +57,15 @@ export function addCount(program: Command): void {
     .argument('<spec...>', 'probes, as in usdt:PROVIDER:NAME')
     .option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH', collectPids)
     .addOption(counterOption())
+    .addOption(filterOption())
     .option('-d, --duration <seconds>', 'stop after this time', parseDurationMs)
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: CountFlags) => {
       const json = flags.json ?? false
       const output = new Output(process.stdout)
-      const attach = { ...(flags.pid && { pid: flags.pid }), ...(flags.counter && { counter: flags.counter }), countOnly: true }
+      const { pid, counter, filter } = flags
+      const attach = { ...(pid && { pid }), ...(counter && { counter }), ...(filter !== undefined && { filter }), countOnly: true }
       const rows = toRows(await runSession({ specs, attach, durationMs: flags.duration, json, output }, untilEnd))
       await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
       output.check()

@@ -1,6 +1,6 @@
 /**
- * How a command ends when it cannot do what was asked: one line on standard error, `uprobe: MESSAGE (CODE)`, or with `--json` one object
- * `{"error":{"code":…,"message":…}}`, and the exit code: 2 for wrong usage, which another command line would mend, 1 for everything else.
+ * How a command ends when it cannot do what was asked: one line on standard error, `uprobe: MESSAGE (CODE)`, for a filter with two more that point at the place,
+ * or with `--json` one object `{"error":{"code":…,"message":…}}`, and the exit code: 2 for wrong usage, which another command line would mend, 1 for everything else.
  */
 import { CommanderError } from 'commander'
 import { isSystemCallError, UprobeError } from '../errors.js'
@@ -48,7 +48,13 @@ export function report(error: unknown, json: boolean): ExitCode {
   // `uprobe` alone: commander has printed the help to standard error already.
   if (error instanceof CommanderError && error.code === 'commander.help') return 2
   const { code, message, exitCode } = describe(error)
-  process.stderr.write(json ? `${jsonLine({ error: { code, message } })}\n` : `uprobe: ${singleLine(message)} (${code})\n`)
+  if (json) {
+    process.stderr.write(`${jsonLine({ error: { code, message } })}\n`)
+  } else {
+    // What is wrong in an expression is shown below the sentence that says it.
+    const [sentence = '', ...place] = exitCode === 2 ? message.split('\n') : [message]
+    process.stderr.write([`uprobe: ${singleLine(sentence)} (${code})`, ...place.map(singleLine), ''].join('\n'))
+  }
   return exitCode
 }
 

@@ -43,6 +43,11 @@ export function counterOption(): Option {
   ])
 }
 
+/** `--filter EXPR`. */
+export function filterOption(): Option {
+  return new Option('--filter <expr>', 'only hits for which this holds, such as \'arg0 > 5 && str(arg1) == "select"\'')
+}
+
 /** `-n HITS`. */
 export function parseHits(text: string): number {
   return wholeNumber(text, 1, Number.MAX_SAFE_INTEGER)

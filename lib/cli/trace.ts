@@ -4,7 +4,7 @@ import type { AttachOptions } from '../index.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { HitFormat } from './hit-format.js'
 import { mergeByTime } from './merge.js'
-import { collectArgumentNumbers, collectPids, counterOption, parseDurationMs, parseHits } from './options.js'
+import { collectArgumentNumbers, collectPids, counterOption, filterOption, parseDurationMs, parseHits } from './options.js'
 import { Output } from './output.js'
 import { type Consume, runSession } from './session.js'
 import { displaySummary, summarize } from './summary.js'
@@ -20,6 +20,7 @@ Examples:
   uprobe trace usdt:/usr/lib/postgresql/15/bin/postgres:postgresql:query__start --str 0
   uprobe trace uprobe:malloc uretprobe:malloc -p 4242 -n 100
   uprobe trace usdt:ruby:array__create -p 4242 --filter 'arg0 > 1000' --json
+  uprobe trace usdt:postgresql:query__start --str 0 -p 4242 --filter 'str(arg0).startsWith("select")'
 ${EXIT_CODES_HELP}`
 
 interface TraceFlags {
@@ -59,7 +60,7 @@ export function addTrace(program: Command): void {
     .option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH', collectPids)
     .addOption(counterOption())
     .option('--str <n>', 'read argument N (from 0) as a string; may be repeated', collectArgumentNumbers)
-    .option('--filter <expr>', 'only hits for which this holds, such as "arg0 > 5 && tid == 77"')
+    .addOption(filterOption())
     .option('-n, --hits <hits>', 'stop after this many hits', parseHits)
     .option('-d, --duration <seconds>', 'stop after this time', parseDurationMs)
     .option('--json', 'one JSON object a line')

@@ -92,7 +92,7 @@ export class CapturePrograms {
         name: 'uprobe_capture',
         sleepable,
       })
-    if (!sleepableWorks || !readsMemory(shapes)) return load(false)
+    if (!sleepableWorks || !readsMemory(this.base, shapes)) return load(false)
     try {
       return await load(true)
     } catch (error) {

@@ -28,6 +28,19 @@ for (const registration of REGISTRATIONS) {
     })
   }
 
+  test(`reads a string that is not present for a filter alone (${registration})`, possible, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'absent'))
+    const tracer = newTracer(t)
+    for (const countOnly of [false, true]) {
+      const filter = 'str(arg1) == "ELF\\x02\\x01\\x01"'
+      const probe = await tracer.attach('usdt:t:text', { pid: target.pid, registration, filter, countOnly })
+      assert.equal(await target.ask('mapped'), 'fired')
+      await probe.detach()
+      const { hits, filtered } = probe.stats()
+      assert.deepEqual({ hits, filtered }, { hits: 1, filtered: 0 })
+    }
+  })
+
   test(`reads a number that is not present, also for a filter (${registration})`, possible, async (t) => {
     const target = await Target.start(t, buildTarget(t, 'absent'))
     const tracer = newTracer(t)

@@ -177,9 +177,9 @@ test('a filter that cannot be compiled is refused before anything is attached', 
   const target = await Target.start(t, buildTarget(t, 'operands'))
   const tracer = newTracer(t)
   for (const [probe, filter, message] of [
-    ['floats', 'arg0 > 3', /arg0.*floating/],
-    ['floats', 'arg4 > 3', /arg4.*cannot be read/],
-    ['floats', 'arg5 > 3', /arg5.*5 arguments/],
+    ['floats', 'arg0 > 3', /column 1: arg0 of usdt:t:floats is a floating-point number/],
+    ['floats', 'arg4 > 3', /column 1: arg4 of usdt:t:floats cannot be read/],
+    ['floats', 'arg5 > 3', /column 1: usdt:t:floats has 5 arguments/],
     ['floats', 'arg0 >', /column 7/],
   ] as const) {
     await assert.rejects(tracer.attach(`usdt:t:${probe}`, { pid: target.pid, filter }), { code: 'ERR_UPROBE_BAD_OPTION', message })

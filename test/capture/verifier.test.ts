@@ -5,8 +5,10 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
+import { Assembler, Label } from '../../lib/capture/bpf.js'
 import { type CaptureProgram, compileCapture, STATS_VALUE_BYTES, splitShapes } from '../../lib/capture/compile.js'
-import { parseFilter } from '../../lib/capture/filter.js'
+import { emitFilter } from '../../lib/capture/filter-code.js'
+import { parseFilter } from '../../lib/capture/filter-parse.js'
 import { type Arch, type BoundOperand, bindOperands, functionArguments, parseOperands, symbolsOf } from '../../lib/capture/operands.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
 import { loadNative } from '../../lib/native.js'
@@ -131,6 +133,69 @@ test('takes as many operands in memory as are read, all of them filtered and rec
   await load({ shapes: [variedShape(1, 31)], filter })
 })
 
+const LARGEST_FILTERS = [
+  // As many comparisons as the text has room for, of memory and of strings.
+  Array.from({ length: 370 }, (_, index) => `arg${index % 31}>${index}`).join('||'),
+  Array.from({ length: 210 }, (_, index) => `str(arg${index % 31})!="${index}"`).join('&&'),
+  Array.from({ length: 26 }, (_, index) => `str(arg${index})=="${'x'.repeat(128)}"`).join('||'),
+  Array.from({ length: 180 }, (_, index) => `arg${index % 31}/arg${index % 7}>-${index}`).join('||'),
+  // Ways that part and meet again.
+  Array.from({ length: 90 }, (_, index) => `(arg${index % 31} > ${index} || comm == "${index}" || !cpu)`).join(' && '),
+  // As many intermediate results as there can be, and as deep as it can be.
+  `arg0 == ${'(arg1 - '.repeat(15)}arg2${')'.repeat(15)}`,
+  `${'!('.repeat(31)}arg0 % arg1 < arg2 - cpu && comm != "x"${')'.repeat(31)}`,
+]
+
+for (const [index, text] of LARGEST_FILTERS.entries()) {
+  test(`takes large filters (${index})`, needs(), async (t) => {
+    const load = loader(t)
+    const size = await load({ shapes: [variedShape(1, 31)], filter: parseFilter(text) })
+    t.diagnostic(`${size} instructions`)
+  })
+}
+
+// Without the second attempt at each read a filter of 4,096 characters does not get that large.
+const largest = sleepableWorks ? needs() : { skip: 'this kernel has no uprobe programs that may sleep' }
+
+test('takes the largest filter before the largest record, and refuses a larger one', largest, async (t) => {
+  const load = loader(t)
+  const strings = Array.from({ length: 15 }, (_, index) => index)
+  const shapes = [{ ...variedShape(1, 31), strings, stringLimit: 4096 }]
+  const product = Array.from({ length: 60 }, (_, index) => `arg${index % 10}`).join('*')
+  const products = (count: number): string => Array.from({ length: count }, () => product).join('||')
+  let count = 1
+  let size = 0
+  await assert.rejects(
+    async () => {
+      for (; ; count++) size = await load({ shapes, filter: parseFilter(products(count)) })
+    },
+    { code: 'ERR_UPROBE_BAD_OPTION', message: /^Option filter: column 1: the filter makes \d+ instructions, and 16000 are possible\n/ },
+  )
+  t.diagnostic(`${count - 1} products of 60 numbers, ${size} instructions`)
+  assert.ok(size > 15_000 && size < 32_767)
+})
+
+test('takes every operator and every kind of comparison', needs(), async (t) => {
+  const load = loader(t)
+  const operands = bindOperands(
+    parseOperands(arch === 'x64' ? '8@%rdi -8@%rsi 8@8(%rsp) -8@16(%rsp)' : '8@x0 -8@x1 8@[sp, 8] -8@[sp, 16]', arch),
+    0n,
+    new Map(),
+  )
+  const shapes = [{ operands, strings: [], stringLimit: 256 }]
+  const numbers = ['arg0', 'arg1', 'arg2', 'arg3', 'cpu', '-1', '0xffffffffffffffff', '7']
+  for (const left of numbers) {
+    for (const right of numbers) {
+      const conditions = [...['+', '-', '*', '/', '%', '&', '|', '^', '<<', '>>'].map((operator) => `(${left}) ${operator} (${right})`)]
+      for (const relation of ['==', '!=', '<', '<=', '>', '>=']) conditions.push(`(${left}) ${relation} (${right})`)
+      for (const condition of conditions) {
+        await load({ shapes, filter: parseFilter(condition) })
+        await load({ shapes, filter: parseFilter(`!(${condition}) && arg0`), ringFd: null, ringBytes: 0 })
+      }
+    }
+  }
+})
+
 test('takes the largest record', needs(), async (t) => {
   const load = loader(t)
   const strings = Array.from({ length: 15 }, (_, index) => index)
@@ -200,4 +265,11 @@ test('the arguments of a function and a string take few instructions', () => {
     excludeTid: null,
   })
   assert.ok(insns.length / 8 <= 64, `${insns.length / 8} instructions`)
+})
+
+test('a comparison of an argument in a register with a number takes two instructions', () => {
+  const shape = { operands: bindOperands(functionArguments(arch).slice(0, 1), 0n, new Map()), strings: [], stringLimit: 256 }
+  const asm = new Assembler()
+  emitFilter(asm, { arch }, shape, parseFilter('arg0 > 100'), new Label(), new Label())
+  assert.equal(asm.length, 2)
 })

@@ -50,6 +50,15 @@ test('--counter msb counts as exactly, and leaves as little', GCC, async (t) => 
   assert.equal(await target.ask('counters'), '0 0 0 0')
 })
 
+test('--filter counts only hits for which it holds', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const cli = Cli.start(t, ['count', 'usdt:t:plain', '-p', String(target.pid), '--filter', 'arg0 % 3 == 1', '--json'])
+  await cli.attached()
+  await target.ask('plain 10')
+  cli.kill('SIGTERM')
+  assert.deepEqual(jsonOf(succeeded(await cli.ended)), [{ probe: 'usdt:t:plain', path: target.program, hits: 3 }])
+})
+
 test('several processes, several SPECs and a probe that two files have: a row for each probe in each file', GCC, async (t) => {
   const program = buildTarget(t, 'usdt')
   const library = buildTarget(t, 'lib', 'shared')

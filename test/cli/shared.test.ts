@@ -19,7 +19,7 @@ const LINUX = needs()
 const OPTIONS: Readonly<Record<string, readonly string[]>> = {
   list: [],
   trace: ['-p, --pid <pid>', '--counter <mode>', '--str <n>', '--filter <expr>', '-n, --hits <hits>', '-d, --duration <seconds>'],
-  count: ['-p, --pid <pid>', '--counter <mode>', '-d, --duration <seconds>'],
+  count: ['-p, --pid <pid>', '--counter <mode>', '--filter <expr>', '-d, --duration <seconds>'],
   counters: ['--lease-dir <dir>'],
   repair: ['--apply', '--lease-dir <dir>'],
   release: ['--lease-dir <dir>'],
@@ -94,9 +94,22 @@ test('a SPEC, PATTERN or filter that does not follow its grammar is wrong usage 
   failed(await uprobe(t, 'trace', 'nonsense', '-p', '1'), 2, 'ERR_UPROBE_BAD_SPEC')
   failed(await uprobe(t, 'list', cliProgram(), 'no-colon'), 1, 'ERR_UPROBE_BAD_ELF')
   failed(await uprobe(t, 'list', process.execPath, 'no-colon'), 2, 'ERR_UPROBE_BAD_SPEC')
-  failed(await uprobe(t, 'trace', 'usdt:a:b', '-p', String(process.pid), '--filter', 'arg0 >'), 2, 'ERR_UPROBE_BAD_OPTION')
   failed(await uprobe(t, 'count', 'usdt:a:b'), 2, 'ERR_UPROBE_BAD_OPTION')
 })
+
+for (const command of ['trace', 'count']) {
+  test(`${command} points at what is wrong in a filter`, LINUX, async (t) => {
+    const args = [command, 'usdt:a:b', '-p', String(process.pid), '--filter', 'arg0 > "\x1b"']
+    const what = 'Option filter: column 8: a string is compared with a number'
+    const { code, stdout, stderr } = await uprobe(t, ...args)
+    const lines = [`uprobe: ${what} (ERR_UPROBE_BAD_OPTION)`, '  arg0 > "\\x1b"', '         ^', '']
+    assert.deepEqual({ code, stdout, stderr }, { code: 2, stdout: '', stderr: lines.join('\n') })
+    const json = await uprobe(t, ...args, '--json')
+    assert.deepEqual(jsonOf(json.stderr), [
+      { error: { code: 'ERR_UPROBE_BAD_OPTION', message: `${what}\n${lines.slice(1, 3).join('\n')}` } },
+    ])
+  })
+}
 
 test('what cannot be done here has exit code 1, and a line with the code of the error', LINUX, async (t) => {
   // No process has the largest number that the kernel may give.
