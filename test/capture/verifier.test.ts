@@ -84,7 +84,7 @@ function loader(t: TestContext): (options: Partial<CaptureProgram> & Pick<Captur
         ...options,
       })
       const program = { type: BPF_PROG_TYPE_KPROBE, expectedAttachType, insns, license: BPF_LICENSE, name: 'test_capture', sleepable }
-      fds.push(await loadProgram(native, program))
+      native.closeFd(await loadProgram(native, program))
       size = insns.length / INSN_BYTES
     }
     return size
@@ -183,7 +183,7 @@ test('takes every operator and every kind of comparison', needs(), async (t) => 
     new Map(),
   )
   const shapes = [{ operands, strings: [], stringLimit: 256 }]
-  const numbers = ['arg0', 'arg1', 'arg2', 'arg3', 'cpu', '-1', '0xffffffffffffffff', '7']
+  const numbers = ['arg0', 'arg1', 'arg3', 'cpu', '-1', '0xffffffffffffffff']
   for (const left of numbers) {
     for (const right of numbers) {
       const conditions = [...['+', '-', '*', '/', '%', '&', '|', '^', '<<', '>>'].map((operator) => `(${left}) ${operator} (${right})`)]

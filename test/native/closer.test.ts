@@ -132,7 +132,7 @@ test('what else is closed while the kernel waits is closed at once', { skip: wit
   const [note] = notesOf(program, 't:plain')
   assert.ok(note)
   const options = { type: uprobePmu(), path: program, fileOffset: note.fileOffset, refCtrOffset: 0, retprobe: false, tid: -1 }
-  const fds = await Promise.all(Array.from({ length: 8 }, () => native.perfEventOpenUprobe(options)))
+  const fds = await Promise.all(Array.from({ length: 24 }, () => native.perfEventOpenUprobe(options)))
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
   const client = connect((server.address() as AddressInfo).port, '127.0.0.1')
