@@ -11,7 +11,7 @@
  *
  * In guests on 5.10 and newest only: it takes long, and the others do not differ here.
  *
- * In guests last: where the old way is shown, uprobes leak.
+ * In guests last (3): where the old way is shown, uprobes leak.
  */
 import assert from 'node:assert/strict'
 import { constants } from 'node:os'

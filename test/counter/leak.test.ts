@@ -4,7 +4,7 @@
  * While the kernel holds a count somebody sets the highest bit; then the kernel cannot take its count back and leaves the breakpoint in, with nobody to hold it. The uprobe stays in the
  * kernel until it is booted anew: so this runs in guests only (`npm run test:guest -- --tests=leak`).
  *
- * In guests last: the uprobes that it leaks stay.
+ * In guests last (2): the uprobes that it leaks stay.
  */
 import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'

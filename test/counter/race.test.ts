@@ -10,7 +10,7 @@
  *
  * In guests on 5.10 and newest only: its many agents take long, and the others have the same ways to register.
  *
- * In guests last: uprobes leak where the guards are taken out.
+ * In guests last (4): uprobes leak where the guards are taken out.
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'

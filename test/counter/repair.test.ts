@@ -1,7 +1,7 @@
 /**
  * Repairs of each state, made for real. What leaks a uprobe of the kernel on purpose is in leak.test.ts.
  *
- * In guests last: the kernel leaks uprobes where a counter is changed under them.
+ * In guests last (1): the kernel leaks uprobes where a counter is changed under them.
  */
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'

@@ -41,9 +41,10 @@ const LEFT_OUT = /^ \* Not for guests: /m
 const ENOUGH = /^ \* In guests on (.+) only: /m
 /**
  * What it says if it may leave uprobes behind. A uprobe that leaked does not hold its inode, and is taken for that of whatever file comes to have the inode's place in memory (`alloc_uprobe`,
- * kernel/events/uprobes.c); so nothing that probes other files comes after it.
+ * kernel/events/uprobes.c); so nothing that probes other files comes after it. The number says
+ * in which order these come: those that leave most are the very last.
  */
-const LAST = /^ \* In guests last: /m
+const LAST = /^ \* In guests last \((\d)\): /m
 
 /**
  * The compiled tests that a guest runs, relative to the root of the package: those that come to the kernel. What a test needs and a guest has not (a compiler, a package of Debian) makes
@@ -56,8 +57,8 @@ export function guestTests(root, guest) {
       .map((name) => `test/${folder}/${name.replace(/ts$/, 'js')}`)
       .filter((name) => GUESTS[guest].only?.test(name) ?? true),
   )
-  const isLast = (name) => LAST.test(readFileSync(join(root, name.replace(/js$/, 'ts')), 'utf8'))
-  return [...files.filter((name) => !isLast(name)), ...files.filter(isLast)]
+  const rank = (name) => Number(LAST.exec(readFileSync(join(root, name.replace(/js$/, 'ts')), 'utf8'))?.[1] ?? 0)
+  return files.sort((a, b) => rank(a) - rank(b))
 }
 
 function isFor(guest, text) {
