@@ -5,6 +5,11 @@
  *   floor empty PATH OFFSET PID      a BPF program that only returns
  *   floor ints PATH OFFSET PID       one that writes two int arguments into a ring
  *   floor text PATH OFFSET PID       and a string of up to 64 bytes
+ *   floor tally PATH OFFSET PID      one that counts in a per-CPU array
+ *   floor filter PATH OFFSET PID     that, and rejects the hit by its first argument
+ *   floor histogram PATH OFFSET PID  one that counts the first argument by its power of two
+ *   floor pair PATH OFFSET PID OFFSET  two programs: the time from one site to the other, by thread, counted by its power of two
+ *   floor stack PATH OFFSET PID      one that stores the user's stack, each only once
  *       Says "ready", holds the probe until its input ends, and never wakes anybody for a hit.
  *
  *   floor perf PATH PID OFFSET...    registers a perf event for each offset, each with a BPF program, and closes them
@@ -46,6 +51,13 @@ typedef struct bpf_insn insn;
 #define ADD_IMM(dst, value) ((insn){.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = dst, .imm = value})
 #define LOAD(dst, src, offset) ((insn){.code = BPF_LDX | BPF_MEM | BPF_DW, .dst_reg = dst, .src_reg = src, .off = offset})
 #define STORE(dst, offset, src) ((insn){.code = BPF_STX | BPF_MEM | BPF_DW, .dst_reg = dst, .src_reg = src, .off = offset})
+#define SUB_REG(dst, src) ((insn){.code = BPF_ALU64 | BPF_SUB | BPF_X, .dst_reg = dst, .src_reg = src})
+#define SHIFT_RIGHT(dst, bits) ((insn){.code = BPF_ALU64 | BPF_RSH | BPF_K, .dst_reg = dst, .imm = bits})
+#define STORE_WORD(dst, offset, src) ((insn){.code = BPF_STX | BPF_MEM | BPF_W, .dst_reg = dst, .src_reg = src, .off = offset})
+#define STORE_IMM(dst, offset, value) ((insn){.code = BPF_ST | BPF_MEM | BPF_W, .dst_reg = dst, .off = offset, .imm = value})
+#define ATOMIC_ADD(dst, offset, src) ((insn){.code = BPF_STX | BPF_ATOMIC | BPF_DW, .dst_reg = dst, .src_reg = src, .off = offset, .imm = BPF_ADD})
+#define TRUNCATE(reg) ((insn){.code = BPF_ALU | BPF_MOV | BPF_X, .dst_reg = reg, .src_reg = reg})
+#define JUMP_IF_LESS(reg, value, insns) ((insn){.code = BPF_JMP | BPF_JLT | BPF_K, .dst_reg = reg, .imm = value, .off = insns})
 #define JUMP_IF_ZERO(reg, insns) ((insn){.code = BPF_JMP | BPF_JEQ | BPF_K, .dst_reg = reg, .off = insns})
 #define CALL(helper) ((insn){.code = BPF_JMP | BPF_CALL, .imm = helper})
 #define EXIT ((insn){.code = BPF_JMP | BPF_EXIT})
@@ -137,6 +149,102 @@ static int text_program(int ring) {
   return LOAD_PROGRAM(insns, 0);
 }
 
+static int create_map(uint32_t type, uint32_t key_bytes, uint32_t value_bytes, uint32_t entries) {
+  union bpf_attr attr = {.map_type = type, .key_size = key_bytes, .value_size = value_bytes, .max_entries = entries};
+  int fd = bpf(BPF_MAP_CREATE, &attr, sizeof attr);
+  check(fd >= 0, "BPF_MAP_CREATE");
+  return fd;
+}
+
+/* The stack of a program: a map's key, and a number. */
+enum { KEY = -8, NUMBER = -16 };
+
+#define LOOK_UP(map) LOAD_MAP(BPF_REG_1, map), MOV_REG(BPF_REG_2, BPF_REG_10), ADD_IMM(BPF_REG_2, KEY), CALL(BPF_FUNC_map_lookup_elem)
+/* Adds one to entry KEY of an array. */
+#define ADD_ONE(map) LOOK_UP(map), JUMP_IF_ZERO(BPF_REG_0, 2), MOV_IMM(BPF_REG_1, 1), ATOMIC_ADD(BPF_REG_0, 0, BPF_REG_1)
+#define HALVE(bits) JUMP_IF_LESS(BPF_REG_1, INT32_C(1) << (bits), 2), SHIFT_RIGHT(BPF_REG_1, bits), ADD_IMM(BPF_REG_2, bits)
+/* KEY = the power of two of r1, which is below 2^32 */
+#define LOG2_TO_KEY MOV_IMM(BPF_REG_2, 0), HALVE(16), HALVE(8), HALVE(4), HALVE(2), HALVE(1), STORE_WORD(BPF_REG_10, KEY, BPF_REG_2)
+#define LEAVE MOV_IMM(BPF_REG_0, 0), EXIT
+
+static int tally_program(void) {
+  int counts = create_map(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 1);
+  const insn insns[] = {STORE_IMM(BPF_REG_10, KEY, 0), ADD_ONE(counts), LEAVE};
+  return LOAD_PROGRAM(insns, 0);
+}
+
+static int filter_program(void) {
+  int counts = create_map(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 16, 1);
+  const insn insns[] = {
+      MOV_REG(BPF_REG_6, BPF_REG_1),
+      STORE_IMM(BPF_REG_10, KEY, 0),
+      LOOK_UP(counts),
+      JUMP_IF_ZERO(BPF_REG_0, 8),
+      MOV_IMM(BPF_REG_1, 1),
+      ATOMIC_ADD(BPF_REG_0, 0, BPF_REG_1),
+      LOAD(BPF_REG_2, BPF_REG_6, ARGUMENT_0),
+      TRUNCATE(BPF_REG_2),
+      JUMP_IF_LESS(BPF_REG_2, INT32_MAX, 2),
+      LEAVE,
+      ATOMIC_ADD(BPF_REG_0, 8, BPF_REG_1),
+      LEAVE,
+  };
+  return LOAD_PROGRAM(insns, 0);
+}
+
+static int histogram_program(void) {
+  int counts = create_map(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 64);
+  const insn insns[] = {LOAD(BPF_REG_1, BPF_REG_1, ARGUMENT_0), TRUNCATE(BPF_REG_1), LOG2_TO_KEY, ADD_ONE(counts), LEAVE};
+  return LOAD_PROGRAM(insns, 0);
+}
+
+static int start_program(int starts) {
+  const insn insns[] = {
+      CALL(BPF_FUNC_get_current_pid_tgid), STORE(BPF_REG_10, KEY, BPF_REG_0),    CALL(BPF_FUNC_ktime_get_ns), STORE(BPF_REG_10, NUMBER, BPF_REG_0),
+      LOAD_MAP(BPF_REG_1, starts),         MOV_REG(BPF_REG_2, BPF_REG_10),       ADD_IMM(BPF_REG_2, KEY),     MOV_REG(BPF_REG_3, BPF_REG_10),
+      ADD_IMM(BPF_REG_3, NUMBER),          MOV_IMM(BPF_REG_4, BPF_ANY),          CALL(BPF_FUNC_map_update_elem), LEAVE,
+  };
+  return LOAD_PROGRAM(insns, 0);
+}
+
+static int done_program(int starts) {
+  int counts = create_map(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 64);
+  const insn insns[] = {
+      CALL(BPF_FUNC_get_current_pid_tgid),
+      STORE(BPF_REG_10, KEY, BPF_REG_0),
+      LOOK_UP(starts),
+      JUMP_IF_ZERO(BPF_REG_0, 36),
+      LOAD(BPF_REG_6, BPF_REG_0, 0),
+      CALL(BPF_FUNC_ktime_get_ns),
+      SUB_REG(BPF_REG_0, BPF_REG_6),
+      MOV_REG(BPF_REG_6, BPF_REG_0),
+      TRUNCATE(BPF_REG_6),
+      LOAD_MAP(BPF_REG_1, starts),
+      MOV_REG(BPF_REG_2, BPF_REG_10),
+      ADD_IMM(BPF_REG_2, KEY),
+      CALL(BPF_FUNC_map_delete_elem),
+      MOV_REG(BPF_REG_1, BPF_REG_6),
+      LOG2_TO_KEY,
+      ADD_ONE(counts),
+      LEAVE,
+  };
+  return LOAD_PROGRAM(insns, 0);
+}
+
+static int stack_program(void) {
+  int stacks = create_map(BPF_MAP_TYPE_STACK_TRACE, 4, 127 * 8, 1024);
+  int counts = create_map(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 1024);
+  const insn insns[] = {
+      LOAD_MAP(BPF_REG_2, stacks),
+      MOV_IMM(BPF_REG_3, BPF_F_USER_STACK),
+      CALL(BPF_FUNC_get_stackid),
+      STORE_WORD(BPF_REG_10, KEY, BPF_REG_0),
+      ADD_ONE(counts),
+      LEAVE,
+  };
+  return LOAD_PROGRAM(insns, 0);
+}
+
 /* Empties the ring every 5 ms by throwing everything away: the consumer's position is all that the kernel looks at. */
 static void *discard(void *argument) {
   int fd = *(int *)argument;
@@ -172,11 +280,23 @@ static int open_probe(uint32_t type, const char *path, uint64_t offset, pid_t pi
 
 static void set_program(int event, int program) { check(ioctl(event, PERF_EVENT_IOC_SET_BPF, program) == 0, "PERF_EVENT_IOC_SET_BPF"); }
 
-static void hold(const char *mode, const char *path, uint64_t offset, pid_t pid) {
+static void hold(const char *mode, const char *path, uint64_t offset, pid_t pid, uint64_t second) {
   static int ring = -1;
   int program = -1;
   if (strcmp(mode, "empty") == 0) {
     program = empty_program(0);
+  } else if (strcmp(mode, "tally") == 0) {
+    program = tally_program();
+  } else if (strcmp(mode, "filter") == 0) {
+    program = filter_program();
+  } else if (strcmp(mode, "histogram") == 0) {
+    program = histogram_program();
+  } else if (strcmp(mode, "stack") == 0) {
+    program = stack_program();
+  } else if (strcmp(mode, "pair") == 0) {
+    int starts = create_map(BPF_MAP_TYPE_HASH, 8, 8, 4096);
+    program = start_program(starts);
+    set_program(open_probe(uprobe_type(), path, second, pid), done_program(starts));
   } else if (strcmp(mode, "count") != 0) {
     ring = create_ring();
     program = strcmp(mode, "text") == 0 ? text_program(ring) : ints_program(ring);
@@ -235,14 +355,14 @@ static void time_multi(const char *path, pid_t pid, const uint64_t *offsets, int
 int main(int argc, char **argv) {
   static uint64_t offsets[MAX_SITES];
   if (argc < 5 || argc - 4 > MAX_SITES) {
-    fputs("usage: floor count|empty|ints|text PATH OFFSET PID, or floor perf|multi PATH PID OFFSET...\n", stderr);
+    fputs("usage: floor count|empty|ints|text|tally|filter|histogram|stack PATH OFFSET PID, floor pair PATH OFFSET PID OFFSET, or floor perf|multi PATH PID OFFSET...\n", stderr);
     return 2;
   }
   const char *mode = argv[1];
   const char *path = argv[2];
   int timing = strcmp(mode, "perf") == 0 || strcmp(mode, "multi") == 0;
   if (!timing) {
-    hold(mode, path, strtoull(argv[3], NULL, 0), atoi(argv[4]));
+    hold(mode, path, strtoull(argv[3], NULL, 0), atoi(argv[4]), argc > 5 ? strtoull(argv[5], NULL, 0) : 0);
     return 0;
   }
   int count = argc - 4;

@@ -4,6 +4,8 @@
  *   bench:intsN      two ints               -4@a -4@b
  *   bench:textN      and a string           -4@a -4@b 8@text
  *   bench:untraced   nobody attaches to it
+ *   bench:pairN_start, bench:pairN_done   two sites, one after the other; the number of times counts both
+ *   bench:stackN     two ints, below eight more frames
  *   bench:gatedN     two ints, executed only while its semaphore is up
  *   bench:hundred    100 sites in a row, which are attached and detached and never run
  *
@@ -40,21 +42,56 @@
     PROBE("bench", #name, #name "_semaphore", "-4@%[a] -4@%[b]", [a] "nor"(a), [b] "nor"(b));                      \
   }
 
+#define DEFINE_PAIR(name)                                                                                          \
+  FIRE fire_##name(int a, int b, const char *text) {                                                               \
+    (void)text;                                                                                                    \
+    PROBE("bench", #name "_start", NO_SEMAPHORE, "-4@%[a] -4@%[b]", [a] "nor"(a), [b] "nor"(b));                   \
+    PROBE("bench", #name "_done", NO_SEMAPHORE, "-4@%[a] -4@%[b]", [a] "nor"(a), [b] "nor"(b));                    \
+  }
+
+#define STACK_FRAMES 8
+
+/* What comes behind the call keeps it from becoming a jump, so that each call has its frame. */
+#define DEFINE_STACK(name)                                                                                         \
+  static __attribute__((noinline)) int go_down_##name(int frames, int a, int b) {                                  \
+    if (frames == 0) {                                                                                             \
+      PROBE("bench", #name, NO_SEMAPHORE, "-4@%[a] -4@%[b]", [a] "nor"(a), [b] "nor"(b));                          \
+      return a;                                                                                                    \
+    }                                                                                                              \
+    int result = go_down_##name(frames - 1, a, b);                                                                 \
+    __asm__ volatile("" : "+r"(result));                                                                           \
+    return result;                                                                                                 \
+  }                                                                                                                \
+  FIRE fire_##name(int a, int b, const char *text) {                                                               \
+    (void)text;                                                                                                    \
+    go_down_##name(STACK_FRAMES, a, b);                                                                            \
+  }
+
 #define EACH_GATED(DO) DO(gated0) DO(gated1) DO(gated2) DO(gated3)
-#define EACH_INTS(DO) DO(untraced) DO(ints0) DO(ints1) DO(ints2) DO(ints3) DO(ints4) DO(ints5) DO(ints6) DO(ints7) DO(ints8) DO(ints9)
-#define EACH_TEXT(DO) DO(text0) DO(text1) DO(text2) DO(text3)
+#define EACH_INTS(DO)                                                                                              \
+  DO(untraced) DO(ints0) DO(ints1) DO(ints2) DO(ints3) DO(ints4) DO(ints5) DO(ints6) DO(ints7) DO(ints8) DO(ints9) \
+  DO(ints10) DO(ints11) DO(ints12) DO(ints13) DO(ints14) DO(ints15) DO(ints16) DO(ints17) DO(ints18) DO(ints19)    \
+  DO(ints20) DO(ints21) DO(ints22) DO(ints23) DO(ints24) DO(ints25) DO(ints26) DO(ints27) DO(ints28) DO(ints29)
+#define EACH_TEXT(DO) DO(text0) DO(text1) DO(text2) DO(text3) DO(text4) DO(text5) DO(text6) DO(text7)
+#define EACH_PAIR(DO) DO(pair0) DO(pair1) DO(pair2) DO(pair3) DO(pair4) DO(pair5)
+#define EACH_STACK(DO) DO(stack0) DO(stack1) DO(stack2) DO(stack3) DO(stack4) DO(stack5)
 
 EACH_INTS(DEFINE_INTS)
 EACH_TEXT(DEFINE_TEXT)
 EACH_GATED(DEFINE_GATED)
+EACH_PAIR(DEFINE_PAIR)
+EACH_STACK(DEFINE_STACK)
 
 struct probe {
   const char *name;
   void (*fire)(int a, int b, const char *text);
+  /* Hits each time. */
+  int sites;
 };
 
-#define ENTRY(name) {#name, fire_##name},
-static const struct probe probes[] = {EACH_INTS(ENTRY) EACH_TEXT(ENTRY) EACH_GATED(ENTRY)};
+#define ENTRY(name) {#name, fire_##name, 1},
+#define PAIR_ENTRY(name) {#name, fire_##name, 2},
+static const struct probe probes[] = {EACH_INTS(ENTRY) EACH_TEXT(ENTRY) EACH_GATED(ENTRY) EACH_PAIR(PAIR_ENTRY) EACH_STACK(ENTRY)};
 
 /* Not called. Each round of .rept makes a site with its note. */
 __attribute__((used)) static void hundred(void) {
@@ -75,7 +112,7 @@ static int64_t cpu_time_ns(void) {
 
 static int64_t run(const struct probe *probe, long count) {
   int64_t start = cpu_time_ns();
-  for (long i = 0; i < count; i++) probe->fire((int)i, (int)-i, text);
+  for (long i = 0; i < count; i += probe->sites) probe->fire((int)i, (int)-i, text);
   return cpu_time_ns() - start;
 }
 

@@ -33,3 +33,14 @@ export function showMedian({ median }: Summary, digits = 0): string {
 export function showQuartiles({ lowerQuartile, upperQuartile }: Summary, digits = 0): string {
   return `${lowerQuartile.toFixed(digits)} to ${upperQuartile.toFixed(digits)}`
 }
+
+/** Divides round by round, so that what slowed a whole round down cancels out. */
+export function ratios(values: readonly number[], references: readonly number[]): number[] {
+  if (values.length !== references.length) throw new RangeError(`${values.length} values cannot be paired with ${references.length}`)
+  return values.map((value, round) => value / (references[round] ?? Number.NaN))
+}
+
+/** The distance of the quartiles, in percent of the median. */
+export function spreadPercent({ median, lowerQuartile, upperQuartile }: Summary): number {
+  return ((upperQuartile - lowerQuartile) / median) * 100
+}

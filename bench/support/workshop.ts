@@ -8,6 +8,9 @@ import { join } from 'node:path'
 import { Target } from '../../test/support/target.js'
 import type { Cleanup } from '../../test/support/temp.js'
 
+/** With frame pointers, as stacks are read by them. */
+const FLAGS = ['-O2', '-fno-omit-frame-pointer', '-Wall', '-Wextra', '-Werror', '-pthread']
+
 const SOURCES = join(__dirname, '..')
 
 /** The processor that the target has for itself, and the one for everything else; `null` if there is only one. */
@@ -37,9 +40,7 @@ export class Workshop implements Cleanup {
   /** Compiles `bench/NAME.c` and returns the path of the program. Its file is new, so no probe of an earlier run is on it. */
   build(name: 'target' | 'floor'): string {
     const program = join(this.directory, name)
-    const gcc = spawnSync('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', program, join(SOURCES, `${name}.c`)], {
-      encoding: 'utf8',
-    })
+    const gcc = spawnSync('gcc', [...FLAGS, '-o', program, join(SOURCES, `${name}.c`)], { encoding: 'utf8' })
     if (gcc.error !== undefined) throw new Error('gcc is needed to build the programs that are measured', { cause: gcc.error })
     if (gcc.status !== 0) throw new Error(`gcc could not build ${name}.c:\n${gcc.stderr}`)
     return program
