@@ -4,13 +4,16 @@
  * pino is the logger of this package. A tracer logs through a child of the logger it is given, or not at all; the library makes no transport
  * and writes to no stream by itself.
  */
-import { type Logger, pino } from 'pino'
+import type { Logger } from 'pino'
 
 export type { Logger }
 
 /** The logger of one component: a child of the user's, or a silent one. */
 export function childLogger(logger: Logger | false | undefined, component: string): Logger {
-  return logger ? logger.child({ name: `uprobe:${component}` }) : pino({ enabled: false })
+  if (logger) return logger.child({ name: `uprobe:${component}` })
+  // Loaded on first use: a command that logs nothing should not wait for it.
+  const { pino } = require('pino') as typeof import('pino')
+  return pino({ enabled: false })
 }
 
 /**

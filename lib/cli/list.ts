@@ -1,6 +1,7 @@
 /** `uprobe list`: the USDT probes in a file, or in all files that a process maps, one line a site. */
 import type { Command } from 'commander'
-import { list, type UsdtListing } from '../index.js'
+// Not through index.js, which would load all that attaching takes.
+import { list, type UsdtListing } from '../list.js'
 import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { parseFileOrPid } from './options.js'

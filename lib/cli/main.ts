@@ -7,16 +7,8 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Command } from 'commander'
 import { packageRoot } from '../native.js'
-import { addCount } from './count.js'
-import { addCounters } from './counters.js'
-import { addDemo } from './demo.js'
-import { addDoctor } from './doctor.js'
 import { EXIT_CODES_HELP, type ExitCode, report, wasAskedFor } from './failure.js'
-import { addList } from './list.js'
 import { Output } from './output.js'
-import { addRelease } from './release.js'
-import { addRepair } from './repair.js'
-import { addTrace } from './trace.js'
 
 const HELP = `
 A probe is written
@@ -40,8 +32,23 @@ function packageVersion(): string {
   return hasVersion ? String(manifest.version) : 'unknown'
 }
 
-/** @param asked - takes the help or version that the arguments ask for */
-function createProgram(asked: string[]): Command {
+/** The commands, each loaded when it is asked for: starting a command should not take the loading of all others. */
+const COMMANDS: ReadonlyMap<string, () => (program: Command) => void> = new Map([
+  ['list', () => (require('./list.js') as typeof import('./list.js')).addList],
+  ['trace', () => (require('./trace.js') as typeof import('./trace.js')).addTrace],
+  ['count', () => (require('./count.js') as typeof import('./count.js')).addCount],
+  ['counters', () => (require('./counters.js') as typeof import('./counters.js')).addCounters],
+  ['repair', () => (require('./repair.js') as typeof import('./repair.js')).addRepair],
+  ['release', () => (require('./release.js') as typeof import('./release.js')).addRelease],
+  ['doctor', () => (require('./doctor.js') as typeof import('./doctor.js')).addDoctor],
+  ['demo', () => (require('./demo.js') as typeof import('./demo.js')).addDemo],
+])
+
+/**
+ * @param first - the first argument: if it is a command, the program has only that one; otherwise it has all, for its help and its suggestions
+ * @param asked - takes the help or version that the arguments ask for
+ */
+function createProgram(first: string | undefined, asked: string[]): Command {
   const program = new Command('uprobe')
     .description('Attach uprobes, return probes and USDT probes to running programs, and read their hits.')
     .version(packageVersion(), '-V, --version', 'print the version')
@@ -51,7 +58,8 @@ function createProgram(asked: string[]): Command {
     // What commander would print of an error it throws as well, and report() prints that in the form of all our failures.
     .configureOutput({ outputError: () => undefined, writeOut: (text) => asked.push(text) })
     .addHelpText('after', HELP)
-  for (const add of [addList, addTrace, addCount, addCounters, addRepair, addRelease, addDoctor, addDemo]) add(program)
+  const only = COMMANDS.get(first ?? '')
+  for (const load of only === undefined ? COMMANDS.values() : [only]) load()(program)
   return program
 }
 
@@ -64,7 +72,7 @@ function asksForJson(args: readonly string[]): boolean {
 async function run(args: readonly string[]): Promise<void> {
   const asked: string[] = []
   try {
-    await createProgram(asked).parseAsync(args, { from: 'user' })
+    await createProgram(args[0], asked).parseAsync(args, { from: 'user' })
   } catch (error) {
     if (!wasAskedFor(error)) throw error
     const output = new Output(process.stdout)

@@ -13,6 +13,9 @@ import { isSystemCallError } from '../errors.js'
 /** A pipe whose reader left says EPIPE, a socket that it left unread bytes in says ECONNRESET; a parent that runs on Node gives us sockets. */
 const READER_LEFT = new Set(['EPIPE', 'ECONNRESET'])
 
+/** Characters that go into one write, which costs as much as forming some ten lines. */
+const CHUNK_LENGTH = 16_384
+
 export class Output {
   readonly #stream: Writable
   readonly #left = new AbortController()
@@ -64,10 +67,18 @@ export class Output {
 
   /** Writes lines at the pace of the reader, until it has taken all that was ever written, or is gone. */
   async lines(texts: Iterable<string>): Promise<void> {
+    let gathered: string[] = []
+    let length = 0
     for (const text of texts) {
+      gathered.push(text)
+      length += text.length
+      if (length < CHUNK_LENGTH) continue
       if (this.gone) return
-      if (!this.line(text)) await this.ready()
+      if (!this.line(gathered.join('\n'))) await this.ready()
+      gathered = []
+      length = 0
     }
+    if (gathered.length > 0) this.line(gathered.join('\n'))
     // A write that fails says so later; callbacks come in the order of the writes.
     if (!this.gone) await new Promise<void>((resolve) => this.#stream.write('', () => resolve()))
   }

@@ -56,6 +56,8 @@ export class ElfFile {
   #sections: readonly Section[] = []
   /** Segments that are mapped, by address. */
   #loads: readonly Segment[] = []
+  /** The loads as numbers, four a load: vaddr, memorySize, fileSize, offset; empty if a bound is beyond what a number holds exactly. */
+  #bounds = new Float64Array(0)
   #holdsCode = true
   #closed = false
 
@@ -146,6 +148,8 @@ export class ElfFile {
     this.#segments = Array.from({ length: phnum }, (_, index) => parseSegment(segments, index * bytes.segment))
     // Sorting is stable: of two at one address the later, which is mapped over the earlier, stays behind it.
     this.#loads = this.#segments.filter(({ type }) => type === PT_LOAD).sort((a, b) => (a.vaddr < b.vaddr ? -1 : a.vaddr > b.vaddr ? 1 : 0))
+    const bounds = this.#loads.flatMap(({ vaddr, memorySize, fileSize, offset }) => [vaddr, memorySize, fileSize, offset].map(Number))
+    if (bounds.every((bound) => bound <= Number.MAX_SAFE_INTEGER / 2)) this.#bounds = Float64Array.from(bounds)
     if (shnum > 0) this.#sections = await this.#parseSections(tables.shoff, shnum, bytes.section, shstrndx)
     const code = this.#sections.filter(({ flags }) => (flags & SHF_ALLOC) !== 0n && (flags & SHF_EXECINSTR) !== 0n)
     this.#holdsCode = code.length === 0 || code.some(({ type }) => type !== SHT_NOBITS)
@@ -224,9 +228,29 @@ export class ElfFile {
    * from the file (`.bss`), or the file holds debug symbols only, whose program headers describe the file that they were split from.
    */
   fileOffsetOf(vaddr: bigint): bigint | null {
+    const place = Number(vaddr)
+    if (this.#bounds.length > 0 && place <= Number.MAX_SAFE_INTEGER) return this.#exactOffsetOf(place)
     const load = this.#loadAt(vaddr)
     if (load === null || !this.#holdsCode || vaddr - load.vaddr >= load.fileSize) return null
     const offset = vaddr - load.vaddr + load.offset
+    return offset < this.size ? offset : null
+  }
+
+  /** The same in numbers, which is some times as fast: a file may have ten thousand notes, with two addresses each. */
+  #exactOffsetOf(vaddr: number): bigint | null {
+    const bounds = this.#bounds
+    let low = 0
+    let high = bounds.length / 4
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if ((bounds[4 * middle] ?? 0) <= vaddr) low = middle + 1
+      else high = middle
+    }
+    const at = 4 * (low - 1)
+    if (at < 0 || !this.#holdsCode) return null
+    const distance = vaddr - (bounds[at] ?? 0)
+    if (distance >= (bounds[at + 1] ?? 0) || distance >= (bounds[at + 2] ?? 0)) return null
+    const offset = BigInt(distance + (bounds[at + 3] ?? 0))
     return offset < this.size ? offset : null
   }
 

@@ -67,22 +67,27 @@ export const MACHINE_NAMES: ReadonlyMap<number, string> = new Map([
 
 /** Reads fields in a file's class and byte order. */
 export class ElfView {
+  readonly #data: DataView
+
   constructor(
     readonly buffer: Buffer,
     readonly littleEndian: boolean,
     readonly bits: 32 | 64,
-  ) {}
+  ) {
+    this.#data = new DataView(buffer.buffer, buffer.byteOffset, buffer.length)
+  }
 
   u16(offset: number): number {
-    return this.littleEndian ? this.buffer.readUInt16LE(offset) : this.buffer.readUInt16BE(offset)
+    return this.#data.getUint16(offset, this.littleEndian)
   }
 
   u32(offset: number): number {
-    return this.littleEndian ? this.buffer.readUInt32LE(offset) : this.buffer.readUInt32BE(offset)
+    return this.#data.getUint32(offset, this.littleEndian)
   }
 
   u64(offset: number): bigint {
-    return this.littleEndian ? this.buffer.readBigUInt64LE(offset) : this.buffer.readBigUInt64BE(offset)
+    // Buffer's own method makes three bigints of two halves.
+    return this.#data.getBigUint64(offset, this.littleEndian)
   }
 
   /** A field as wide as an address. */

@@ -63,71 +63,143 @@ export async function readUsdtNotes(elf: ElfFile): Promise<UsdtNote[]> {
       throw badElf(elf.path, `${total} bytes of USDT notes, more than the ${MAX_TOTAL_BYTES} that are accepted`, section.offset)
     }
     const view = await elf.readView(section.offset, Number(section.size))
+    const parser = new NoteParser(elf, view, base, section.offset)
     let steps = 0
-    for (const { isUsdt, start, end } of notesIn(elf, view, section.offset)) {
+    while (parser.next()) {
       if (++steps % 128 === 0 && slice.isOver) await slice.rest()
-      if (!isUsdt) continue
+      if (!parser.isUsdt) continue
       if (notes.length >= MAX_NOTES)
-        throw badElf(elf.path, `more than the ${MAX_NOTES} USDT notes that are accepted`, section.offset + BigInt(start))
-      notes.push(parseNote(elf, view, start, end, base, section.offset))
+        throw badElf(elf.path, `more than the ${MAX_NOTES} USDT notes that are accepted`, section.offset + BigInt(parser.start))
+      notes.push(parser.parse())
     }
   }
   return notes
 }
 
-/** The notes of a section: whether each is a USDT note, and where its description begins and ends. */
-function* notesIn(elf: ElfFile, view: ElfView, sectionOffset: bigint): Generator<{ isUsdt: boolean; start: number; end: number }> {
-  const { buffer } = view
-  let at = 0
-  while (at + HEAD_BYTES <= buffer.length) {
+/**
+ * Goes through the notes of a section. A file may have ten thousand, and the first time V8 has no optimized code yet, so nothing is made for a note but the note itself: no
+ * view, no generator, and one string for a provider that many share.
+ */
+class NoteParser {
+  /** Whether the note that `next` stepped over is a USDT note, and where its description begins and ends. */
+  isUsdt = false
+  start = 0
+  #end = 0
+  #nextAt = 0
+  /** Where the next text of the note begins. */
+  #at = 0
+  #lastBase = 0n
+  #provider = ''
+  #providerAt = 0
+  #providerEnd = 0
+  readonly #buffer: Buffer
+
+  constructor(
+    private readonly elf: ElfFile,
+    private readonly view: ElfView,
+    private readonly base: Section | undefined,
+    private readonly sectionOffset: bigint,
+  ) {
+    this.#buffer = view.buffer
+  }
+
+  /** Steps over the next note; false if there is none. */
+  next(): boolean {
+    const { view } = this
+    const at = this.#nextAt
+    const buffer = this.#buffer
+    if (at + HEAD_BYTES > buffer.length) {
+      if (buffer.subarray(at).some((byte) => byte !== 0))
+        throw badElf(this.elf.path, `the last note of ${SECTION} is cut off`, this.sectionOffset + BigInt(at))
+      return false
+    }
     const nameBytes = view.u32(at)
     const descBytes = view.u32(at + 4)
     const nameAt = at + HEAD_BYTES
-    const start = nameAt + align4(nameBytes)
-    const end = start + descBytes
-    if (end > buffer.length) throw badElf(elf.path, `a note reaches beyond its section ${SECTION}`, sectionOffset + BigInt(at))
-    const isUsdt = view.u32(at + 8) === TYPE && nameBytes === OWNER.length && OWNER.compare(buffer, nameAt, nameAt + OWNER.length) === 0
-    yield { isUsdt, start, end }
-    at = start + align4(descBytes)
+    this.start = nameAt + align4(nameBytes)
+    this.#end = this.start + descBytes
+    if (this.#end > buffer.length)
+      throw badElf(this.elf.path, `a note reaches beyond its section ${SECTION}`, this.sectionOffset + BigInt(at))
+    this.isUsdt = view.u32(at + 8) === TYPE && nameBytes === OWNER.length && this.#isOwner(nameAt)
+    this.#nextAt = this.start + align4(descBytes)
+    return true
   }
-  if (buffer.subarray(at).some((byte) => byte !== 0))
-    throw badElf(elf.path, `the last note of ${SECTION} is cut off`, sectionOffset + BigInt(at))
-}
 
-function parseNote(elf: ElfFile, view: ElfView, start: number, end: number, base: Section | undefined, sectionOffset: bigint): UsdtNote {
-  const word = elf.bits / 8
-  const bad = (what: string): Error => badElf(elf.path, `a USDT note ${what}`, sectionOffset + BigInt(start))
-  if (end - start < 3 * word) throw bad(`of ${end - start} bytes is too short for its addresses`)
-  if (end - start > MAX_NOTE_BYTES) throw bad(`of ${end - start} bytes is longer than the ${MAX_NOTE_BYTES} that are accepted`)
-  const pc = view.word(start)
-  const storedBase = view.word(start + word)
-  const semaphore = view.word(start + 2 * word)
-  const strings = view.buffer.subarray(start + 3 * word, end)
-  let at = 0
-  const next = (what: string): string => {
-    const zero = strings.indexOf(0, at)
-    if (zero < 0) throw bad(`has ${what} that does not end within it`)
-    const text = decodeName(strings, at, zero)
-    at = zero + 1
-    return text
+  #isOwner(at: number): boolean {
+    for (let index = 0; index < OWNER.length; index++) if (this.#buffer[at + index] !== OWNER[index]) return false
+    return true
   }
-  const provider = next('a provider')
-  const name = next('a name')
-  const args = next('a list of arguments')
-  const moved = base === undefined ? 0n : base.address - storedBase
-  const vaddr = wrap(elf, pc + moved)
-  const semaphoreVaddr = semaphore === 0n ? null : wrap(elf, semaphore + moved)
-  return {
-    provider,
-    name,
-    args,
-    pc,
-    base: storedBase,
-    semaphore,
-    vaddr,
-    fileOffset: elf.fileOffsetOf(vaddr),
-    semaphoreVaddr,
-    refCtrOffset: semaphoreVaddr === null ? null : elf.fileOffsetOf(semaphoreVaddr),
+
+  /** The USDT note that `next` stepped over. */
+  parse(): UsdtNote {
+    const { elf, view, base, start } = this
+    const word = elf.bits / 8
+    const bytes = this.#end - start
+    if (bytes < 3 * word) throw this.#bad(`of ${bytes} bytes is too short for its addresses`)
+    if (bytes > MAX_NOTE_BYTES) throw this.#bad(`of ${bytes} bytes is longer than the ${MAX_NOTE_BYTES} that are accepted`)
+    const pc = view.word(start)
+    const storedBase = this.#base(start + word)
+    const semaphore = view.word(start + 2 * word)
+    this.#at = start + 3 * word
+    const provider = this.#providerName()
+    const name = this.#text('a name')
+    const args = this.#text('a list of arguments')
+    const moved = base === undefined ? 0n : base.address - storedBase
+    const vaddr = moved === 0n ? pc : wrap(elf, pc + moved)
+    const semaphoreVaddr = semaphore === 0n ? null : moved === 0n ? semaphore : wrap(elf, semaphore + moved)
+    return {
+      provider,
+      name,
+      args,
+      pc,
+      base: storedBase,
+      semaphore,
+      vaddr,
+      fileOffset: elf.fileOffsetOf(vaddr),
+      semaphoreVaddr,
+      refCtrOffset: semaphoreVaddr === null ? null : elf.fileOffsetOf(semaphoreVaddr),
+    }
+  }
+
+  /** All notes that one run of the linker left have the same base, so it is kept as one value. */
+  #base(at: number): bigint {
+    const base = this.view.word(at)
+    if (base !== this.#lastBase) this.#lastBase = base
+    return this.#lastBase
+  }
+
+  /** The text at the current place, up to its zero. */
+  #text(what: string): string {
+    const buffer = this.#buffer
+    const from = this.#at
+    let at = from
+    let bits = 0
+    for (let byte = buffer[at]; at < this.#end && byte !== undefined && byte !== 0; byte = buffer[++at]) bits |= byte
+    if (at >= this.#end) throw this.#bad(`has ${what} that does not end within it`)
+    this.#at = at + 1
+    return bits < 0x80 ? buffer.toString('latin1', from, at) : decodeName(buffer, from, at)
+  }
+
+  /** The same for the provider, which mostly is that of the note before. */
+  #providerName(): string {
+    const buffer = this.#buffer
+    const from = this.#at
+    const length = this.#providerEnd - this.#providerAt
+    let same = 0
+    // The zero is compared as well.
+    while (same <= length && from + same < this.#end && buffer[from + same] === buffer[this.#providerAt + same]) same++
+    if (same > length && length > 0) {
+      this.#at = from + same
+      return this.#provider
+    }
+    this.#provider = this.#text('a provider')
+    this.#providerAt = from
+    this.#providerEnd = this.#at - 1
+    return this.#provider
+  }
+
+  #bad(what: string): Error {
+    return badElf(this.elf.path, `a USDT note ${what}`, this.sectionOffset + BigInt(this.start))
   }
 }
 
