@@ -146,3 +146,38 @@ const textCondition = fc
 test('random filters on strings let through what they should', possible, (t) =>
   compareWithModel(t, { ...noTexts, texts: textCondition, comparisons: false }, texts, { registration: HAS_MULTI ? 'multi' : 'perf' }),
 )
+
+/** Whether a filter lets hits through that have these strings, in this order. */
+const AT_THE_EDGE: ReadonlyArray<readonly [filter: string, passes: readonly boolean[]]> = [
+  // Strings:                             ''     'x'    'xy'   null
+  ['str(arg10) == ""', /*             */ [true, false, false, false]],
+  ['str(arg10) != ""', /*             */ [false, true, true, false]],
+  ['!(str(arg10) == "")', /*          */ [false, true, true, true]],
+  ['str(arg10) == "" || arg0 == 9', /**/ [true, false, false, false]],
+  ['str(arg10) == "x"', /*            */ [false, true, false, false]],
+  ['str(arg10) != "x"', /*            */ [true, false, true, false]],
+  ['strncmp(str(arg10), "x", 1) == 0', [false, true, true, false]],
+  ['strncmp(str(arg10), "x", 1) != 0', [true, false, false, false]],
+]
+
+// Kernels differ in what they say of an empty string, so this is not left to chance.
+test('filters on strings know an empty one, a single character and none at all', possible, async (t) => {
+  const target = await startTarget(t)
+  const tracer = newTracer(t)
+  const attached = await Promise.all(
+    AT_THE_EDGE.map(async ([filter, passes]) => {
+      const probe = await tracer.attach('usdt:t:values', { pid: target.pid, filter })
+      return { filter, passes, probe, hits: collect(probe) }
+    }),
+  )
+  for (const text of ['', 'x', 'xy', null]) await shoot(target, { numbers: Array.from({ length: 8 }, () => 1n), text })
+  await Promise.all(attached.map(({ probe }) => probe.detach()))
+  for (const { filter, passes, hits } of attached) {
+    const passed = hits.map((hit) => Number(hit.args[8]))
+    assert.deepEqual(
+      passed,
+      [0, 1, 2, 3].filter((shot) => passes[shot]),
+      filter,
+    )
+  }
+})
