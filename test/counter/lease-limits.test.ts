@@ -68,7 +68,7 @@ test('a process without a descriptor left takes nobody for dead, and nothing for
     directory.path,
     `const { openSync, closeSync } = require('node:fs')
      const asked = []
-     for (const ask of [() => directory.list(), () => directory.owners(), () => LeaseOwner.create(directory, native), () => recover()]) {
+     for (const ask of [() => directory.list(), () => directory.owners(), () => LeaseOwner.create(directory, native, log), () => recover()]) {
        const taken = []
        // All, and then all but one, with which names can be read and files not be opened.
        for (;;) try { taken.push(openSync('/dev/null')) } catch { break }
