@@ -58,26 +58,42 @@ export class Pin {
   }
 }
 
+/** Sites that count, registered as long as nobody releases them. */
+export interface CountingSites {
+  readonly sites: readonly SharingSite[]
+  /** Takes the registrations away. */
+  release(): Promise<void>
+}
+
 /**
  * The sites of a counter that count on it, or would: all but those that somebody has registered without it. A site is registered with one counter offset only, whatever process it is for
  * (`alloc_uprobe`, kernel/events/uprobes.c); so each is tried for our own process, which does not map the file, and nothing is written anywhere.
+ *
+ * They stay registered. Whoever takes a registration away has the kernel take out the breakpoints that nobody wants any more, in every process (`register_for_each_vma`), and where the counter is
+ * negative it cannot count them down, and leaks the uprobe. So the counter is put right first.
  * @throws what the kernel refuses with for another reason
  */
-export async function countingSites(native: Native, file: TargetFile, counter: FileCounter, counterOffset: bigint): Promise<SharingSite[]> {
+export async function registerCountingSites(
+  native: Native,
+  file: TargetFile,
+  counter: FileCounter,
+  counterOffset: bigint,
+): Promise<CountingSites> {
   const fds: number[] = []
-  const counting: SharingSite[] = []
+  const sites: SharingSite[] = []
   try {
     for (const site of counter.sites) {
       try {
         fds.push(await event(native, file, process.pid, site.fileOffset, counterOffset))
-        counting.push(site)
+        sites.push(site)
       } catch (error) {
         if (errnoOf(error) !== EINVAL) throw error
       }
     }
-    return counting
-  } finally {
+    return { sites, release: () => closeRegistrations(native, fds) }
+  } catch (error) {
     await closeRegistrations(native, fds)
+    throw error
   }
 }
 

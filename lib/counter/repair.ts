@@ -25,7 +25,7 @@ import { CounterLocks } from './counter-locks.js'
 import { Guard } from './guard.js'
 import type { CounterState, InspectedCounter } from './inspect.js'
 import type { LeaseDirectory } from './lease-directory.js'
-import { countingSites, Pin } from './pin.js'
+import { Pin, registerCountingSites } from './pin.js'
 import { type CounterPlace, counterPlaces } from './places.js'
 import { CLAIM, inspectAt } from './read.js'
 import { readSpace } from './space.js'
@@ -203,14 +203,20 @@ async function liftUnderflow(context: RepairContext, inspected: InspectedCounter
   const { file, counter } = inspected
   const { refCtrOffset } = counter
   const own = target.pid === process.pid
-  const sites = refCtrOffset === null || own ? counter.sites : await countingSites(native, file, counter, refCtrOffset)
+  const counting = refCtrOffset === null || own ? null : await registerCountingSites(native, file, counter, refCtrOffset)
+  const sites = counting?.sites ?? counter.sites
   const counted: InspectedCounter = { ...inspected, counter: { ...counter, sites } }
-  const stored = await withCell(native, target, inspected, async (cell) => {
-    const { value, armedSites } = await lookAgain(target, counted)
-    if (value === null || (value & CLAIM) === 0) return left(value, CHANGED)
-    cell.replace(value, armedSites)
-    return { after: armedSites, applied: true, note: `${armedSites} was stored, the number of armed sites that count here` }
-  })
+  let stored: Outcome
+  try {
+    stored = await withCell(native, target, inspected, async (cell) => {
+      const { value, armedSites } = await lookAgain(target, counted)
+      if (value === null || (value & CLAIM) === 0) return left(value, CHANGED)
+      cell.replace(value, armedSites)
+      return { after: armedSites, applied: true, note: `${armedSites} was stored, the number of armed sites that count here` }
+    })
+  } finally {
+    await counting?.release()
+  }
   if (!stored.applied || stored.after === 0) return stored
   try {
     const restored = await restoreBreakpoints(context, counted)

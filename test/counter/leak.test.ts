@@ -11,8 +11,9 @@ import test, { type TestContext } from 'node:test'
 import { counters, type RepairEntry, repair } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
 import { HAS_MULTI } from '../support/features.js'
+import { kernelLogSince } from '../support/kernel-log.js'
 import { leaseDirectory } from '../support/leases.js'
-import { counterValue, isArmed, writeCounter } from '../support/memory.js'
+import { counterValue, isArmed, writeBreakpoint, writeCounter } from '../support/memory.js'
 import { gatedNote, notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { detachComplete, newTracer, refused } from '../support/tracing.js'
@@ -117,4 +118,25 @@ test('a tracer that holds the site is left its breakpoint, and its end takes it 
   assert.equal(value(), 1)
   await detachComplete(probe, 0)
   assert.deepEqual([value(), armed()], [0, false])
+})
+
+test('a breakpoint that no uprobe made, under a negative counter: its repair leaks none', GUEST, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const { program, pid } = target
+  const { fileOffset, refCtrOffset } = gatedNote(program, 't:gated')
+  // From now on the kernel looks into this process whenever a uprobe of the file goes.
+  await detachComplete(await newTracer(t).attach('usdt:t:gated', { pid }), 0)
+  writeBreakpoint(pid, program, fileOffset)
+  writeCounter(pid, program, refCtrOffset, 0x8001)
+  const log = kernelLogSince('a breakpoint by hand')
+  const entries = await repair({ pid, dryRun: false, leaseDir: leaseDirectory() })
+  assert.deepEqual(
+    entries.map(({ problem, before, after, applied }) => [problem, before, after, applied]),
+    [['underflow', 0x8001, 0, true]],
+  )
+  assert.deepEqual([counterValue(pid, program, refCtrOffset), isArmed(pid, program, fileOffset)], [0, false])
+  assert.deepEqual(
+    log().filter((line) => /leaking uprobe|decrement failed/.test(line)),
+    [],
+  )
 })

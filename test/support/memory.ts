@@ -50,6 +50,14 @@ function readMemory(pid: number, address: bigint, bytes: number): Buffer {
   })
 }
 
+function writeMemory(pid: number, address: bigint, bytes: Buffer): void {
+  withMemory(pid, 'r+', (fd) => {
+    // fs.writeSync takes its position as a number; user addresses on x86-64 and arm64 are below 2^48.
+    if (writeSync(fd, bytes, 0, bytes.length, Number(address)) !== bytes.length)
+      throw new Error(`0x${address.toString(16)} could not be written`)
+  })
+}
+
 /** The bytes of the instruction that process `pid` would execute for the file's offset, as hexadecimal digits. */
 export function instructionBytes(pid: number, path: string, fileOffset: bigint, bytes = process.arch === 'arm64' ? 4 : 1): string {
   return readMemory(pid, addressOf(pid, path, fileOffset, 'x'), bytes).toString('hex')
@@ -77,13 +85,14 @@ export function counterValue(pid: number, path: string, refCtrOffset: bigint): n
   return readMemory(pid, addressOf(pid, path, refCtrOffset, 'w'), 2).readUInt16LE(0)
 }
 
+/** Puts a breakpoint into a process at the file's offset, as a debugger does: `int3`, or `brk #5`, by which the kernel knows its own. */
+export function writeBreakpoint(pid: number, path: string, fileOffset: bigint): void {
+  writeMemory(pid, addressOf(pid, path, fileOffset, 'x'), Buffer.from(process.arch === 'arm64' ? 'a00020d4' : 'cc', 'hex'))
+}
+
 /** Writes a counter of a process, as a tool does that counts by hand. */
 export function writeCounter(pid: number, path: string, refCtrOffset: bigint, value: number): void {
-  const address = addressOf(pid, path, refCtrOffset, 'w')
   const bytes = Buffer.alloc(2)
   bytes.writeUInt16LE(value)
-  withMemory(pid, 'r+', (fd) => {
-    // fs.writeSync takes its position as a number; user addresses on x86-64 and arm64 are below 2^48.
-    if (writeSync(fd, bytes, 0, 2, Number(address)) !== 2) throw new Error('the counter could not be written')
-  })
+  writeMemory(pid, addressOf(pid, path, refCtrOffset, 'w'), bytes)
 }
