@@ -22,7 +22,7 @@ const ADVICE: Partial<Record<CounterInfo['state'], string>> = {
   claimed: 'kernel tracers are refused at these sites: uprobe release PID asks the owner to give way',
   'orphan-claim': 'the agent that claimed it is dead: uprobe repair PID --apply',
   'foreign-claim': 'no lease names this claim: find out whose it is, then uprobe repair PID --apply',
-  underflow: 'somebody subtracted too much: uprobe repair PID --apply',
+  underflow: 'somebody subtracted too much, or set bit 15 over a count: uprobe repair PID --apply',
   'leaked-count': 'a tool that counts by hand lives (gdb, old bcc), or left this behind: uprobe repair PID shows what can be done',
   'stuck-breakpoint': 'a suspicion, since perf stat and perf record are listed nowhere: if none runs, uprobe repair PID --apply',
 }

@@ -136,7 +136,7 @@ async function diagnoseEinval(refused: RefusedSite, where: string, explain: Expl
     return explain(
       'ERR_UPROBE_COUNTER_NEGATIVE',
       `${where}: its counter reads 0x${negative.value.toString(16)} in process ${negative.pid}. The kernel takes that as negative and refuses to count. ` +
-        'Another tool set the most significant bit, or subtracted too much; the value must be put right first.',
+        `Another tool set the most significant bit, or subtracted too much. \`uprobe repair ${negative.pid}\` says what can be done.`,
     )
   }
   return explain('ERR_UPROBE_KERNEL', `The kernel refused to probe ${where} as invalid. Its log (dmesg) may say more.`)

@@ -49,7 +49,7 @@ for (const scope of ['the process', 'every process'] as const) {
     const tracer = newTracer(t)
     const attach = () => tracer.attach(`usdt:${target.program}:t:gated`, scope === 'the process' ? { pid: target.pid } : {})
     const error = await refused(attach(), 'ERR_UPROBE_COUNTER_NEGATIVE')
-    assert.match(error.message, new RegExp(`\\b${target.pid}\\b`))
+    assert.match(error.message, new RegExp(`\\buprobe repair ${target.pid}\\b`))
     assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0x8000)
     assert.equal(isArmed(target.pid, target.program, fileOffset), false)
     writeCounter(target.pid, target.program, refCtrOffset, 0)
