@@ -1,4 +1,4 @@
-// The counter of a USDT probe, step by step: counted by the kernel, raised by a tool that forgot it, repaired, claimed, and left behind by an agent that was killed.
+// The counter of a USDT probe, step by step: counted by the kernel, raised by a tool that forgot it, repaired, made negative, claimed, and left behind by an agent that was killed.
 //
 //     sudo node examples/counters.mjs
 //
@@ -27,10 +27,10 @@ async function show(step) {
   return info
 }
 
-/** What tools did before the kernel counted: read, add, write. */
-function addByHand(address, value, count) {
+/** What tools do that count by hand: they read, add, and write both bytes. */
+function setByHand(address, value) {
   const mem = openSync(`/proc/${pid}/mem`, 'r+')
-  writeSync(mem, Uint16Array.of(value + count), 0, 2, Number(address))
+  writeSync(mem, Uint16Array.of(value), 0, 2, Number(address))
   closeSync(mem)
 }
 
@@ -46,11 +46,18 @@ try {
   const { address } = await show('nobody looks')
   const counted = await tracer.attach('usdt:uprobe:demo', { pid })
   const { value } = await show('a tracer, and the kernel counts for it')
-  addByHand(address, value, 3)
+  setByHand(address, value + 3)
   await show('some tool adds 3 by hand, and is killed')
   await fix('pinned, and what is above the armed sites subtracted')
   await counted.detach()
   await show('the tracer leaves')
+
+  setByHand(address, 0x8000)
+  await show('somebody sets bit 15, without a lease')
+  const negative = await tracer.attach('usdt:uprobe:demo', { pid }).catch((error) => error)
+  console.log(`  the kernel counts on no negative number: ${negative.code}`)
+  await show('and has changed nothing')
+  await fix('cleared')
 
   const claimed = await tracer.attach('usdt:uprobe:demo', { pid, counter: 'msb' })
   await show('claimed by its most significant bit')

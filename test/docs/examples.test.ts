@@ -18,6 +18,9 @@ test('examples/counters.mjs: the arithmetic of docs/counters.md, step by step', 
     ['0x0004', '1', 'leaked-count'],
     ['0x0001', '1', 'counted'],
     ['0x0000', '0', 'idle'],
+    ['0x8000', '0', 'foreign-claim'],
+    ['0x8000', '0', 'foreign-claim'],
+    ['0x0000', '0', 'idle'],
     ['0x8000', '1', 'claimed'],
     ['0x0000', '1', 'idle'],
     ['0x8000', '1', 'claimed'],
@@ -26,5 +29,9 @@ test('examples/counters.mjs: the arithmetic of docs/counters.md, step by step', 
     ['0x8000', '0', 'orphan-claim'],
     ['0x0000', '0', 'idle'],
   ])
-  assert.deepEqual(output.match(/repair: [\w-]+, \d+ → \d+/g), ['repair: leaked-count, 4 → 1', 'repair: orphan-claim, 32768 → 0'])
+  assert.deepEqual(output.match(/repair: [\w-]+, \d+ → \d+/g), [
+    'repair: leaked-count, 4 → 1',
+    'repair: foreign-claim, 32768 → 0',
+    'repair: orphan-claim, 32768 → 0',
+  ])
 })
