@@ -13,7 +13,7 @@ import { counters, type RepairEntry, repair } from '../../lib/index.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
 import { leaseDirectory, leaseFiles } from '../support/leases.js'
-import { counterValue, isArmed, writeCounter } from '../support/memory.js'
+import { counterAddressOf, counterValue, isArmed, writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
@@ -54,6 +54,25 @@ async function debug(t: TestContext, { pid }: Target): Promise<ChildProcess> {
   return strace
 }
 
+/** What tools did before the kernel counted: one reads the counter of t:shared, adds 1, writes, and is killed before it takes it back. */
+async function addByHand({ pid, program }: Target): Promise<void> {
+  const address = counterAddressOf(pid, program, notesOf(program, 't:shared')[0]?.refCtrOffset ?? 0n)
+  const script = `
+    const fs = require('node:fs')
+    const mem = fs.openSync('/proc/${pid}/mem', 'r+')
+    const counter = new Uint16Array(1)
+    fs.readSync(mem, counter, 0, 2, ${address})
+    counter[0]++
+    fs.writeSync(mem, counter, 0, 2, ${address})
+    console.log('added')
+    setInterval(() => {}, 1000)`
+  const tool = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
+  await once(tool.stdout, 'data')
+  const ended = once(tool, 'exit')
+  tool.kill('SIGKILL')
+  await ended
+}
+
 function summary(entries: readonly RepairEntry[]): unknown[] {
   return entries.map(({ name, problem, before, after, applied }) => [name, problem, before, after, applied])
 }
@@ -70,8 +89,8 @@ test(
   'a count that a killed tool left: the dry run changes nothing, the repair takes it away, and a second finds nothing',
   GCC,
   async (t) => {
-    const { write, value, repair } = await scene(t)
-    write(3)
+    const { target, value, repair } = await scene(t)
+    for (let times = 0; times < 3; times++) await addByHand(target)
     assert.deepEqual(summary(await repair(true)), [['shared', 'leaked-count', 3, 0, false]])
     assert.equal(value(), 3)
     assert.deepEqual(summary(await repair(false)), [['shared', 'leaked-count', 3, 0, true]])

@@ -80,6 +80,11 @@ export function isArmed(pid: number, path: string, fileOffset: bigint): boolean 
   return instructionBytes(pid, path, fileOffset) !== fileBytes(path, fileOffset)
 }
 
+/** The address of a counter in a process. */
+export function counterAddressOf(pid: number, path: string, refCtrOffset: bigint): bigint {
+  return addressOf(pid, path, refCtrOffset, 'w')
+}
+
 /** The counter of a process at the file's offset, as 16 unsigned bits. */
 export function counterValue(pid: number, path: string, refCtrOffset: bigint): number {
   return readMemory(pid, addressOf(pid, path, refCtrOffset, 'w'), 2).readUInt16LE(0)
