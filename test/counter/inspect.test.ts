@@ -134,7 +134,7 @@ test(
   GCC,
   async (t) => {
     const { target, leaseDir, look } = await scene(t, 'bad-counter')
-    for (const name of ['bss', 'readonly', 'odd']) {
+    for (const name of ['bss', 'readonly', 'shared', 'odd']) {
       const info = await look(name)
       assert.deepEqual(row(info), [0, 0, false, 0, 'unreachable'], name)
       assert.notEqual(info.address, null)

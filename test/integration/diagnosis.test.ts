@@ -63,7 +63,7 @@ test('a counter at an odd address', GCC, async (t) => {
   await refused(newTracer(t).attach('usdt:t:odd', { pid: target.pid }), 'ERR_UPROBE_COUNTER_OFFSET')
 })
 
-for (const name of ['readonly', 'bss'] as const) {
+for (const name of ['readonly', 'bss', 'shared'] as const) {
   test(`a counter that the kernel never finds (${name})`, GCC, async (t) => {
     const target = await Target.start(t, buildTarget(t, 'bad-counter'))
     await refused(newTracer(t).attach(`usdt:t:${name}`, { pid: target.pid }), 'ERR_UPROBE_COUNTER_UNREACHABLE')
