@@ -262,7 +262,9 @@ function holdCounters({ native, tracer }: AttachContext, file: FileSites, mode: 
   for (const counter of facts.counters.values()) {
     const holder = {
       tracer,
-      probes: sites.filter(({ counterVaddr }) => counterVaddr === counter.vaddr).map((site) => site.probe),
+      sites: sites
+        .filter(({ counterVaddr }) => counterVaddr === counter.vaddr)
+        .map(({ probe: name, fileOffset }) => ({ probe: name, fileOffset })),
       isActive: () => probe.state === 'attached',
       processes: () => (processes === null ? processesMapping(native, facts.identity) : living(processes)),
     }

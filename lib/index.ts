@@ -5,7 +5,7 @@
  */
 export type { ArgJson, ArgumentValue, Hit } from './capture/hit.js'
 export type { ReleasedCounter } from './counter/control.js'
-export type { HeldCounter, HeldCounterTarget } from './counter/held.js'
+export type { HeldCounter, HeldCounterProbe, HeldCounterTarget } from './counter/held.js'
 export type { CounterInfo, CounterState } from './counter/inspect.js'
 export type { CounterOwner } from './counter/owners.js'
 export type { RepairEntry } from './counter/repair.js'

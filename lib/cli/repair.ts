@@ -1,5 +1,6 @@
 /** `uprobe repair`: what others left behind in counters, and putting it right. */
 import type { Command } from 'commander'
+import { pino } from 'pino'
 import { type RepairEntry, repair, UprobeError } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
@@ -47,7 +48,9 @@ export function addRepair(program: Command): void {
     .action(async (pid: number | undefined, flags: { apply?: true; json?: true; leaseDir?: string }) => {
       const output = new Output(process.stdout)
       const dryRun = flags.apply !== true
-      const entries = await repair({ pid, dryRun, leaseDir: flags.leaseDir })
+      // Who redirects standard error keeps a record of what was changed, in lines as those of an agent's log.
+      const logger = !dryRun && pino(pino.destination({ dest: process.stderr.fd, sync: true }))
+      const entries = await repair({ pid, dryRun, leaseDir: flags.leaseDir, logger })
       await output.lines(
         flags.json ? entries.map((entry) => jsonLine({ ...entry, address: hex(entry.address) })) : alignColumns(entries.map(toColumns)),
       )

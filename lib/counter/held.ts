@@ -8,7 +8,7 @@ import { mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { counterPlaces } from './places.js'
 import { CLAIM, inspectCounter, readCounter } from './read.js'
-import type { CounterHolder, CounterMode, CounterTable, TableEntry } from './table.js'
+import type { CounterHolder, CounterMode, CounterTable, HeldSite, TableEntry } from './table.js'
 
 /** A counter in one process. */
 export interface HeldCounterTarget {
@@ -21,6 +21,13 @@ export interface HeldCounterTarget {
   readonly expected: number
 }
 
+/** What holds a counter: a `Probe`, with those of its sites that share the counter. */
+export interface HeldCounterProbe {
+  /** Whether it holds the counter at the moment; a paused one does not. */
+  readonly active: boolean
+  readonly sites: readonly HeldSite[]
+}
+
 /** A counter that probes of a tracer hold. */
 export interface HeldCounter {
   /** The file, as the target knows it. */
@@ -31,8 +38,8 @@ export interface HeldCounter {
   /** Offset of the counter in the file; `null` if it lies in `.bss`. */
   readonly refCtrOffset: bigint | null
   readonly mode: CounterMode
-  /** The probes of this process that hold it, one a site: other tracers' too, since they share the counter. */
-  readonly probes: readonly string[]
+  /** The probes of this process that hold it: other tracers' too, since they share the counter. */
+  readonly probes: readonly HeldCounterProbe[]
   /** The processes in which it is held. */
   readonly targets: readonly HeldCounterTarget[]
 }
@@ -58,7 +65,7 @@ export async function heldCounters(table: CounterTable, tracer: object): Promise
       ...identity,
       refCtrOffset: counter.refCtrOffset,
       mode,
-      probes: [...holders].flatMap(({ probes }) => probes),
+      probes: [...holders].map((holder) => ({ active: holder.isActive(), sites: holder.sites })),
       targets: [...targets.values()],
     })
   }

@@ -13,12 +13,20 @@ import type { FileCounter } from './read.js'
 /** How a counter is held: the kernel counts, or the package has claimed it by the most significant bit. */
 export type CounterMode = 'kernel' | 'msb'
 
+/** A site of a probe that holds a counter. */
+export interface HeldSite {
+  /** Full name of the probe, such as `usdt:postgresql:query__start`. */
+  readonly probe: string
+  /** Where it is in the file. */
+  readonly fileOffset: bigint
+}
+
 /** A probe that holds a counter in some processes. */
 export interface CounterHolder {
   /** Whose probe it is. */
   readonly tracer: object
-  /** Names of the probes at the sites that share the counter, one a site. */
-  readonly probes: readonly string[]
+  /** The sites of its file that share the counter. */
+  readonly sites: readonly HeldSite[]
   /** Whether its registrations and bits are in at the moment. */
   isActive(): boolean
   /** Calls back for each process that it holds the counter in, one after another. */
@@ -51,7 +59,7 @@ export class CounterTable {
     const key = `${identityKey(identity)}:${counter.vaddr}`
     const entry = this.#entries.get(key) ?? { identity, path, counter, mode, holders: new Set() }
     if (entry.mode !== mode) {
-      const names = [...new Set([...entry.holders].flatMap(({ probes }) => probes))].join(', ')
+      const names = [...new Set([...entry.holders].flatMap(({ sites }) => sites.map(({ probe }) => probe)))].join(', ')
       throw new UprobeError(
         'ERR_UPROBE_COUNTER_MODE',
         `The counter is held with counter: '${entry.mode}' by ${names}, and can be held in one way at a time. Use '${entry.mode}' here too, or detach the other probe first.`,

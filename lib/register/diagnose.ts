@@ -6,6 +6,7 @@
  */
 
 import { CLAIM, readCounter } from '../counter/read.js'
+import { negativeMessage } from '../counter/unreachable.js'
 import { EACCES, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOTSUPP, EPERM, ESRCH } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
@@ -133,11 +134,7 @@ async function diagnoseEinval(refused: RefusedSite, where: string, explain: Expl
   }
   const negative = await findNegativeCounter(refused)
   if (negative !== null) {
-    return explain(
-      'ERR_UPROBE_COUNTER_NEGATIVE',
-      `${where}: its counter reads 0x${negative.value.toString(16)} in process ${negative.pid}. The kernel takes that as negative and refuses to count. ` +
-        `Another tool set the most significant bit, or subtracted too much. \`uprobe repair ${negative.pid}\` says what can be done.`,
-    )
+    return explain('ERR_UPROBE_COUNTER_NEGATIVE', negativeMessage(where, negative.pid, negative.value))
   }
   return explain('ERR_UPROBE_KERNEL', `The kernel refused to probe ${where} as invalid. Its log (dmesg) may say more.`)
 }

@@ -9,8 +9,8 @@ import type { Arch } from '../capture/operands.js'
 import { bindOperands, functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
 import type { CaptureShape } from '../capture/shape.js'
 import { counterPlaces, kernelFindsCounter } from '../counter/places.js'
-import { BREAKPOINT_BYTES, type FileCounter, type SharingSite } from '../counter/read.js'
-import { unclaimable, unreachableByKernel } from '../counter/unreachable.js'
+import { BREAKPOINT_BYTES, CLAIM, type FileCounter, readCounter, type SharingSite } from '../counter/read.js'
+import { negativeCounter, unclaimable, unreachableByKernel } from '../counter/unreachable.js'
 import type { FileFacts } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { readUsdtNotes } from '../elf/stapsdt.js'
@@ -24,7 +24,7 @@ import { elfInstructions } from '../register/elf-instructions.js'
 import { checkSite } from '../register/hazards.js'
 import { describeSite, type Site } from '../register/site.js'
 import type { TargetFile } from '../target/file.js'
-import { codeAddress, type Mapping, mappingsOf } from '../target/maps.js'
+import { codeAddress, counterAddress, type Mapping, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import type { ResolvedFile } from '../target/resolve.js'
 import { type FoundSite, findSites } from './find-sites.js'
@@ -226,9 +226,22 @@ function checkCounter({ settings }: PrepareRequest, facts: FileFacts, views: rea
       if (problem !== null) return unclaimable(where, target.pid, problem)
     } else if (!kernelFindsCounter(mappings, counter)) {
       return unreachableByKernel(where, target.pid, problem === null)
+    } else {
+      const value = readNegative(target, mappings, counter)
+      if (value !== null) return negativeCounter(where, target.pid, value)
     }
   }
   return null
+}
+
+/**
+ * The counter, if the kernel takes it for negative and it is no claim. Where a breakpoint was left in, the kernel accepts a registration all the same, and leaks a uprobe when that goes, since it cannot count
+ * down (`update_ref_ctr` and `uprobe_write_opcode`, kernel/events/uprobes.c). Claims are guarded: the kernel refuses before it looks.
+ */
+function readNegative(target: TargetProcess, mappings: readonly Mapping[], { refCtrOffset }: FileCounter): number | null {
+  const address = refCtrOffset === null ? null : counterAddress(mappings, refCtrOffset)
+  const value = address === null ? null : readCounter(target, address)
+  return value !== null && value > CLAIM ? value : null
 }
 
 /** Whether the kernel would accept the site and harm the target by it. */

@@ -110,7 +110,19 @@ test('repair: a dry run without --apply, exactly the fields of the contract and 
     succeeded(await uprobe(t, 'repair', String(target.pid))),
     /usdt:.*:t:gated {2}leaked-count {2}0x2 → 0x0 {2}not applied {2}\S/,
   )
-  assert.deepEqual(await entries('--apply'), [{ ...entry, applied: true }])
+  const applied = await uprobe(t, ...args, '--apply')
+  assert.deepEqual(
+    (jsonOf(applied.stdout) as Array<typeof entry & { address: string; note: string }>).map(({ address, note, ...rest }) => rest),
+    [{ ...entry, applied: true }],
+  )
+  // A record of what was changed, and by whom.
+  const [record, ...more] = jsonOf(applied.stderr) as Array<Record<string, unknown>>
+  assert.deepEqual(more, [])
+  const { audit, pid, path, problem, before, after, uid } = record ?? assert.fail()
+  assert.deepEqual(
+    { audit, pid, path, problem, before, after, uid },
+    { audit: 'repair', pid: target.pid, path: target.program, problem: 'leaked-count', before: 2, after: 0, uid: 0 },
+  )
   assert.equal(await target.ask('counters'), '0 0 0 0')
   assert.deepEqual(await entries(), [])
 })

@@ -120,7 +120,7 @@ test('a tracer that holds the site is left its breakpoint, and its end takes it 
   assert.deepEqual([value(), armed()], [0, false])
 })
 
-test('a breakpoint that no uprobe made, under a negative counter: its repair leaks none', GUEST, async (t) => {
+test('a breakpoint that no uprobe made, under a negative counter: neither an attach nor the repair leaks one', GUEST, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const { program, pid } = target
   const { fileOffset, refCtrOffset } = gatedNote(program, 't:gated')
@@ -129,6 +129,8 @@ test('a breakpoint that no uprobe made, under a negative counter: its repair lea
   writeBreakpoint(pid, program, fileOffset)
   writeCounter(pid, program, refCtrOffset, 0x8001)
   const log = kernelLogSince('a breakpoint by hand')
+  // Here the kernel would accept a registration, and leak it when it goes.
+  await refused(newTracer(t).attach('usdt:t:gated', { pid }), 'ERR_UPROBE_COUNTER_NEGATIVE')
   const entries = await repair({ pid, dryRun: false, leaseDir: leaseDirectory() })
   assert.deepEqual(
     entries.map(({ problem, before, after, applied }) => [problem, before, after, applied]),
