@@ -23,6 +23,8 @@ const PARAMETERS = [
   'quiet',
   // Tests look for leaked uprobes in the log, which others fill with refusals.
   'log_buf_len=16M',
+  // Newer kernels let only a debugger write code through /proc/PID/mem, and a test breaks a target that way.
+  'proc_mem.force_override=always',
   // Closing a probe waits for the kernel's grace periods, which are long where processors are slow.
   'rcupdate.rcu_expedited=1',
 ]
