@@ -34,6 +34,7 @@ import { possibleCpus } from './register/stats.js'
 import { limitError } from './shortage.js'
 import { type FileSites, prepareSites } from './spec/prepare-sites.js'
 import { type ProbeSpec, parseSpec } from './spec/spec.js'
+import { ProbeStacks } from './symbolize/probe-stacks.js'
 import { TargetProcess } from './target/process.js'
 import { resolveFiles } from './target/resolve.js'
 import { processesMapping } from './target/scan.js'
@@ -157,6 +158,10 @@ async function attachSteps(
   undo.add(() => native.closeFd(statsFd))
   const pauseMap = settings.counter === 'msb' ? new PauseMap(native) : null
   undo.add(() => pauseMap?.close())
+  const stacks = settings.stack ? new ProbeStacks(native, ring, spec.kind !== 'uretprobe') : null
+  undo.add(() => stacks?.close())
+  await stacks?.seeTargets(settings.pids)
+  signal.throwIfAborted()
   const programs = new CapturePrograms(
     native,
     {
@@ -168,6 +173,7 @@ async function attachSteps(
       excludeTid: readerThreadToExclude(ring, processes),
       filter,
       pauseFd: pauseMap?.fd ?? null,
+      stacks: stacks?.program ?? null,
     },
     prepared.sites,
   )
@@ -185,6 +191,7 @@ async function attachSteps(
   const decoder = new HitDecoder(
     prepared.sites.map((site) => site.shape),
     (slot) => probe.siteOfSlot(slot),
+    stacks,
   )
   const holds: Array<() => void> = []
   const arming: Arming = pauseMap === null ? new CountedArming(attachment, ring) : claimCounters(pauseMap)
@@ -207,6 +214,7 @@ async function attachSteps(
     log,
     onEnded: () => {
       for (const release of holds) release()
+      stacks?.close()
       context.onEnded(probe)
     },
   })

@@ -45,6 +45,10 @@ export interface AttachOptions {
   strings?: readonly number[] | undefined
   /** Longest string that is read, in bytes, up to 4096. Default: 256. */
   stringLimit?: number | undefined
+  /** Record the stack of each hit, by frame pointers; see `hit.stack`. Default: false. */
+  stack?: boolean | undefined
+  /** Most frames of a stack that are recorded, from 2 to 512. Default: 127. */
+  stackDepth?: number | undefined
   /** Count hits in the kernel and deliver none. Default: false. */
   countOnly?: boolean | undefined
   /** Only hits for which this holds are delivered, such as `arg0 > 5 && str(arg1) == "select"`; it is decided in the kernel. docs/guide.md has the grammar. */
@@ -78,6 +82,8 @@ export interface AttachSettings {
   readonly counter: 'kernel' | 'msb'
   readonly strings: readonly number[]
   readonly stringLimit: number
+  readonly stack: boolean
+  readonly stackDepth: number
   readonly countOnly: boolean
   readonly filter: string | null
   readonly queueLimit: number
@@ -147,6 +153,8 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
     'counter',
     'strings',
     'stringLimit',
+    'stack',
+    'stackDepth',
     'countOnly',
     'filter',
     'queueLimit',
@@ -170,6 +178,8 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
   if (!['auto', 'perf', 'multi'].includes(registration)) bad('registration', "give 'auto', 'perf' or 'multi'")
   const filter: unknown = options.filter ?? null
   if (filter !== null && typeof filter !== 'string') bad('filter', 'give an expression, such as "arg0 > 5"')
+  if (options.stack === true && options.countOnly === true)
+    bad('stack', 'a probe that only counts delivers no stacks; give one of stack and countOnly')
   const signal = options.signal ?? null
   if (signal !== null && !(signal instanceof AbortSignal)) bad('signal', 'give an AbortSignal')
   return {
@@ -178,6 +188,8 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
     counter,
     strings: [...new Set(strings.map((index: unknown) => integer('strings', index, 0, 0, MAX_ARGUMENT)))],
     stringLimit: integer('stringLimit', options.stringLimit, 256, 1, 4096),
+    stack: boolean('stack', options.stack),
+    stackDepth: integer('stackDepth', options.stackDepth, 127, 2, 512),
     countOnly: boolean('countOnly', options.countOnly),
     filter,
     queueLimit: integer('queueLimit', options.queueLimit, 65_536, 1, 2 ** 24),

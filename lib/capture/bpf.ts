@@ -11,6 +11,7 @@ export type Register = 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10
 /** Numbers of the helpers (include/uapi/linux/bpf.h, ___BPF_FUNC_MAPPER), with the version that brought the youngest ones. */
 export const HELPER = {
   map_lookup_elem: 1,
+  map_update_elem: 2,
   ktime_get_ns: 5,
   get_smp_processor_id: 8,
   get_current_pid_tgid: 14,

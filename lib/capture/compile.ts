@@ -8,6 +8,7 @@
  *     counts = per-CPU array[slot];  counts.hits += 1
  *     if only counting: leave
  *     read the operands that the filter needs; if it rejects: counts.filtered += 1, leave
+ *     if stacks are wanted: walk the stack; if it is new: send a record of its addresses
  *     record = reserve(ring, size);  if there is no room: counts.lostRing += 1, leave
  *     fill in the head, each operand, each string
  *     if memory was absent and we may sleep: discard(record), fetch the memory, reserve and fill in another
@@ -29,6 +30,7 @@ import { emitPageIn, isInMemory } from './operand-code.js'
 import { layoutOf, type RecordClass } from './record.js'
 import { emitDiscard, emitFill, emitMeasure, emitSubmit } from './record-code.js'
 import { type CaptureShape, readableStrings } from './shape.js'
+import { emitStack, type StackProgram } from './stack-code.js'
 
 /** What a capture program is made from. */
 export interface CaptureProgram extends ReadingProgram {
@@ -48,6 +50,8 @@ export interface CaptureProgram extends ReadingProgram {
   /** A thread whose hits are ignored, by its id in the initial pid namespace. */
   readonly excludeTid: number | null
   readonly filter?: Filter | null | undefined
+  /** Where stacks go; needed for shapes that record them. */
+  readonly stacks?: StackProgram | null | undefined
   /** An array with one entry of {@link PAUSE_VALUE_BYTES}; `null` for a probe that is paused by taking it out. */
   readonly pauseFd?: number | null | undefined
 }
@@ -201,7 +205,12 @@ function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape,
     asm.place(pass)
   }
   if (program.ringFd !== null) {
+    const { ringFd, stacks } = program
     const { full, small } = layoutOf(shape)
+    if (shape.stack && stacks) {
+      const reserve = (bytes: number): void => emitReserve(asm, ringFd, bytes, leave)
+      emitStack(asm, { ...program, stacks }, shape.stack, reserve, (bytes) => emitSubmit(asm, ringFd, program.ringBytes, { bytes }))
+    }
     if (small !== null) {
       const long = new Label()
       emitMeasure(asm, program, shape, long)
@@ -220,14 +229,14 @@ function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape,
  */
 function emitRecord(asm: Assembler, program: CaptureProgram, ringFd: number, shape: CaptureShape, record: RecordClass, leave: Label): void {
   const submit = new Label()
-  emitReserve(asm, ringFd, record, leave)
+  emitReserve(asm, ringFd, record.bytes, leave)
   emitFill(asm, program, shape, record)
   if (program.sleepable && recordsMemory(shape)) {
     asm.loadMemory(1, FRAME, STACK.absent, 8)
     asm.jumpIf(1, 'jeq', 0, submit)
     emitDiscard(asm)
     emitPageIn(asm, program, shape, Math.max(0, ...record.strings.map(({ bytes }) => bytes)))
-    emitReserve(asm, ringFd, record, leave)
+    emitReserve(asm, ringFd, record.bytes, leave)
     emitFill(asm, program, shape, record)
   }
   asm.place(submit)
@@ -235,10 +244,10 @@ function emitRecord(asm: Assembler, program: CaptureProgram, ringFd: number, sha
   asm.jump(leave)
 }
 
-function emitReserve(asm: Assembler, ringFd: number, record: RecordClass, leave: Label): void {
+function emitReserve(asm: Assembler, ringFd: number, bytes: number, leave: Label): void {
   const reserved = new Label()
   asm.loadMap(1, ringFd)
-  asm.load(2, record.bytes)
+  asm.load(2, bytes)
   asm.load(3, 0)
   asm.call(HELPER.ringbuf_reserve)
   asm.jumpIf(0, 'jne', 0, reserved)

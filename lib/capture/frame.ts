@@ -35,6 +35,15 @@ export const STACK = {
   string: -32 - 256,
   /** u64 intermediate results of the filter, downwards. A program has 512 bytes (MAX_BPF_STACK, include/linux/filter.h). */
   results: -32 - 256,
+  // The stack is walked when the filter is through, so it takes the place of the filter's results.
+  /** u64 address of the frame that the walk has come to. */
+  walkFrame: -288 - 8,
+  /** u64 how many addresses the walk has found. */
+  walkCount: -288 - 16,
+  /** 16 bytes: the frame as it was read, or a return address alone. */
+  walkPair: -288 - 32,
+  /** 16 bytes: what the stack is known by; stays until the record of the hit is filled. */
+  stackKey: -288 - 48,
 } as const
 
 /** A string that is measured is read up to here, its NUL included. */

@@ -5,7 +5,9 @@
  * where its record is, and each field is read on access.
  */
 import { inspect } from 'node:util'
+import { UprobeError } from '../errors.js'
 import type { ProbeSite } from '../probe-types.js'
+import type { StackFrame } from '../symbolize/frame.js'
 import type { BoundOperand, OperandFormat } from './operands.js'
 import { COMM_BYTES, FIELD, layoutOf, type RecordClass, type RecordLayout, SMALL_RECORD_BIT, type StringArea } from './record.js'
 import type { CaptureShape } from './shape.js'
@@ -37,11 +39,29 @@ export interface HitJson {
   readonly probe: string
   readonly path: string
   readonly args: readonly ArgJson[]
+  /** Addresses of the stack, `0x…`, innermost first; only if stacks are recorded. */
+  readonly stack?: readonly string[] | { readonly unavailable: string }
+}
+
+/** A recorded stack of one process. */
+export interface Stack {
+  readonly pid: number
+  /** Innermost first. */
+  readonly addresses: readonly bigint[]
+}
+
+/** Where the stacks of a probe's hits are. */
+export interface HitStacks {
+  /** The stack that a record refers to at `at`; `null` if it is not kept any more. */
+  at(view: DataView, at: number): Stack | null
+  /** What its addresses are. */
+  symbolize(stack: Stack, hit: Pick<Hit, 'timestamp' | 'site'>): Promise<readonly StackFrame[]>
 }
 
 interface HitSource {
   readonly shape: CaptureShape
   readonly layout: RecordLayout
+  readonly stacks: HitStacks | null
 }
 
 /** One execution of a site. */
@@ -110,8 +130,38 @@ export class Hit {
     return area === undefined || length < 0 ? null : Buffer.from(this.#bytes(area.dataAt, length))
   }
 
+  /**
+   * The stack at the hit, if `stack: true` was asked for: addresses, innermost first, the first of them that of the site itself, the others those that their functions return to. Equal stacks of
+   * one process are one array.
+   * @returns `null` if stacks are not recorded; `{ unavailable: 'forgotten' }` if so many other stacks came since that this one is not kept any more
+   */
+  get stack(): readonly bigint[] | { readonly unavailable: 'forgotten' } | null {
+    const stacks = this.#source.stacks
+    if (stacks === null) return null
+    return this.#stack(stacks)?.addresses ?? { unavailable: 'forgotten' }
+  }
+
+  /**
+   * What the addresses of the stack are: a frame for each. The work is done by a thread of its own, from the process' mappings as they were when it was first seen. An address of
+   * which no name is known for sure has none. Ask soon: what a process has mapped can be read only as long as it runs.
+   * @returns no frames if the stack is not kept any more
+   * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` if stacks are not recorded
+   */
+  async symbolize(): Promise<readonly StackFrame[]> {
+    const stacks = this.#source.stacks
+    if (stacks === null) throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'The probe records no stacks. Attach it with `stack: true`.')
+    const stack = this.#stack(stacks)
+    return stack === null ? [] : stacks.symbolize(stack, this)
+  }
+
+  #stack(stacks: HitStacks): Stack | null {
+    const { stackAt } = this.#class()
+    return stackAt === null ? null : stacks.at(this.#view, this.#offset + stackAt)
+  }
+
   /** The fields of `uprobe trace --json`. */
   toJSON(): HitJson {
+    const { stack } = this
     return {
       time: this.timestamp.toString(),
       pid: this.pid,
@@ -121,6 +171,7 @@ export class Hit {
       probe: this.probe,
       path: this.site.path,
       args: argsToJson(this.args),
+      ...(stack !== null && { stack: 'unavailable' in stack ? stack : stack.map(hex) }),
     }
   }
 
@@ -218,12 +269,14 @@ export class HitDecoder {
   /**
    * @param shapes - by slot
    * @param siteOf - the site of a slot, as the user sees it
+   * @param stacks - where stacks are, if the shapes record them
    */
   constructor(
     shapes: readonly CaptureShape[],
     private readonly siteOf: (slot: number) => ProbeSite,
+    stacks: HitStacks | null = null,
   ) {
-    this.#sources = shapes.map((shape) => ({ shape, layout: layoutOf(shape) }))
+    this.#sources = shapes.map((shape) => ({ shape, layout: layoutOf(shape), stacks: shape.stack ? stacks : null }))
   }
 
   /** The slot of the record at `offset`. */

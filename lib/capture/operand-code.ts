@@ -70,7 +70,8 @@ export function emitAddress(asm: Assembler, arch: Arch, operand: Extract<BoundOp
   }
 }
 
-function loadRegister(asm: Assembler, arch: Arch, dst: Register, name: string): void {
+/** dst = a register of the thread. */
+export function loadRegister(asm: Assembler, arch: Arch, dst: Register, name: string): void {
   const offset = REGISTERS[arch].get(name)
   if (offset === undefined) throw new RangeError(`there is no register ${name} on ${arch}`)
   asm.loadMemory(dst, CTX, offset, 8)

@@ -10,6 +10,7 @@ import { emitAddress, emitDirect, emitNarrow, emitRead, emitString, emitValue } 
 import type { BoundOperand } from './operands.js'
 import { COMM_BYTES, FIELD, type RecordClass, SMALL_RECORD_BIT } from './record.js'
 import { type CaptureShape, readableStrings } from './shape.js'
+import { emitStackKey } from './stack-code.js'
 
 /** What of a capture program goes into its records. */
 export interface RecordProgram extends ReadingProgram {
@@ -57,6 +58,7 @@ export function emitMeasure(asm: Assembler, program: ReadingProgram, shape: Capt
 export function emitFill(asm: Assembler, program: RecordProgram, shape: CaptureShape, record: RecordClass): void {
   const present = { ...program, sleepable: false }
   emitHead(asm, program, record.small)
+  if (record.stackAt !== null) emitStackKey(asm, record.stackAt)
   if (program.sleepable) asm.storeImm(FRAME, STACK.absent, 0, 8)
   for (const [index, operand] of shape.operands.entries()) emitOperand(asm, present, operand, index)
   for (const area of record.strings) {
@@ -145,7 +147,7 @@ function flagOf(index: number): number {
 }
 
 /** Submits the record, and says whether the reader is to be woken in any case. */
-export function emitSubmit(asm: Assembler, ringFd: number, ringBytes: number, record: RecordClass): void {
+export function emitSubmit(asm: Assembler, ringFd: number, ringBytes: number, record: Pick<RecordClass, 'bytes'>): void {
   const step = ringBytes / WAKE_FRACTION
   const submit = new Label()
   asm.loadMap(1, ringFd)

@@ -10,6 +10,7 @@
  *     32  char comm[16]
  *     48  u64  one an operand: the raw register or constant, the bytes read from memory, or the address that could not be read
  *      …  i64  one a string: bytes with the final NUL as bpf_probe_read_user_str returns them, or a negative errno
+ *      …  u64  twice, if stacks are recorded: what the stack is known by (stack-code.ts)
  *      …       one area a string, as long as the longest string and two bytes more, padded to 8
  *
  * The two bytes more tell a string of exactly the longest length from one that was cut. Since a ring buffer hands out memory only in sizes that the verifier knows, a shape
@@ -17,6 +18,7 @@
  */
 import { UprobeError } from '../errors.js'
 import { type CaptureShape, readableStrings } from './shape.js'
+import { STACK_KEY_BYTES } from './stack-code.js'
 
 /** Offsets of the fields that every record has, in bytes. */
 export const FIELD = { time: 0, tid: 8, pid: 12, probeId: 16, slot: 20, cpu: 24, flags: 28, comm: 32, operands: 48 } as const
@@ -51,6 +53,8 @@ export interface RecordClass {
   /** Size of the record. */
   readonly bytes: number
   readonly strings: readonly StringArea[]
+  /** Offset of what the stack is known by; `null` if stacks are not recorded. */
+  readonly stackAt: number | null
   /** Whether it is the small class. */
   readonly small: boolean
 }
@@ -81,11 +85,13 @@ export function layoutOf(shape: CaptureShape): RecordLayout {
 function classOf(shape: CaptureShape, areaBytes: number, small: boolean): RecordClass {
   const indexes = readableStrings(shape)
   const lengths = FIELD.operands + 8 * shape.operands.length
-  const areas = lengths + 8 * indexes.length
+  const stackAt = lengths + 8 * indexes.length
+  const areas = stackAt + (shape.stack ? STACK_KEY_BYTES : 0)
   // The area is padded, but the kernel is not told of the padding, so that the limit is kept to the byte.
   const usable = small ? SMALL_AREA : shape.stringLimit + 2
   return {
     small,
+    stackAt: shape.stack ? stackAt : null,
     bytes: areas + areaBytes * indexes.length,
     strings: indexes.map((operand, index) => ({
       operand,

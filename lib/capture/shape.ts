@@ -10,6 +10,16 @@ export interface CaptureShape {
   readonly strings: readonly number[]
   /** Longest string, in bytes. */
   readonly stringLimit: number
+  /** Whether the stack is recorded, and how. */
+  readonly stack?: StackShape | null | undefined
+}
+
+/** How the stack is recorded at a site. */
+export interface StackShape {
+  /** Most addresses that are recorded; at least 2. */
+  readonly depth: number
+  /** The site is the first instruction of a function, where its caller is found in another place than later on. */
+  readonly atEntry: boolean
 }
 
 /** Equal for shapes that are captured and decoded alike. */
@@ -19,7 +29,7 @@ export function shapeKey(shape: CaptureShape): string {
     // The text does not tell two distances from the instruction pointer apart.
     return operand.kind === 'pc-relative' ? `${operand.text}:${operand.delta}` : operand.text
   })
-  return JSON.stringify([operands, shape.strings, shape.stringLimit])
+  return JSON.stringify([operands, shape.strings, shape.stringLimit, shape.stack ? [shape.stack.depth, shape.stack.atEntry] : null])
 }
 
 /** The strings that can be read, in the order of their areas in the record. */

@@ -18,6 +18,8 @@ export interface RecordSink {
    * @param offsets - where the records of this probe begin in it, in the order in which the kernel wrote them
    */
   receive(buffer: ArrayBuffer, offsets: readonly number[]): void
+  /** Whether it gets its records of a batch before others do that refer to them. */
+  readonly early?: boolean
 }
 
 /** Sizes and times of a ring. */
@@ -174,7 +176,12 @@ export class Ring {
       }
       lastOffsets.push(offset)
     })
-    for (const [probeId, offsets] of byProbe) this.#sinks.get(probeId)?.receive(buffer, offsets)
+    for (const early of [true, false]) {
+      for (const [probeId, offsets] of byProbe) {
+        const sink = this.#sinks.get(probeId)
+        if (sink !== undefined && (sink.early ?? false) === early) sink.receive(buffer, offsets)
+      }
+    }
     return buffer.byteLength
   }
 }

@@ -10,6 +10,8 @@ import { missingRight } from './rights.js'
 export const BPF_PROG_TYPE_KPROBE = 2
 /** BPF_TRACE_UPROBE_MULTI: what a program for a uprobe_multi link must expect. */
 export const BPF_TRACE_UPROBE_MULTI = 48
+/** BPF_MAP_TYPE_HASH */
+export const BPF_MAP_TYPE_HASH = 1
 /** BPF_MAP_TYPE_ARRAY */
 export const BPF_MAP_TYPE_ARRAY = 2
 /** BPF_MAP_TYPE_PERCPU_ARRAY */

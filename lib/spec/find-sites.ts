@@ -28,6 +28,8 @@ export interface FoundSite {
   readonly refCtrOffset: bigint | null
   /** Operands as stored in the note; `null` for functions. */
   readonly args: string | null
+  /** Whether it is known to be the first instruction of a function. */
+  readonly atEntry: boolean
 }
 
 /** What a file yields. */
@@ -71,6 +73,7 @@ async function findNotes(elf: ElfFile, provider: string, name: string): Promise<
       counterVaddr: note.semaphoreVaddr,
       refCtrOffset: note.refCtrOffset,
       args: note.args,
+      atEntry: false,
     })
   }
   return { sites, skipped }
@@ -114,6 +117,7 @@ async function findBySymbol(spec: ProbeSpec, elf: ElfFile, symbol: string, offse
       counterVaddr: null,
       refCtrOffset: null,
       args: null,
+      atEntry: offset === 0n && candidate.kind === 'function',
     })
   }
   return { sites: [...sites.values()], skipped }
@@ -139,7 +143,9 @@ async function findByOffset(elf: ElfFile, fileOffset: bigint): Promise<FoundSite
   // A note vouches for its nop, also in a stripped file, where no symbol says where to decode from.
   const noted = (await readUsdtNotes(elf)).some((note) => note.fileOffset === fileOffset)
   return {
-    sites: [{ probe, origin: noted ? 'note' : 'inside', vaddr, fileOffset, counterVaddr: null, refCtrOffset: null, args: null }],
+    sites: [
+      { probe, origin: noted ? 'note' : 'inside', vaddr, fileOffset, counterVaddr: null, refCtrOffset: null, args: null, atEntry: false },
+    ],
     skipped: [],
   }
 }

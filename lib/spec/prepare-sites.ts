@@ -7,14 +7,14 @@
 import { release } from 'node:os'
 import type { Arch } from '../capture/operands.js'
 import { bindOperands, functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
-import type { CaptureShape } from '../capture/shape.js'
+import type { CaptureShape, StackShape } from '../capture/shape.js'
 import { counterPlaces, kernelFindsCounter } from '../counter/places.js'
 import { BREAKPOINT_BYTES, CLAIM, type FileCounter, readCounter, type SharingSite } from '../counter/read.js'
 import { negativeCounter, unclaimable, unreachableByKernel } from '../counter/unreachable.js'
 import type { FileFacts } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { readUsdtNotes } from '../elf/stapsdt.js'
-import { findSymbolAddresses, isGoBinary } from '../elf/symbols.js'
+import { findSymbolAddresses, functionContaining, isGoBinary } from '../elf/symbols.js'
 import { UprobeError } from '../errors.js'
 import { escapeForDisplay, type Logger } from '../log.js'
 import type { Native } from '../native.js'
@@ -275,14 +275,26 @@ async function bindSites(
   const operands = found.map(({ args }) => operandsOf(spec, arch, args))
   const names = new Set(operands.flatMap((list) => [...symbolsOf(list)]))
   const symbols = names.size === 0 ? new Map<string, bigint>() : await findSymbolAddresses(elf, names)
+  const stacks = settings.stack ? await stacksOf(spec, settings.stackDepth, elf, found) : []
   return found.map((site, index) => {
     const bound = bindOperands(operands[index] ?? [], site.vaddr, symbols)
     const strings = settings.strings.filter((argument) => argument < bound.length)
-    const shape: CaptureShape = { operands: bound, strings, stringLimit: settings.stringLimit }
+    const shape: CaptureShape = { operands: bound, strings, stringLimit: settings.stringLimit, stack: stacks[index] ?? null }
     const { probe, vaddr, fileOffset, counterVaddr, args } = site
     const refCtrOffset = settings.counter === 'kernel' ? site.refCtrOffset : null
     return { slot: firstSlot + index, probe, vaddr, fileOffset, counterVaddr, refCtrOffset, args, shape }
   })
+}
+
+/** How the stack is found at each site. A function that is named by its offset is looked for, since its caller is found in another place at its first instruction. */
+async function stacksOf(spec: ProbeSpec, depth: number, elf: ElfFile, found: readonly FoundSite[]): Promise<StackShape[]> {
+  const stacks: StackShape[] = []
+  for (const { vaddr, atEntry } of found) {
+    const begins = atEntry || (spec.place.by === 'offset' && (await functionContaining(elf, vaddr))?.vaddr === vaddr)
+    // At a return the function is gone already, and the site is in its caller.
+    stacks.push({ depth, atEntry: begins && spec.kind === 'uprobe' })
+  }
+  return stacks
 }
 
 function operandsOf(spec: ProbeSpec, arch: Arch, args: string | null): Operand[] {

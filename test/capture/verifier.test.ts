@@ -14,6 +14,7 @@ import type { CaptureShape } from '../../lib/capture/shape.js'
 import { loadNative } from '../../lib/native.js'
 import {
   BPF_LICENSE,
+  BPF_MAP_TYPE_HASH,
   BPF_MAP_TYPE_PERCPU_ARRAY,
   BPF_MAP_TYPE_RINGBUF,
   BPF_PROG_TYPE_KPROBE,
@@ -250,6 +251,30 @@ test('divides shapes among programs that the kernel takes, each as full as possi
   for (const size of sizes) assert.ok(size < 32_767, `${size} instructions`)
   for (const size of sizes.slice(0, -1)) assert.ok(size > 29_000, `${size} instructions`)
 })
+
+for (const depth of [2, 127, 512]) {
+  for (const atEntry of [false, true]) {
+    test(
+      `takes a walk over a stack of up to ${depth} frames${atEntry ? ', from the first instruction of a function' : ''}`,
+      needs(),
+      async (t) => {
+        const load = loader(t)
+        const native = loadNative()
+        const seenFd = createMap(native, { type: BPF_MAP_TYPE_HASH, keyBytes: 16, valueBytes: 8, maxEntries: 16, name: 'test_seen' })
+        t.after(() => native.closeFd(seenFd))
+        const stacks = { seenFd, sinkId: 2, secrets: [1n << 63n, 2n, 0xdead_beef_dead_beefn, 3n] as const }
+        const operands = bindOperands(functionArguments(arch), 0n, new Map())
+        for (const strings of [[], [0, 1, 2, 3]]) {
+          await load({
+            shapes: [{ operands, strings, stringLimit: 4096, stack: { depth, atEntry } }],
+            stacks,
+            filter: parseFilter('str(arg0) == "x"'),
+          })
+        }
+      },
+    )
+  }
+}
 
 test('the arguments of a function and a string take few instructions', () => {
   const shape = { operands: bindOperands(functionArguments(arch).slice(0, 2), 0n, new Map()), strings: [], stringLimit: 256 }

@@ -1,0 +1,215 @@
+/**
+ * Which addresses of which process are what, and were when a hit happened.
+ *
+ * A process is read when its first stack comes, and again when an address is not covered or when it turns out to have called exec. Each reading is a snapshot: the executable mappings, with the files behind them
+ * held open, and an identity by which another program in the same process, and another process of the same number, is told apart. A hit is explained only by a snapshot that it must
+ * have happened in:
+ *
+ * - the process had begun by then (a number that was handed out again begins later);
+ * - the address of the site lies where the snapshot maps the site's place in its file;
+ * - of several snapshots only one fits.
+ *
+ * What has been unmapped and replaced at the same address between hit and reading is not noticed.
+ */
+import { readdirSync, readFileSync } from 'node:fs'
+import { NS_PER_TICK } from '../counter/boot-clock.js'
+import { isSystemCallError } from '../errors.js'
+import { limitError } from '../shortage.js'
+import { type Mapping, readMaps } from '../target/maps.js'
+import type { StackFrame } from './frame.js'
+import type { SymbolizeRequest } from './messages.js'
+import { type Module, Modules } from './modules.js'
+import { PerfMap } from './perf-map.js'
+
+/** How many processes are remembered, and how many programs of each. */
+const MAX_PROCESSES = 4096
+const MAX_PROGRAMS = 4
+
+/** An executable mapping, and the file behind it. */
+interface Code {
+  readonly mapping: Mapping
+  readonly module: Module | null
+}
+
+interface Snapshot {
+  /** Equal as long as the process runs one program. */
+  readonly identity: string
+  /** When the process began, CLOCK_MONOTONIC. */
+  readonly beganNs: bigint
+  /** By address. */
+  code: readonly Code[]
+  readonly perfMap: PerfMap
+}
+
+/** What /proc/PID/stat says that only another program has otherwise: start time, and where code and stack begin, which are random. */
+interface Identity {
+  readonly text: string
+  readonly startTicks: bigint
+}
+
+/** All processes that were seen. */
+export class AddressSpaces {
+  readonly #modules = new Modules()
+  /** By pid; the newest program is the last. The process that was asked for last is the last. */
+  readonly #processes = new Map<number, Snapshot[]>()
+
+  /** Reads a process, unless it is known as it is now. */
+  async see(pid: number): Promise<void> {
+    const known = this.#processes.get(pid)?.at(-1)
+    if (known !== undefined && readIdentity(pid)?.text === known.identity) return
+    const snapshot = await this.#read(pid)
+    if (snapshot === null || snapshot.identity === known?.identity) return
+    const snapshots = [...(this.#processes.get(pid) ?? []), snapshot].slice(-MAX_PROGRAMS)
+    this.#remember(pid, snapshots)
+  }
+
+  /** Explains stacks. */
+  async symbolize(requests: readonly SymbolizeRequest[]): Promise<StackFrame[][]> {
+    for (const pid of new Set(requests.map((request) => request.pid))) if (pid !== null) await this.see(pid)
+    const refreshed = new Set<Snapshot>()
+    const frames: StackFrame[][] = []
+    for (const request of requests) frames.push(await this.#explain(request, refreshed))
+    return frames
+  }
+
+  async #explain(request: SymbolizeRequest, refreshed: Set<Snapshot>): Promise<StackFrame[]> {
+    const { pid, addresses, site } = request
+    let fitting = this.#fitting(request)
+    const newest = pid === null ? undefined : this.#processes.get(pid)?.at(-1)
+    const lacking = (snapshot: Snapshot): boolean => addresses.some((address, index) => codeAt(snapshot, address, index) === null)
+    if (pid !== null && newest !== undefined && !refreshed.has(newest) && (fitting === null || (fitting === newest && lacking(newest)))) {
+      // Something was mapped since.
+      refreshed.add(newest)
+      const again = await this.#read(pid)
+      if (again !== null && again.identity === newest.identity) newest.code = again.code
+      fitting = this.#fitting(request)
+    }
+    const frames: StackFrame[] = []
+    for (const [index, address] of addresses.entries()) {
+      const frame = fitting === null ? null : await explainAddress(fitting, address, index)
+      frames.push(frame ?? { ...UNKNOWN, address, ...(index === 0 && site !== null && { module: site.path, fileOffset: site.fileOffset }) })
+    }
+    return frames
+  }
+
+  /** The one snapshot that the hit must have happened in. */
+  #fitting({ pid, timeNs, addresses, site }: SymbolizeRequest): Snapshot | null {
+    if (pid === null) return null
+    const fitting = (this.#processes.get(pid) ?? []).filter((snapshot) => {
+      if (snapshot.beganNs > timeNs) return false
+      const first = addresses[0]
+      if (site === null || first === undefined) return true
+      const code = codeAt(snapshot, first, 0)
+      return code !== null && first - code.mapping.start + code.mapping.fileOffset === site.fileOffset
+    })
+    const [only] = fitting
+    return only !== undefined && fitting.length === 1 ? only : null
+  }
+
+  async #read(pid: number): Promise<Snapshot | null> {
+    try {
+      const before = readIdentity(pid)
+      if (before === null) return null
+      const directory = directoryOf(pid)
+      const mappings = (await readMaps(directory, true)).filter(({ executable }) => executable)
+      const code: Code[] = []
+      for (const mapping of mappings) {
+        code.push({ mapping, module: mapping.path.startsWith('/') ? await this.#modules.open(directory, mapping) : null })
+      }
+      const perfMap = PerfMap.of(directory)
+      // It called exec, or is another process, since we began.
+      if (readIdentity(pid)?.text !== before.text || mappings.length === 0) return null
+      code.sort((a, b) => (a.mapping.start < b.mapping.start ? -1 : 1))
+      return { identity: before.text, beganNs: beganNs(before.startTicks), code, perfMap }
+    } catch (error) {
+      // It exited, or may not be looked at: its addresses stay unexplained.
+      if (isSystemCallError(error) && limitError(error, '') === null) return null
+      throw error
+    }
+  }
+
+  #remember(pid: number, snapshots: Snapshot[]): void {
+    this.#processes.delete(pid)
+    this.#processes.set(pid, snapshots)
+    if (this.#processes.size <= MAX_PROCESSES) return
+    for (const [oldest, forgotten] of this.#processes) {
+      for (const { perfMap } of forgotten) perfMap.close()
+      this.#processes.delete(oldest)
+      return
+    }
+  }
+}
+
+const UNKNOWN = { symbol: null, offset: null, module: null, fileOffset: null, buildId: null } as const
+
+/** Where the instruction is that an address of a stack stands for: a return address is the one behind the call, which may be the last instruction of its function. */
+function instruction(address: bigint, index: number): bigint {
+  return index === 0 ? address : address - 1n
+}
+
+function codeAt({ code }: Snapshot, address: bigint, index: number): Code | null {
+  const wanted = instruction(address, index)
+  let low = 0
+  let high = code.length
+  while (low < high) {
+    const middle = (low + high) >>> 1
+    const start = code[middle]?.mapping.start
+    if (start !== undefined && start <= wanted) low = middle + 1
+    else high = middle
+  }
+  const found = code[low - 1]
+  return found !== undefined && wanted < found.mapping.end ? found : null
+}
+
+async function explainAddress(snapshot: Snapshot, address: bigint, index: number): Promise<StackFrame | null> {
+  const found = codeAt(snapshot, address, index)
+  if (found === null) return null
+  const { mapping, module } = found
+  const isFile = mapping.path.startsWith('/')
+  const toFile = (place: bigint): bigint => place - mapping.start + mapping.fileOffset
+  const place = { ...UNKNOWN, address, module: mapping.path === '' ? null : mapping.path, fileOffset: isFile ? toFile(address) : null }
+  const elf = module === null ? null : await module.elf()
+  if (module !== null && elf !== null) {
+    const wanted = elf.vaddrOf(toFile(instruction(address, index)))
+    const exact = elf.vaddrOf(toFile(address))
+    const symbols = await module.symbols()
+    // What is returned to may also be the first instruction of a function that nobody called: that behind a signal handler. The padding before it is no function's.
+    const symbol =
+      (wanted === null ? null : await symbols.find(wanted)) ?? (exact === null || exact === wanted ? null : await symbols.find(exact))
+    const known = symbol === null || exact === null ? null : { symbol: symbol.name, offset: exact - symbol.start }
+    return { ...place, buildId: await module.buildId(), ...known }
+  }
+  const compiled = await snapshot.perfMap.find(instruction(address, index))
+  return compiled === null ? place : { ...place, symbol: compiled.name, offset: address - compiled.start }
+}
+
+/** /proc/PID, or that of another thread if the leader has exited, which has no memory then. */
+function directoryOf(pid: number): string {
+  const directories = [`/proc/${pid}`, ...safeThreads(pid).map((tid) => `/proc/${tid}`)]
+  return directories.find((directory) => readFileSync(`${directory}/maps`).length > 0) ?? `/proc/${pid}`
+}
+
+function safeThreads(pid: number): string[] {
+  return readdirSync(`/proc/${pid}/task`).filter((tid) => tid !== String(pid))
+}
+
+function readIdentity(pid: number): Identity | null {
+  let text: string
+  try {
+    text = readFileSync(`/proc/${pid}/stat`, 'utf8')
+  } catch (error) {
+    if (isSystemCallError(error) && limitError(error, '') === null) return null
+    throw error
+  }
+  // Fields are counted from the last parenthesis, since the name may hold anything: 22 start time, 26 to 28 where code begins and ends and where the stack begins (proc_pid_stat(5)).
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+  const [startTicks = '0', startCode = '0', endCode = '0', startStack = '0'] = [fields[19], fields[23], fields[24], fields[25]]
+  return { text: [startTicks, startCode, endCode, startStack].join(':'), startTicks: BigInt(startTicks) }
+}
+
+/** When a process began, by the clock of hits; early rather than late, since ticks are rounded down. */
+function beganNs(startTicks: bigint): bigint {
+  const [, seconds = '0', hundredths = '0'] = /^(\d+)\.(\d\d) /.exec(readFileSync('/proc/uptime', 'utf8')) ?? []
+  const nowTicks = BigInt(seconds) * 100n + BigInt(hundredths)
+  return process.hrtime.bigint() - (nowTicks - startTicks + 2n) * NS_PER_TICK
+}

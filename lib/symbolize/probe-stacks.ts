@@ -1,0 +1,76 @@
+/**
+ * The stacks of one probe, and the way to their symbols.
+ */
+import { readlinkSync } from 'node:fs'
+import type { Hit, HitStacks, Stack } from '../capture/hit.js'
+import type { StackProgram } from '../capture/stack-code.js'
+import type { Ring } from '../delivery/ring.js'
+import { StackTable } from '../delivery/stack-table.js'
+import type { Native } from '../native.js'
+import type { StackFrame } from './frame.js'
+import { symbolizer } from './symbolizer.js'
+
+/** Inode of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h), whose numbers hits carry. */
+const INITIAL_PID_NAMESPACE = 'pid:[4026531836]'
+
+/** Receives stacks from the attach on until `close`, and explains them also afterwards. */
+export class ProbeStacks implements HitStacks {
+  readonly #table: StackTable
+  readonly #leave: () => void
+  /** Whether numbers of processes in records are those of our /proc. */
+  readonly #seesProcesses = readlinkSync('/proc/self/ns/pid') === INITIAL_PID_NAMESPACE
+  readonly #sinkId: number
+  #closed = false
+
+  /**
+   * @param atSites - whether the first address of each stack is that of the site
+   * @throws {UprobeError} as `createMap`
+   */
+  constructor(
+    native: Native,
+    private readonly ring: Ring,
+    private readonly atSites: boolean,
+  ) {
+    this.#sinkId = ring.newProbeId()
+    this.#table = new StackTable(native, this.#sinkId, ({ pid }) => this.#see(pid))
+    this.#leave = symbolizer.use()
+    ring.addSink(this.#sinkId, this.#table)
+  }
+
+  /** What the capture programs need. */
+  get program(): StackProgram {
+    return this.#table.program
+  }
+
+  at(view: DataView, at: number): Stack | null {
+    return this.#table.at(view, at)
+  }
+
+  symbolize({ pid, addresses }: Stack, { timestamp, site }: Pick<Hit, 'timestamp' | 'site'>): Promise<readonly StackFrame[]> {
+    return symbolizer.symbolize({
+      pid: this.#seesProcesses ? pid : null,
+      timeNs: timestamp,
+      addresses,
+      site: this.atSites ? { path: site.path, fileOffset: site.fileOffset } : null,
+    })
+  }
+
+  /** Has the mappings of the target read before its first hit, since it may exit right after it. */
+  async seeTargets(pids: readonly number[]): Promise<void> {
+    await Promise.all(pids.map((pid) => symbolizer.see(pid)))
+  }
+
+  /** No more stacks come. Idempotent. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    this.ring.removeSink(this.#sinkId)
+    this.#table.close()
+    this.#leave()
+  }
+
+  #see(pid: number): void {
+    // If the thread ends meanwhile, whoever asks for frames is told.
+    if (this.#seesProcesses) symbolizer.see(pid).catch(() => undefined)
+  }
+}
