@@ -1,7 +1,8 @@
 /** `uprobe trace`: prints hits as they come, and closes with the counts. */
-import type { Command } from 'commander'
-import type { AttachOptions } from '../index.js'
+import { type Command, Option } from 'commander'
+import type { AttachOptions, Probe } from '../index.js'
 import { EXIT_CODES_HELP } from './failure.js'
+import { FoldedStacks } from './folded.js'
 import { HitFormat } from './hit-format.js'
 import { mergeByTime } from './merge.js'
 import { collectArgumentNumbers, collectPids, counterOption, filterOption, parseDurationMs, parseHits } from './options.js'
@@ -21,6 +22,7 @@ Examples:
   uprobe trace uprobe:malloc uretprobe:malloc -p 4242 -n 100
   uprobe trace usdt:ruby:array__create -p 4242 --filter 'arg0 > 1000' --json
   uprobe trace usdt:postgresql:query__start --str 0 -p 4242 --filter 'str(arg0).startsWith("select")'
+  uprobe trace uprobe:malloc -p 4242 --folded -d 10 | flamegraph.pl > malloc.svg
 ${EXIT_CODES_HELP}`
 
 interface TraceFlags {
@@ -28,26 +30,52 @@ interface TraceFlags {
   counter?: 'kernel' | 'msb'
   str?: number[]
   filter?: string
+  stack?: true
+  folded?: true
   hits?: number
   duration?: number
   json?: true
 }
 
-function attachOptions({ pid, counter, str, filter }: TraceFlags): AttachOptions {
-  return { ...(pid && { pid }), ...(counter && { counter }), ...(str && { strings: str }), ...(filter !== undefined && { filter }) }
+function attachOptions({ pid, counter, str, filter, stack, folded }: TraceFlags): AttachOptions {
+  return {
+    ...(pid && { pid }),
+    ...(counter && { counter }),
+    ...(str && { strings: str }),
+    ...(filter !== undefined && { filter }),
+    stack: (stack ?? folded) === true,
+  }
 }
 
 /** Prints hits until the probes end, or `limit` are printed. */
-function printHits(output: Output, format: HitFormat, limit: number): Consume {
+function printHits(output: Output, format: HitFormat, limit: number, stack: boolean): Consume {
   return async (probes, stop) => {
     let printed = 0
     for await (const hit of mergeByTime(probes)) {
       if (printed === limit || output.gone) continue
-      const keepsUp = output.line(format.line(hit))
+      const keepsUp = output.line(stack ? format.lineWithStack(hit, await hit.symbolize()) : format.line(hit))
       if (++printed === limit) stop.request('enough')
       if (!keepsUp) await output.ready()
     }
   }
+}
+
+/** Collects the stacks of hits until the probes end, or of `limit` hits. */
+function foldHits(stacks: FoldedStacks, limit: number): Consume {
+  return async (probes, stop) => {
+    let folded = 0
+    for await (const hit of mergeByTime(probes)) {
+      if (folded === limit) continue
+      await stacks.add(hit)
+      if (++folded === limit) stop.request('enough')
+    }
+  }
+}
+
+/** Prints folded stacks alone on standard output, where a flame graph tool may read them, and the counts beside. */
+async function printFolded(output: Output, stacks: FoldedStacks, probes: readonly Probe[]): Promise<void> {
+  for (const line of displaySummary(summarize(probes))) process.stderr.write(`${line}\n`)
+  await output.lines(stacks.lines())
 }
 
 /** Adds the command to `program`. */
@@ -61,6 +89,10 @@ export function addTrace(program: Command): void {
     .addOption(counterOption())
     .option('--str <n>', 'read argument N (from 0) as a string; may be repeated', collectArgumentNumbers)
     .addOption(filterOption())
+    .option('--stack', 'print the stack of each hit, by frame pointers')
+    .addOption(
+      new Option('--folded', 'print no hits, and at the end their stacks for a flame graph, with counts').conflicts(['json', 'stack']),
+    )
     .option('-n, --hits <hits>', 'stop after this many hits', parseHits)
     .option('-d, --duration <seconds>', 'stop after this time', parseDurationMs)
     .option('--json', 'one JSON object a line')
@@ -68,10 +100,17 @@ export function addTrace(program: Command): void {
     .action(async (specs: string[], flags: TraceFlags) => {
       const json = flags.json ?? false
       const output = new Output(process.stdout)
+      const limit = flags.hits ?? Number.POSITIVE_INFINITY
+      const stacks = flags.folded ? new FoldedStacks() : null
       const probes = await runSession(
         { specs, attach: attachOptions(flags), durationMs: flags.duration, json, output },
-        printHits(output, new HitFormat(json), flags.hits ?? Number.POSITIVE_INFINITY),
+        stacks === null ? printHits(output, new HitFormat(json), limit, flags.stack ?? false) : foldHits(stacks, limit),
       )
+      if (stacks !== null) {
+        await printFolded(output, stacks, probes)
+        output.check()
+        return
+      }
       const summary = summarize(probes)
       await output.lines(json ? [jsonLine({ summary })] : displaySummary(summary))
       output.check()

@@ -179,7 +179,7 @@ async function explainAddress(snapshot: Snapshot, address: bigint, index: number
     const known = symbol === null || exact === null ? null : { symbol: symbol.name, offset: exact - symbol.start }
     return { ...place, buildId: await module.buildId(), ...known }
   }
-  const compiled = await snapshot.perfMap.find(instruction(address, index))
+  const compiled = snapshot.perfMap.find(instruction(address, index))
   return compiled === null ? place : { ...place, symbol: compiled.name, offset: address - compiled.start }
 }
 

@@ -12,7 +12,7 @@ export interface StackFrame {
   readonly symbol: string | null
   /** How far behind the function's start the address is, in bytes; `null` without a name. */
   readonly offset: bigint | null
-  /** Path of the file, as the process knows it, or what the kernel calls a mapping that is no file's, as `[vdso]` and `[uprobes]`; `null` if it is not known, or has no name. */
+  /** Path of the file, as /proc/PID/maps prints it, or what the kernel calls a mapping that is no file's, as `[vdso]` and `[uprobes]`; `null` if it is not known, or has no name. */
   readonly module: string | null
   /** Offset in the file; `null` if the address is in none. */
   readonly fileOffset: bigint | null

@@ -62,7 +62,7 @@ export class PerfMap {
   }
 
   /** What was compiled to an address. */
-  async find(address: bigint): Promise<CompiledCode | null> {
+  find(address: bigint): CompiledCode | null {
     this.#catchUp()
     const found = this.#search(Number(address))
     return found === null ? null : { name: found.name, start: BigInt(found.start) }

@@ -57,7 +57,7 @@ export class ProbeStacks implements HitStacks {
 
   /** Has the mappings of the target read before its first hit, since it may exit right after it. */
   async seeTargets(pids: readonly number[]): Promise<void> {
-    await Promise.all(pids.map((pid) => symbolizer.see(pid)))
+    await Promise.all(pids.map((pid) => symbolizer.see(pid, true)))
   }
 
   /** No more stacks come. Idempotent. */
@@ -71,6 +71,6 @@ export class ProbeStacks implements HitStacks {
 
   #see(pid: number): void {
     // If the thread ends meanwhile, whoever asks for frames is told.
-    if (this.#seesProcesses) symbolizer.see(pid).catch(() => undefined)
+    if (this.#seesProcesses) symbolizer.see(pid, false).catch(() => undefined)
   }
 }

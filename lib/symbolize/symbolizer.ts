@@ -51,9 +51,12 @@ export class Symbolizer {
     }
   }
 
-  /** Has the mappings of a process read, before it changes or exits. Resolves when they are, or if they cannot be. */
-  async see(pid: number): Promise<void> {
-    await this.#ask({ kind: 'see', pid }, false)
+  /**
+   * Has the mappings of a process read, before it changes or exits. Resolves when they are, or if they cannot be.
+   * @param awaited - whether somebody waits for it, so that the process must not end meanwhile
+   */
+  async see(pid: number, awaited: boolean): Promise<void> {
+    await this.#ask({ kind: 'see', pid }, awaited)
   }
 
   /**
