@@ -7,7 +7,9 @@
  *
  * - the process had begun by then (a number that was handed out again begins later);
  * - the address of the site lies where the snapshot maps the site's place in its file;
- * - of several snapshots only one fits.
+ * - the process had not left the program by then, and ran it already, as far as that was looked at.
+ *
+ * If several programs of one process are left, an address is what all of them say that it is, or unknown.
  *
  * What has been unmapped and replaced at the same address between hit and reading is not noticed.
  */
@@ -22,7 +24,7 @@ import { type Module, Modules } from './modules.js'
 import { PerfMap } from './perf-map.js'
 
 /** How many processes are remembered, and how many programs of each. */
-const MAX_PROCESSES = 4096
+const MAX_PROCESSES = 1024
 const MAX_PROGRAMS = 4
 
 /** An executable mapping, and the file behind it. */
@@ -36,10 +38,16 @@ interface Snapshot {
   readonly identity: string
   /** When the process began, CLOCK_MONOTONIC. */
   readonly beganNs: bigint
+  /** When the program was known to run for the first time, and for the last. */
+  readonly firstNs: bigint
+  lastNs: bigint
   /** By address. */
   code: readonly Code[]
   readonly perfMap: PerfMap
 }
+
+/** A reading: all of a snapshot but the map of JIT code, which stays open over many readings. */
+type Reading = Omit<Snapshot, 'perfMap'> & { readonly procDirectory: string }
 
 /** What /proc/PID/stat says that only another program has otherwise: start time, and where code and stack begin, which are random. */
 interface Identity {
@@ -55,12 +63,19 @@ export class AddressSpaces {
 
   /** Reads a process, unless it is known as it is now. */
   async see(pid: number): Promise<void> {
-    const known = this.#processes.get(pid)?.at(-1)
-    if (known !== undefined && readIdentity(pid)?.text === known.identity) return
-    const snapshot = await this.#read(pid)
-    if (snapshot === null || snapshot.identity === known?.identity) return
-    const snapshots = [...(this.#processes.get(pid) ?? []), snapshot].slice(-MAX_PROGRAMS)
-    this.#remember(pid, snapshots)
+    const snapshots = this.#processes.get(pid) ?? []
+    const known = snapshots.at(-1)
+    const nowNs = process.hrtime.bigint()
+    if (known !== undefined && readIdentity(pid)?.text === known.identity) {
+      known.lastNs = nowNs
+      return
+    }
+    const reading = await this.#read(pid)
+    if (reading === null) return
+    const { procDirectory, ...snapshot } = reading
+    const all = [...snapshots, { ...snapshot, perfMap: PerfMap.of(procDirectory) }]
+    for (const { perfMap } of all.splice(0, all.length - MAX_PROGRAMS)) perfMap.close()
+    this.#remember(pid, all)
   }
 
   /** Explains stacks. */
@@ -77,7 +92,9 @@ export class AddressSpaces {
     let fitting = this.#fitting(request)
     const newest = pid === null ? undefined : this.#processes.get(pid)?.at(-1)
     const lacking = (snapshot: Snapshot): boolean => addresses.some((address, index) => codeAt(snapshot, address, index) === null)
-    if (pid !== null && newest !== undefined && !refreshed.has(newest) && (fitting === null || (fitting === newest && lacking(newest)))) {
+    const stale = (snapshot: Snapshot): boolean =>
+      !refreshed.has(snapshot) && (fitting.length === 0 || (fitting.includes(snapshot) && lacking(snapshot)))
+    if (pid !== null && newest !== undefined && stale(newest)) {
       // Something was mapped since.
       refreshed.add(newest)
       const again = await this.#read(pid)
@@ -86,41 +103,46 @@ export class AddressSpaces {
     }
     const frames: StackFrame[] = []
     for (const [index, address] of addresses.entries()) {
-      const frame = fitting === null ? null : await explainAddress(fitting, address, index)
+      const frame = await explainByAll(fitting, address, index)
       frames.push(frame ?? { ...UNKNOWN, address, ...(index === 0 && site !== null && { module: site.path, fileOffset: site.fileOffset }) })
     }
     return frames
   }
 
-  /** The one snapshot that the hit must have happened in. */
-  #fitting({ pid, timeNs, addresses, site }: SymbolizeRequest): Snapshot | null {
-    if (pid === null) return null
-    const fitting = (this.#processes.get(pid) ?? []).filter((snapshot) => {
-      if (snapshot.beganNs > timeNs) return false
+  /** The snapshots that the hit may have happened in. */
+  #fitting({ pid, timeNs, addresses, site }: SymbolizeRequest): Snapshot[] {
+    if (pid === null) return []
+    const snapshots = this.#processes.get(pid) ?? []
+    return snapshots.filter((snapshot, index) => {
+      const [before, after] = [snapshots[index - 1], snapshots[index + 1]]
+      if (
+        snapshot.beganNs > timeNs ||
+        (before !== undefined && timeNs <= before.lastNs) ||
+        (after !== undefined && timeNs >= after.firstNs)
+      )
+        return false
       const first = addresses[0]
       if (site === null || first === undefined) return true
       const code = codeAt(snapshot, first, 0)
       return code !== null && first - code.mapping.start + code.mapping.fileOffset === site.fileOffset
     })
-    const [only] = fitting
-    return only !== undefined && fitting.length === 1 ? only : null
   }
 
-  async #read(pid: number): Promise<Snapshot | null> {
+  async #read(pid: number): Promise<Reading | null> {
     try {
       const before = readIdentity(pid)
       if (before === null) return null
+      const firstNs = process.hrtime.bigint()
       const directory = directoryOf(pid)
       const mappings = (await readMaps(directory, true)).filter(({ executable }) => executable)
       const code: Code[] = []
       for (const mapping of mappings) {
         code.push({ mapping, module: mapping.path.startsWith('/') ? await this.#modules.open(directory, mapping) : null })
       }
-      const perfMap = PerfMap.of(directory)
       // It called exec, or is another process, since we began.
       if (readIdentity(pid)?.text !== before.text || mappings.length === 0) return null
       code.sort((a, b) => (a.mapping.start < b.mapping.start ? -1 : 1))
-      return { identity: before.text, beganNs: beganNs(before.startTicks), code, perfMap }
+      return { identity: before.text, beganNs: beganNs(before.startTicks), firstNs, lastNs: firstNs, code, procDirectory: directory }
     } catch (error) {
       // It exited, or may not be looked at: its addresses stay unexplained.
       if (isSystemCallError(error) && limitError(error, '') === null) return null
@@ -159,6 +181,23 @@ function codeAt({ code }: Snapshot, address: bigint, index: number): Code | null
   }
   const found = code[low - 1]
   return found !== undefined && wanted < found.mapping.end ? found : null
+}
+
+/** What all snapshots say that an address is; `null` if they do not know, or disagree. */
+async function explainByAll(snapshots: readonly Snapshot[], address: bigint, index: number): Promise<StackFrame | null> {
+  let agreed: StackFrame | null = null
+  for (const snapshot of snapshots) {
+    const frame = await explainAddress(snapshot, address, index)
+    if (frame === null) return null
+    if (agreed === null) agreed = frame
+    // Code that is in no file may be anything in another program.
+    else if (
+      frame.fileOffset === null ||
+      (['symbol', 'module', 'fileOffset', 'buildId'] as const).some((what) => frame[what] !== agreed?.[what])
+    )
+      return null
+  }
+  return agreed
 }
 
 async function explainAddress(snapshot: Snapshot, address: bigint, index: number): Promise<StackFrame | null> {

@@ -14,7 +14,7 @@ import { readBuildId } from './build-id.js'
 import { SymbolIndex } from './symbol-index.js'
 
 /** How many files are held open, and how many symbols are kept of all of them (20 bytes each). */
-const MAX_MODULES = 512
+const MAX_MODULES = 192
 const MAX_SYMBOLS = 2 ** 23
 
 /** A file that code was mapped from. */

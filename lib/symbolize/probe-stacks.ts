@@ -13,6 +13,11 @@ import { symbolizer } from './symbolizer.js'
 /** Inode of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h), whose numbers hits carry. */
 const INITIAL_PID_NAMESPACE = 'pid:[4026531836]'
 
+/** A process whose stacks keep coming is looked at again so often, in milliseconds: it may call exec. */
+const LOOK_AGAIN_MS = 500
+/** Of how many processes is remembered when they were looked at. */
+const MAX_LOOKED_AT = 4096
+
 /** Receives stacks from the attach on until `close`, and explains them also afterwards. */
 export class ProbeStacks implements HitStacks {
   readonly #table: StackTable
@@ -20,6 +25,7 @@ export class ProbeStacks implements HitStacks {
   /** Whether numbers of processes in records are those of our /proc. */
   readonly #seesProcesses = readlinkSync('/proc/self/ns/pid') === INITIAL_PID_NAMESPACE
   readonly #sinkId: number
+  readonly #lookedAtMs = new Map<number, number>()
   #closed = false
 
   /**
@@ -70,7 +76,11 @@ export class ProbeStacks implements HitStacks {
   }
 
   #see(pid: number): void {
+    const nowMs = performance.now()
+    if (!this.#seesProcesses || nowMs - (this.#lookedAtMs.get(pid) ?? -LOOK_AGAIN_MS) < LOOK_AGAIN_MS) return
+    if (this.#lookedAtMs.size >= MAX_LOOKED_AT) this.#lookedAtMs.clear()
+    this.#lookedAtMs.set(pid, nowMs)
     // If the thread ends meanwhile, whoever asks for frames is told.
-    if (this.#seesProcesses) symbolizer.see(pid, false).catch(() => undefined)
+    symbolizer.see(pid, false).catch(() => undefined)
   }
 }

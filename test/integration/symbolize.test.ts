@@ -14,6 +14,7 @@ import { functionOffset } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { type Cleanup, freshCopy, tempDirectory } from '../support/temp.js'
 import { collect, detachComplete, newTracer } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
 
@@ -87,6 +88,26 @@ test('processes of one file, seen at their first stack, are told apart', GCC, as
     assert.deepEqual(ways, ['chain_c', 'way_left', 'way_right'])
   }
 })
+
+for (const linkage of ['pie', 'no-pie'] as const) {
+  test(`a process that calls exec is explained before and after it (${linkage})`, GCC, async (t) => {
+    const program = buildTarget(t, 'stacks', linkage)
+    const target = await Target.start(t, program)
+    const probe = await newTracer(t).attach(`uprobe:${program}:leaf`, { stack: true })
+    const hits = collect(probe)
+    await target.ask('chain 1')
+    await waitFor('the first hit', () => hits.length === 1)
+    const before = await framesOf(hits[0])
+    assert.equal(await target.ask('again'), 'ready')
+    await target.ask('ways 1')
+    await waitFor('the other hits', () => hits.length === 3)
+    const after = await framesOf(hits[1])
+    await detachComplete(probe, 3)
+    assert.deepEqual(until(before, 'main'), ['leaf', 'chain_c', 'chain_b', 'chain_a', 'command', 'main'])
+    assert.deepEqual(until(after, 'main'), ['leaf', 'way_left', 'command', 'main'])
+    assert.deepEqual(await framesOf(hits[0]), before)
+  })
+}
 
 test('a signal handler is shown on top of what it interrupted, without a name that is not its own', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'stacks', 'static'))

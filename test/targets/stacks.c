@@ -8,6 +8,7 @@
  *   usdt N       main > command > middle, where the probe s:middle is, N times
  *   signal       a handler, on_signal, that calls leaf
  *   threads T N  T threads run chain N at once
+ *   again        becomes the same program once more, by exec, and says "ready" again
  *   load PATH    loads a library of ours (stacks-lib.c)
  *   through N    main > command > lib_outer > lib_hidden > back > leaf, N times
  */
@@ -118,6 +119,9 @@ FUNCTION void command(char *line) {
     for (int i = 0; i < count; i++) pthread_create(&threads[i], NULL, thread_main, NULL);
     for (int i = 0; i < count; i++) pthread_join(threads[i], NULL);
     answer("executed %ld", count * thread_hits);
+  } else if ((argument = argument_of(line, "again"))) {
+    execl("/proc/self/exe", "stacks", (char *)NULL);
+    answer("failed");
 #ifndef STATIC_TARGET
   } else if ((argument = argument_of(line, "load"))) {
     void *library = dlopen(argument, RTLD_NOW);
