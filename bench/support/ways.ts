@@ -133,6 +133,7 @@ export function groupsOf(workshop: Workshop, tracer: Tracer): { groups: Group[];
       title: 'A user stack of ten frames',
       probes: 'stack',
       ways: [
+        ours('uprobe, to JavaScript', (place) => holdDelivering(tracer, place, { stack: true })),
         inC('`bpf_get_stackid` (C)', 'stack'),
         ...perf('`perf record --user-callchains`', ['record', '-q', '-g', '--user-callchains'], 0, 0.25),
         ...bpftrace('bpftrace, `@[ustack] = count()`', '{ @stacks[ustack] = count() }'),

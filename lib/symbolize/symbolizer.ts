@@ -39,6 +39,8 @@ export class Symbolizer {
   #queued: Queued[] = []
   #linger: NodeJS.Timeout | null = null
 
+  constructor(private readonly lingerMs: number = LINGER_MS) {}
+
   /** Keeps the thread's knowledge, from its start on, until the result is called. */
   use(): () => void {
     this.#users++
@@ -135,7 +137,7 @@ export class Symbolizer {
       this.#linger = null
       this.#worker = null
       void worker.terminate()
-    }, LINGER_MS).unref()
+    }, this.lingerMs).unref()
   }
 }
 

@@ -12,6 +12,7 @@ import { needs } from '../support/needs.js'
 import { functionOffset } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { collect, detachComplete, newTracer } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
 
@@ -72,6 +73,23 @@ test('each hit has its own stack, whichever way it came', GCC, async (t) => {
     Array.from({ length: 40 }, (_, index) => (index % 2 === 0 ? 'way_left' : 'way_right')),
   )
   assert.equal(new Set(hits.map((hit) => hit.stack)).size, 2)
+})
+
+test('a listener finds the stack of a hit, also if both came in one batch behind other hits', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'stacks'))
+  const probe = await newTracer(t).attach('uprobe:leaf', { pid: target.pid, stack: true })
+  const stacks: unknown[] = []
+  probe.on('hit', ({ stack }) => stacks.push(stack))
+  await target.ask('chain 1')
+  await waitFor('the first hit', () => stacks.length === 1)
+  target.tell('chain 1')
+  target.tell('ways 1')
+  // The event loop does not turn meanwhile, so that all of it waits in one batch.
+  while (probe.stats().hits < 4) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5)
+  await detachComplete(probe, 4)
+  assert.equal(stacks[1], stacks[0])
+  assert.ok(stacks.every(Array.isArray), inspect(stacks))
+  assert.equal(new Set(stacks).size, 3)
 })
 
 test('a probe within a function begins with that function', GCC, async (t) => {
@@ -181,6 +199,29 @@ async function detachedWithIterator(probe: AsyncIterable<Hit> & { detach(): Prom
   await probe.detach()
   for (let next = await iterator.next(); next.done !== true; next = await iterator.next()) hits.push(next.value)
 }
+
+test('where the ring overflows, hits are lost and counted, and those that are delivered have their stacks', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'stacks'))
+  const tracer = newTracer(t, { ringBytes: 64 * 1024, pendingLimitBytes: 64 * 1024 })
+  const probe = await tracer.attach('uprobe:leaf', { pid: target.pid, stack: true })
+  const hits = collect(probe)
+  const all = 20 * 100
+  for (let round = 0; round < 20; round++) target.tell('depths 100')
+  // Meanwhile the event loop does not turn, so that nobody takes what the reader has.
+  while (probe.stats().hits < all) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20)
+  for (let round = 0; round < 20; round++) assert.equal(await target.line(), 'executed 100')
+  await probe.detach()
+  const stats = probe.stats()
+  assert.equal(stats.hits, all)
+  assert.ok(stats.lostRing > 0)
+  assert.equal(stats.delivered + stats.lost, all)
+  assert.equal(hits.length, stats.delivered)
+  for (const hit of hits) {
+    const names = chain(await hit.symbolize())
+    assert.ok(names.length > 3)
+    assert.deepEqual(names, ['leaf', ...Array(names.length - 3).fill('dive'), 'command', 'main'])
+  }
+})
 
 test('strings, a filter and a stack go together', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'stacks'))
