@@ -158,7 +158,7 @@ async function attachSteps(
   undo.add(() => native.closeFd(statsFd))
   const pauseMap = settings.counter === 'msb' ? new PauseMap(native) : null
   undo.add(() => pauseMap?.close())
-  const stacks = settings.stack ? new ProbeStacks(native, ring, spec.kind !== 'uretprobe') : null
+  const stacks = settings.stack ? new ProbeStacks(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
   undo.add(() => stacks?.close())
   await stacks?.seeTargets(settings.pids)
   signal.throwIfAborted()

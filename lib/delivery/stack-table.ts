@@ -22,6 +22,9 @@ export interface StackLimits {
 
 const DEFAULT_LIMITS: StackLimits = { noted: 16_384, others: 65_536 }
 
+/** How many addresses the stacks of either kind may have together, whatever their number: 2^21 take 64 MiB. */
+const MAX_ADDRESSES = { noted: 2 ** 21, others: 2 ** 20 }
+
 let limits = DEFAULT_LIMITS
 
 /** For tests: the bounds of probes that are attached from now on; the usual ones by default. */
@@ -37,23 +40,26 @@ export class StackTable implements RecordSink {
   readonly #limits = limits
   readonly #noted = new Map<string, Stack>()
   readonly #others = new Map<string, Stack>()
+  #otherAddresses = 0
   #closed = false
 
   /**
    * @param sinkId - the number in the records of stacks
+   * @param depth - most addresses of a stack
    * @param onNew - told of each stack when it comes
    * @throws {UprobeError} as {@link createMap}
    */
   constructor(
     private readonly native: Native,
     sinkId: number,
+    depth: number,
     private readonly onNew: (stack: Stack) => void,
   ) {
     const seenFd = createMap(native, {
       type: BPF_MAP_TYPE_HASH,
       keyBytes: STACK_KEY_BYTES,
       valueBytes: 8,
-      maxEntries: this.#limits.noted,
+      maxEntries: Math.min(this.#limits.noted, Math.floor(MAX_ADDRESSES.noted / depth)),
       name: 'uprobe_stacks',
     })
     const [first = 0n, second = 0n, third = 0n, fourth = 0n] = new BigUint64Array(Uint8Array.from(randomBytes(32)).buffer)
@@ -73,7 +79,7 @@ export class StackTable implements RecordSink {
         addresses: Array.from({ length: count }, (_, index) => view.getBigUint64(offset + STACK_FIELD.addresses + 8 * index, true)),
       }
       // Once more at the end, so that it is the youngest.
-      this.#others.delete(key)
+      if (known !== undefined) this.#forget(key, known)
       if (view.getUint32(offset + STACK_FIELD.kept, true) === 1) this.#noted.set(key, stack)
       else this.#keepOther(key, stack)
       if (known === undefined) this.onNew(stack)
@@ -90,11 +96,6 @@ export class StackTable implements RecordSink {
     return this.#noted.get(key) ?? this.#others.get(key) ?? null
   }
 
-  /** How many stacks are kept. */
-  get size(): number {
-    return this.#noted.size + this.#others.size
-  }
-
   /** Closes the map. Idempotent. */
   close(): void {
     if (this.#closed) return
@@ -104,11 +105,16 @@ export class StackTable implements RecordSink {
 
   #keepOther(key: string, stack: Stack): void {
     this.#others.set(key, stack)
-    if (this.#others.size <= this.#limits.others) return
-    for (const oldest of this.#others.keys()) {
-      this.#others.delete(oldest)
-      return
+    this.#otherAddresses += stack.addresses.length
+    for (const [oldest, old] of this.#others) {
+      if (this.#others.size <= this.#limits.others && this.#otherAddresses <= MAX_ADDRESSES.others) return
+      this.#forget(oldest, old)
     }
+  }
+
+  #forget(key: string, stack: Stack): void {
+    this.#others.delete(key)
+    this.#otherAddresses -= stack.addresses.length
   }
 }
 

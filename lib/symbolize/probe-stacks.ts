@@ -30,15 +30,17 @@ export class ProbeStacks implements HitStacks {
 
   /**
    * @param atSites - whether the first address of each stack is that of the site
+   * @param depth - most addresses of a stack
    * @throws {UprobeError} as `createMap`
    */
   constructor(
     native: Native,
     private readonly ring: Ring,
     private readonly atSites: boolean,
+    depth: number,
   ) {
     this.#sinkId = ring.newProbeId()
-    this.#table = new StackTable(native, this.#sinkId, ({ pid }) => this.#see(pid))
+    this.#table = new StackTable(native, this.#sinkId, depth, ({ pid }) => this.#see(pid))
     this.#leave = symbolizer.use()
     ring.addSink(this.#sinkId, this.#table)
   }

@@ -32,6 +32,7 @@ describe('importing the package', () => {
       'UprobeError',
       'counters',
       'doctor',
+      'foldStack',
       'list',
       'release',
       'repair',
