@@ -14,6 +14,7 @@ export const HELPER = {
   map_update_elem: 2,
   ktime_get_ns: 5,
   get_smp_processor_id: 8,
+  tail_call: 12,
   get_current_pid_tgid: 14,
   get_current_comm: 16,
   /** 5.5 */

@@ -27,6 +27,7 @@ import { bindFilter, filterReadsMemory } from './filter-bind.js'
 import { emitFilter } from './filter-code.js'
 import { COOKIE, COUNTS, CTX, FRAME, RECORD, type ReadingProgram, STACK } from './frame.js'
 import { emitPageIn, isInMemory } from './operand-code.js'
+import { emitOwnStack } from './own-stack.js'
 import { layoutOf, type RecordClass } from './record.js'
 import { emitDiscard, emitFill, emitMeasure, emitSubmit } from './record-code.js'
 import { type CaptureShape, readableStrings } from './shape.js'
@@ -83,6 +84,7 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
   const asm = new Assembler()
   const leave = new Label()
   asm.mov(CTX, 1)
+  emitOwnStack(asm)
   if (program.excludeTid !== null) {
     asm.call(HELPER.get_current_pid_tgid)
     asm.truncate(0)

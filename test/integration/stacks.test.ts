@@ -7,7 +7,7 @@ import { inspect } from 'node:util'
 import { setStackLimits } from '../../lib/delivery/stack-table.js'
 import type { Hit, StackFrame } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
-import { REGISTRATIONS } from '../support/features.js'
+import { HAS_SLEEPABLE, REGISTRATIONS } from '../support/features.js'
 import { needs } from '../support/needs.js'
 import { functionOffset } from '../support/notes.js'
 import { Target } from '../support/target.js'
@@ -159,6 +159,21 @@ test('threads that hit at once get each their stack, and none is lost', GCC, asy
   // What called thread_main is libc's, and leaves behind in the frame pointer what it likes.
   assert.ok(distinct.size <= 4, `${distinct.size} stacks`)
 })
+
+for (const registration of REGISTRATIONS) {
+  test(`a hit that waits for memory keeps its stack while another comes on the same CPU (${registration})`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'stacks'))
+    const probe = await newTracer(t).attach('uprobe:text', { pid: target.pid, stack: true, strings: [0], registration })
+    const hits = collect(probe)
+    assert.equal(await target.ask('fault'), 'executed 2')
+    await detachComplete(probe, 2)
+    const seen = new Map<string, unknown>()
+    for (const hit of hits) seen.set((await hit.symbolize())[1]?.symbol ?? '', hit.args[0])
+    assert.deepEqual([...seen.keys()].sort(), ['way_absent', 'way_present'])
+    assert.equal(seen.get('way_present'), 'present')
+    if (HAS_SLEEPABLE) assert.equal(seen.get('way_absent'), 'absent')
+  })
+}
 
 test('stacks beyond those that the kernel notes are sent with every hit', GCC, async (t) => {
   setStackLimits({ noted: 4, others: 64 })

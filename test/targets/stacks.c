@@ -8,6 +8,8 @@
  *   usdt N       main > command > middle, where the probe s:middle is, N times
  *   signal       a handler, on_signal, that calls leaf
  *   threads T N  T threads run chain N at once
+ *   fault        main > command > way_present > text("present") while another thread, on the same CPU, is on the way thread_main_absent > way_absent > text(PAGE), and waits for
+ *                PAGE to be filled with "absent"; "failed" where that cannot be arranged
  *   again        becomes the same program once more, by exec, and says "ready" again
  *   load PATH    loads a library of ours (stacks-lib.c)
  *   through N    main > command > lib_outer > lib_hidden > back > leaf, N times
@@ -17,8 +19,16 @@
 #define _GNU_SOURCE
 #endif
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include "probe.h"
 #include "protocol.h"
@@ -80,6 +90,52 @@ FUNCTION void *thread_main(void *unused) {
   return NULL;
 }
 
+FUNCTION char text(const char *string) {
+  BARRIER;
+  return *(volatile const char *)string;
+}
+FUNCTION void way_present(const char *string) {
+  text(string);
+  BARRIER;
+}
+FUNCTION void way_absent(const char *string) {
+  text(string);
+  BARRIER;
+}
+FUNCTION void *thread_main_absent(void *page) {
+  way_absent(page);
+  BARRIER;
+  return NULL;
+}
+
+/* userfaultfd(2): whoever touches the page, the kernel on its behalf included, sleeps until it is filled. */
+FUNCTION int fault(void) {
+  static char source[65536] __attribute__((aligned(65536))) = "absent";
+  size_t size = (size_t)sysconf(_SC_PAGESIZE);
+  cpu_set_t all, one;
+  pthread_t thread;
+  int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+  char *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  struct uffdio_api api = {.api = UFFD_API};
+  struct uffdio_register range = {.range = {(uintptr_t)page, size}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+  struct uffdio_copy copy = {.dst = (uintptr_t)page, .src = (uintptr_t)source, .len = size};
+  struct pollfd waits = {.fd = fd, .events = POLLIN};
+  if (fd < 0 || page == MAP_FAILED || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &range)) return -1;
+  sched_getaffinity(0, sizeof all, &all);
+  CPU_ZERO(&one);
+  for (int cpu = 0; cpu < CPU_SETSIZE && !CPU_COUNT(&one); cpu++)
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  /* The thread inherits it. */
+  if (sched_setaffinity(0, sizeof one, &one) || pthread_create(&thread, NULL, thread_main_absent, page)) return -1;
+  poll(&waits, 1, -1);
+  way_present("present");
+  ioctl(fd, UFFDIO_COPY, &copy);
+  pthread_join(thread, NULL);
+  sched_setaffinity(0, sizeof all, &all);
+  close(fd);
+  return 0;
+}
+
 #ifndef STATIC_TARGET
 static void (*lib_outer)(void (*)(void));
 #endif
@@ -119,6 +175,9 @@ FUNCTION void command(char *line) {
     for (int i = 0; i < count; i++) pthread_create(&threads[i], NULL, thread_main, NULL);
     for (int i = 0; i < count; i++) pthread_join(threads[i], NULL);
     answer("executed %ld", count * thread_hits);
+  } else if ((argument = argument_of(line, "fault"))) {
+    if (fault()) answer("failed");
+    else answer("executed 2");
   } else if ((argument = argument_of(line, "again"))) {
     execl("/proc/self/exe", "stacks", (char *)NULL);
     answer("failed");
