@@ -160,8 +160,7 @@ async function attachSteps(
   undo.add(() => pauseMap?.close())
   const stacks = settings.stack ? new ProbeStacks(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
   undo.add(() => stacks?.close())
-  await stacks?.seeTargets(settings.pids)
-  signal.throwIfAborted()
+  await stacks?.seeTargets(settings.pids, signal)
   const programs = new CapturePrograms(
     native,
     {

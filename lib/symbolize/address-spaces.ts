@@ -68,12 +68,13 @@ export class AddressSpaces {
     const nowNs = process.hrtime.bigint()
     if (known !== undefined && readIdentity(pid)?.text === known.identity) {
       known.lastNs = nowNs
+      this.#remember(pid, snapshots)
       return
     }
     const reading = await this.#read(pid)
     if (reading === null) return
     const { procDirectory, ...snapshot } = reading
-    const all = [...snapshots, { ...snapshot, perfMap: PerfMap.of(procDirectory) }]
+    const all = [...snapshots, { ...snapshot, perfMap: PerfMap.of(procDirectory, () => readIdentity(pid)?.text === snapshot.identity) }]
     for (const { perfMap } of all.splice(0, all.length - MAX_PROGRAMS)) perfMap.close()
     this.#remember(pid, all)
   }

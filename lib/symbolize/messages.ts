@@ -19,8 +19,8 @@ export type Question = { readonly id: number } & (
   | { readonly kind: 'symbolize'; readonly requests: readonly SymbolizeRequest[] }
 )
 
-/** From the thread: frames a request, none for `see`. */
-export interface Answer {
-  readonly id: number
-  readonly frames: readonly (readonly StackFrame[])[]
-}
+/** From the thread: frames a request, none for `see`; or what it lacks to answer, as descriptors or memory. */
+export type Answer = { readonly id: number } & (
+  | { readonly frames: readonly (readonly StackFrame[])[]; readonly shortage: null }
+  | { readonly frames: null; readonly shortage: string }
+)

@@ -9,6 +9,7 @@ import { ElfFile } from '../elf/elf-file.js'
 import { SHT_SYMTAB } from '../elf/headers.js'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import { loadNative } from '../native.js'
+import { limitError } from '../shortage.js'
 import { type Mapping, mapFilesPath } from '../target/maps.js'
 import { readBuildId } from './build-id.js'
 import { SymbolIndex } from './symbol-index.js'
@@ -165,12 +166,12 @@ export async function readable<T>(read: () => Promise<T>): Promise<T | null> {
   }
 }
 
-/** What a system call gives, or `null` if it fails: the file is not there, or may not be opened. */
+/** What a system call gives, or `null` if it fails: the file is not there, or may not be opened. Where a limit is reached, it may be there. */
 function optional<T>(call: () => T): T | null {
   try {
     return call()
   } catch (error) {
-    if (isSystemCallError(error)) return null
+    if (isSystemCallError(error) && limitError(error, '') === null) return null
     throw error
   }
 }

@@ -9,6 +9,7 @@ import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { isSystemCallError } from '../errors.js'
 import { loadNative } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
+import { limitError } from '../shortage.js'
 
 /** What is read of one file: a Node.js server that has run for days has some ten megabytes. */
 const MAX_BYTES = 128 * 1024 * 1024
@@ -18,6 +19,8 @@ const MAX_LINE_BYTES = 4096
 const PIECE_BYTES = 1024 * 1024
 /** Entries that begin before an address and may still cover it. */
 const MAX_LOOK_BACK = 64
+/** How much of what was read before must still be there for what follows it to be believed. */
+const TAIL_BYTES = 256
 
 interface Entry {
   readonly start: number
@@ -37,6 +40,10 @@ export interface CompiledCode {
 export class PerfMap {
   #fd: number | null = null
   #read = 0
+  /** The end of what was read. */
+  #tail = Buffer.alloc(0)
+  /** Somebody else has written the file anew. */
+  #overwritten = false
   /** The beginning of a line whose end is yet to be written. */
   #rest = Buffer.alloc(0)
   #skipping = false
@@ -48,17 +55,21 @@ export class PerfMap {
     private readonly directory: string,
     private readonly name: string,
     private readonly uids: ReadonlySet<number>,
+    private readonly isStill: () => boolean,
   ) {
     this.#open()
   }
 
-  /** @param procDirectory - /proc/PID of the process, which is there */
-  static of(procDirectory: string): PerfMap {
+  /**
+   * @param procDirectory - /proc/PID of the process, which is there
+   * @param isStill - whether the process is there and runs the program that the map is wanted of
+   */
+  static of(procDirectory: string, isStill: () => boolean): PerfMap {
     const status = readTextOrNull(`${procDirectory}/status`) ?? ''
     const numbers = (field: string): number[] => (new RegExp(`^${field}:\\s+(.*)$`, 'm').exec(status)?.[1] ?? '').split(/\s+/).map(Number)
     // Of a thread that stands in for its leader the map is the leader's. The innermost namespace is the last.
     const pid = numbers('NStgid').at(-1) ?? 0
-    return new PerfMap(`${procDirectory}/root`, `perf-${pid}.map`, new Set([0, ...numbers('Uid')]))
+    return new PerfMap(`${procDirectory}/root`, `perf-${pid}.map`, new Set([0, ...numbers('Uid')]), isStill)
   }
 
   /** What was compiled to an address. */
@@ -85,28 +96,44 @@ export class PerfMap {
           constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY,
         )
         const stat = fstatSync(fd)
-        if (stat.isFile() && stat.nlink === 1 && this.uids.has(stat.uid)) this.#fd = fd
+        if (stat.isFile() && stat.nlink === 1 && this.uids.has(stat.uid) && this.isStill()) this.#fd = fd
         else closeSync(fd)
       } finally {
         native.closeFd(tmp)
       }
     } catch (error) {
       // There is none, or it is a link.
-      if (!isSystemCallError(error)) throw error
+      if (!isSystemCallError(error) || limitError(error, '') !== null) throw error
     }
   }
 
   /** Reads what was written since. */
   #catchUp(): void {
+    if (this.#overwritten) return
     if (this.#fd === null) this.#open()
     if (this.#fd === null) return
     const piece = Buffer.allocUnsafe(PIECE_BYTES)
     while (this.#read < MAX_BYTES && this.#entries.size < MAX_ENTRIES) {
       const bytes = readSync(this.#fd, piece, 0, PIECE_BYTES, this.#read)
       if (bytes === 0) return
+      if (!this.#isOwn(this.#fd)) {
+        this.#overwritten = true
+        return
+      }
       this.#read += bytes
+      this.#tail = Buffer.concat([this.#tail, piece.subarray(0, bytes)]).subarray(-TAIL_BYTES)
       this.#take(Buffer.concat([this.#rest, piece.subarray(0, bytes)]))
     }
+  }
+
+  /**
+   * Whether what was read just now is of the program that the map is wanted of. The next one of this number, after an exec or when the number is handed out again, writes its map into the same
+   * file, from the beginning. What it leaves does not look like what was there, since addresses are random; where nothing was read yet, the process must be there.
+   */
+  #isOwn(fd: number): boolean {
+    if (this.#tail.length === 0) return this.isStill()
+    const now = Buffer.alloc(this.#tail.length)
+    return readSync(fd, now, 0, now.length, this.#read - now.length) === now.length && now.equals(this.#tail)
   }
 
   #take(text: Buffer): void {

@@ -2,10 +2,12 @@
  * The stacks of one probe, and the way to their symbols.
  */
 import { readlinkSync } from 'node:fs'
+import { setTimeout } from 'node:timers/promises'
 import type { Hit, HitStacks, Stack } from '../capture/hit.js'
 import type { StackProgram } from '../capture/stack-code.js'
 import type { Ring } from '../delivery/ring.js'
 import { StackTable } from '../delivery/stack-table.js'
+import { follow } from '../follow.js'
 import type { Native } from '../native.js'
 import type { StackFrame } from './frame.js'
 import { symbolizer } from './symbolizer.js'
@@ -15,6 +17,8 @@ const INITIAL_PID_NAMESPACE = 'pid:[4026531836]'
 
 /** A process whose stacks keep coming is looked at again so often, in milliseconds: it may call exec. */
 const LOOK_AGAIN_MS = 500
+/** Longest wait for the mappings of the targets. */
+const MAX_SEE_MS = 10_000
 /** Of how many processes is remembered when they were looked at. */
 const MAX_LOOKED_AT = 4096
 
@@ -31,7 +35,7 @@ export class ProbeStacks implements HitStacks {
   /**
    * @param atSites - whether the first address of each stack is that of the site
    * @param depth - most addresses of a stack
-   * @throws {UprobeError} as `createMap`
+   * @throws {UprobeError} as `createMap`, and `ERR_UPROBE_LIMIT` if no thread can be started
    */
   constructor(
     native: Native,
@@ -40,8 +44,13 @@ export class ProbeStacks implements HitStacks {
     depth: number,
   ) {
     this.#sinkId = ring.newProbeId()
-    this.#table = new StackTable(native, this.#sinkId, depth, ({ pid }) => this.#see(pid))
     this.#leave = symbolizer.use()
+    try {
+      this.#table = new StackTable(native, this.#sinkId, depth, ({ pid }) => this.#see(pid))
+    } catch (error) {
+      this.#leave()
+      throw error
+    }
     ring.addSink(this.#sinkId, this.#table)
   }
 
@@ -63,9 +72,25 @@ export class ProbeStacks implements HitStacks {
     })
   }
 
-  /** Has the mappings of the target read before its first hit, since it may exit right after it. */
-  async seeTargets(pids: readonly number[]): Promise<void> {
-    await Promise.all(pids.map((pid) => symbolizer.see(pid, true)))
+  /**
+   * Has the mappings of the target read before its first hit, since it may exit right after it. A file that it maps may be on a file system that does not answer; the attach does not wait for that.
+   * @throws {UprobeError} `ERR_UPROBE_LIMIT` if there is no descriptor or memory left for it
+   */
+  async seeTargets(pids: readonly number[], signal: AbortSignal): Promise<void> {
+    const enough = new AbortController()
+    const unfollow = follow(signal, enough)
+    try {
+      await Promise.race([
+        Promise.all(pids.map((pid) => symbolizer.see(pid, true))),
+        setTimeout(MAX_SEE_MS, undefined, { signal: enough.signal }),
+      ])
+    } catch (error) {
+      signal.throwIfAborted()
+      throw error
+    } finally {
+      unfollow()
+      enough.abort()
+    }
   }
 
   /** No more stacks come. Idempotent. */

@@ -17,8 +17,13 @@ const LINGER_MS = 30_000
 /** Bounds of the thread's memory; what is in typed arrays is bounded where it is made. */
 const HEAP_MIB = 512
 
+/** How many processes may wait to be looked at without anybody waiting for it; further ones are passed over, and looked at when somebody asks. */
+const MAX_UNATTENDED = 1024
+
+type Frames = readonly (readonly StackFrame[])[]
+
 interface Waiting {
-  readonly resolve: (frames: Answer['frames']) => void
+  readonly resolve: (frames: Frames) => void
   readonly reject: (error: unknown) => void
   /** Whether the process is to be kept alive for it. */
   readonly holds: boolean
@@ -41,10 +46,13 @@ export class Symbolizer {
 
   constructor(private readonly lingerMs: number = LINGER_MS) {}
 
-  /** Keeps the thread's knowledge, from its start on, until the result is called. */
+  /**
+   * Keeps the thread's knowledge, from its start on, until the result is called.
+   * @throws {UprobeError} `ERR_UPROBE_LIMIT` if no thread can be started
+   */
   use(): () => void {
-    this.#users++
     this.#start()
+    this.#users++
     let used = true
     return () => {
       if (used) this.#users--
@@ -58,6 +66,7 @@ export class Symbolizer {
    * @param awaited - whether somebody waits for it, so that the process must not end meanwhile
    */
   async see(pid: number, awaited: boolean): Promise<void> {
+    if (!awaited && this.#waiting.size >= MAX_UNATTENDED) return
     await this.#ask({ kind: 'see', pid }, awaited)
   }
 
@@ -85,7 +94,7 @@ export class Symbolizer {
 
   #ask(question: Omit<Extract<Question, { kind: 'see' }>, 'id'> | Omit<Extract<Question, { kind: 'symbolize' }>, 'id'>, holds: boolean) {
     const id = this.#nextId++
-    return new Promise<Answer['frames']>((resolve, reject) => {
+    return new Promise<Frames>((resolve, reject) => {
       const worker = this.#start()
       this.#waiting.set(id, { resolve, reject, holds })
       if (holds) worker.ref()
@@ -97,14 +106,7 @@ export class Symbolizer {
     if (this.#linger !== null) clearTimeout(this.#linger)
     this.#linger = null
     if (this.#worker !== null) return this.#worker
-    // What the host preloads for its own sake (--import, --require) is not for this thread.
-    const options = { name: 'uprobe-symbolizer', execArgv: [], resourceLimits: { maxOldGenerationSizeMb: HEAP_MIB } }
-    const program = join(__dirname, 'worker')
-    const worker =
-      extname(__filename) === '.js'
-        ? new Worker(`${program}.js`, options)
-        : // In a checkout, run from its sources.
-          new Worker(`require('tsx/cjs'); require(${JSON.stringify(`${program}.ts`)})`, { ...options, eval: true })
+    const worker = startThread()
     worker.on('message', (answer: Answer) => this.#onAnswer(answer))
     worker.on('error', (error) => this.#onEnd(worker, error))
     worker.on('exit', () => this.#onEnd(worker, undefined))
@@ -113,11 +115,12 @@ export class Symbolizer {
     return worker
   }
 
-  #onAnswer({ id, frames }: Answer): void {
+  #onAnswer({ id, frames, shortage }: Answer): void {
     const waiting = this.#waiting.get(id)
     this.#waiting.delete(id)
     if (![...this.#waiting.values()].some(({ holds }) => holds)) this.#worker?.unref()
-    waiting?.resolve(frames)
+    if (frames === null) waiting?.reject(new UprobeError('ERR_UPROBE_LIMIT', shortage))
+    else waiting?.resolve(frames)
     this.#lingerIfIdle()
   }
 
@@ -138,6 +141,25 @@ export class Symbolizer {
       this.#worker = null
       void worker.terminate()
     }, this.lingerMs).unref()
+  }
+}
+
+function startThread(): Worker {
+  // What the host preloads for its own sake (--import, --require) is not for this thread: an agent that is loaded so and attaches at once would start a thread that starts a thread.
+  const options = {
+    name: 'uprobe-symbolizer',
+    execArgv: [],
+    env: { ...process.env, NODE_OPTIONS: '' },
+    resourceLimits: { maxOldGenerationSizeMb: HEAP_MIB },
+  }
+  const program = join(__dirname, 'worker')
+  try {
+    if (extname(__filename) === '.js') return new Worker(`${program}.js`, options)
+    // In a checkout, run from its sources.
+    return new Worker(`require('tsx/cjs'); require(${JSON.stringify(`${program}.ts`)})`, { ...options, eval: true })
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error)
+    throw new UprobeError('ERR_UPROBE_LIMIT', `The thread that symbolizes stacks cannot be started: ${why}.`, { cause: error })
   }
 }
 

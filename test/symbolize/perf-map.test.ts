@@ -31,7 +31,7 @@ function nameAt(map: PerfMap, address: bigint): string | null {
 test('finds code by its address, and nothing beside it', NEEDS, async (t) => {
   const { map, proc } = await inRoot(t)
   writeFileSync(map, CONTENT)
-  const found = PerfMap.of(proc)
+  const found = PerfMap.of(proc, () => true)
   t.after(() => found.close())
   assert.deepEqual(
     [0xfffn, 0x1000n, 0x100fn, 0x1010n, 0x2010n, 0x2020n].map((address) => nameAt(found, address)),
@@ -42,7 +42,7 @@ test('finds code by its address, and nothing beside it', NEEDS, async (t) => {
 
 test('reads on when the file has come or grown, also from the middle of a line', NEEDS, async (t) => {
   const { map, proc } = await inRoot(t)
-  const found = PerfMap.of(proc)
+  const found = PerfMap.of(proc, () => true)
   t.after(() => found.close())
   assert.equal(nameAt(found, 0x1000n), null)
   writeFileSync(map, CONTENT.slice(0, 15))
@@ -57,12 +57,44 @@ test('reads on when the file has come or grown, also from the middle of a line',
   )
 })
 
+test('a process of the same number, or another program, that writes the file anew is not taken for the one before', NEEDS, async (t) => {
+  const { map, proc } = await inRoot(t)
+  writeFileSync(map, CONTENT)
+  let isStill = true
+  const found = PerfMap.of(proc, () => isStill)
+  t.after(() => found.close())
+  assert.equal(nameAt(found, 0x1000n), 'JS:one a.js:1:1')
+  // What its own process wrote last is read on, also when it is gone.
+  isStill = false
+  appendFileSync(map, '3000 10 JS:last d.js:1:1\n')
+  assert.equal(nameAt(found, 0x3000n), 'JS:last d.js:1:1')
+  writeFileSync(map, `${'7000 10 JS:other e.js:1:1\n'.repeat(9)}4000 10 JS:other e.js:1:1\n`)
+  assert.deepEqual(
+    [0x1000n, 0x4000n, 0x7000n].map((address) => nameAt(found, address)),
+    ['JS:one a.js:1:1', null, null],
+  )
+})
+
+test('a map that appears, or is filled, when the process is gone is not read', NEEDS, async (t) => {
+  const { map, proc } = await inRoot(t)
+  let isStill = true
+  const none = PerfMap.of(proc, () => isStill)
+  assert.equal(nameAt(none, 0x1000n), null)
+  writeFileSync(map, '')
+  const empty = PerfMap.of(proc, () => isStill)
+  t.after(() => empty.close())
+  t.after(() => none.close())
+  isStill = false
+  writeFileSync(map, CONTENT)
+  assert.deepEqual([nameAt(none, 0x1000n), nameAt(empty, 0x1000n)], [null, null])
+})
+
 test('a link of the root leads to where it leads inside of it', NEEDS, async (t) => {
   const { root, map, proc } = await inRoot(t)
   writeFileSync(map, CONTENT)
   renameSync(join(root, 'tmp'), join(root, 'elsewhere'))
   symlinkSync('/elsewhere', join(root, 'tmp'))
-  const found = PerfMap.of(proc)
+  const found = PerfMap.of(proc, () => true)
   t.after(() => found.close())
   assert.equal(nameAt(found, 0x1000n), 'JS:one a.js:1:1')
 })
@@ -85,7 +117,7 @@ for (const [what, leave] of [
     const other = join(root, 'tmp', 'other')
     writeFileSync(other, CONTENT)
     leave(map, other)
-    const found = PerfMap.of(proc)
+    const found = PerfMap.of(proc, () => true)
     t.after(() => found.close())
     assert.equal(nameAt(found, 0x1000n), null)
   })
@@ -98,7 +130,7 @@ test('passes over lines that say nothing, or too much', NEEDS, async (t) => {
     map,
     `\n\0\n-1 5 minus\n3000 0 empty\n4000 ffffffffffffffff endless\nffffffffffffffff 10 high\n5000 10\nxyz 1 z\n${long}1000 10 \x1b[2Jname; with all\n6000 10 last`,
   )
-  const found = PerfMap.of(proc)
+  const found = PerfMap.of(proc, () => true)
   t.after(() => found.close())
   const asked = [0x3000n, 0x4001n, 0x5001n, 0x6001n, 0x9001n, 0xffff_ffff_ffff_fff1n]
   assert.deepEqual(

@@ -3,11 +3,12 @@
  */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'node:test'
 import { Symbolizer } from '../../lib/symbolize/symbolizer.js'
 import { needs } from '../support/needs.js'
+import { tempDirectory } from '../support/temp.js'
 import { waitFor } from '../support/wait.js'
 
 function threads(): number {
@@ -53,6 +54,48 @@ test('a hit from before the process began is not explained by its mappings', nee
   ])
   assert.ok(now?.module !== null)
   assert.deepEqual(then, { ...UNKNOWN, address })
+})
+
+test('what the host preloads is not loaded into the thread, where it would start a thread in turn', needs(), (t) => {
+  const preloaded = join(tempDirectory(t), 'preloaded.cjs')
+  writeFileSync(preloaded, "console.log('preloaded')")
+  const symbolizer = join(__dirname, '..', '..', 'lib', 'symbolize', 'symbolizer')
+  const program = `require('tsx/cjs')
+    const { symbolizer } = require(${JSON.stringify(symbolizer)})
+    symbolizer.symbolize({ pid: null, timeNs: 1n, addresses: [], site: null }).then(() => console.log('answered'))`
+  const { stdout, stderr } = spawnSync(process.execPath, ['--require', preloaded, '-e', program], {
+    cwd: join(__dirname, '..', '..'),
+    encoding: 'utf8',
+    env: { ...process.env, NODE_OPTIONS: `--require ${preloaded}` },
+    timeout: 20_000,
+  })
+  assert.equal(stdout, 'preloaded\nanswered\n', stderr)
+})
+
+test('a thread that finds no descriptor says so, and is there when there are some again', needs(), () => {
+  const symbolizer = join(__dirname, '..', '..', 'lib', 'symbolize', 'symbolizer')
+  const program = `require('tsx/cjs')
+    const { openSync, closeSync } = require('node:fs')
+    const { Symbolizer } = require(${JSON.stringify(symbolizer)})
+    void (async () => {
+      const one = new Symbolizer(10)
+      const started = new Symbolizer(10)
+      await started.symbolize({ pid: null, timeNs: 1n, addresses: [], site: null })
+      const all = []
+      try { for (;;) all.push(openSync('/dev/null')) } catch {}
+      for (const each of [one, started]) await each.see(process.pid, true).catch(({ code }) => console.log(code))
+      for (const fd of all) closeSync(fd)
+      for (const each of [one, started]) {
+        await each.see(process.pid, true)
+        console.log('seen')
+      }
+    })()`
+  const { stdout, stderr } = spawnSync('prlimit', ['--nofile=128', process.execPath, '-e', program], {
+    cwd: join(__dirname, '..', '..'),
+    encoding: 'utf8',
+    timeout: 20_000,
+  })
+  assert.equal(stdout, 'ERR_UPROBE_LIMIT\nERR_UPROBE_LIMIT\nseen\nseen\n', stderr)
 })
 
 test('a program that leaves stacks behind ends by itself', needs(), () => {
