@@ -9,7 +9,7 @@
  */
 import { readlinkSync } from 'node:fs'
 import { type Arming, ClaimedArming, CountedArming } from './arming.js'
-import { STATS_VALUE_BYTES } from './capture/compile.js'
+import { type HitSink, STATS_VALUE_BYTES } from './capture/compile.js'
 import type { Filter } from './capture/filter.js'
 import { bindFilter } from './capture/filter-bind.js'
 import { parseFilter } from './capture/filter-parse.js'
@@ -30,6 +30,7 @@ import { PauseMap } from './register/pause-map.js'
 import { readUprobePmu } from './register/pmu.js'
 import { CapturePrograms } from './register/programs.js'
 import type { SiteFailure } from './register/register.js'
+import type { Site } from './register/site.js'
 import { possibleCpus } from './register/stats.js'
 import { limitError } from './shortage.js'
 import { type FileSites, prepareSites } from './spec/prepare-sites.js'
@@ -54,6 +55,12 @@ export interface AttachContext {
   /** Told when a probe has ended and holds nothing. */
   onEnded(probe: Probe): void
 }
+
+/**
+ * Makes what takes the hits of a probe instead of the ring, once its sites are known and before they are registered. What it opens is its own to close, also when the
+ * attach fails later.
+ */
+export type MakeSink = (sites: readonly Site[], signal: AbortSignal) => Promise<HitSink>
 
 /** What is undone when a later step fails, last first. */
 class Undo {
@@ -81,7 +88,12 @@ class Undo {
 }
 
 /** Attaches a probe. Throws {@link UprobeError}, or the reason of an aborted signal; nothing is left behind then. */
-export async function attach(context: AttachContext, text: string, settings: AttachSettings): Promise<Probe> {
+export async function attach(
+  context: AttachContext,
+  text: string,
+  settings: AttachSettings,
+  makeSink: MakeSink | null = null,
+): Promise<Probe> {
   const signal = settings.signal ?? new AbortController().signal
   signal.throwIfAborted()
   const spec = applyPath(parseSpec(text), settings.path)
@@ -89,7 +101,7 @@ export async function attach(context: AttachContext, text: string, settings: Att
   const undo = new Undo()
   const processes: TargetProcess[] = []
   try {
-    return await attachSteps(context, spec, settings, filter, signal, processes, undo)
+    return await attachSteps(context, spec, settings, filter, makeSink, signal, processes, undo)
   } catch (error) {
     const explained = signal.aborted && error === signal.reason ? error : explainFailure(error, text, processes)
     await undo.run(context.log)
@@ -125,6 +137,7 @@ async function attachSteps(
   spec: ProbeSpec,
   settings: AttachSettings,
   filter: Filter | null,
+  makeSink: MakeSink | null,
   signal: AbortSignal,
   processes: TargetProcess[],
   undo: Undo,
@@ -145,6 +158,7 @@ async function attachSteps(
   const probed = new Set(prepared.files.map(({ file }) => file))
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
   if (filter !== null) for (const { shape, probe } of prepared.sites) bindFilter(filter, shape.operands, escapeForDisplay(probe))
+  const sink = makeSink === null ? null : await makeSink(prepared.sites, signal)
   const ring = context.ring()
   const probeId = ring.newProbeId()
   possibleCpus(native)
@@ -171,6 +185,7 @@ async function attachSteps(
       ringBytes: ring.ringBytes,
       excludeTid: readerThreadToExclude(ring, processes),
       filter,
+      sink,
       pauseFd: pauseMap?.fd ?? null,
       stacks: stacks?.program ?? null,
     },

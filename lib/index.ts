@@ -3,6 +3,17 @@
  *
  * Importing loads no native code and never throws. What is not exported here is not API.
  */
+export type { Aggregation } from './aggregate/aggregation.js'
+export type { AggregateOptions, AggregateSpec, ProbePair } from './aggregate/options.js'
+export type {
+  AggregateGroup,
+  Aggregates,
+  AggregationEvents,
+  AggregationSnapshot,
+  AggregationStats,
+  ExponentialHistogram,
+  HistogramBuckets,
+} from './aggregate/snapshot.js'
 export type { ArgJson, ArgumentValue, Hit } from './capture/hit.js'
 export type { ReleasedCounter } from './counter/control.js'
 export type { HeldCounter, HeldCounterProbe, HeldCounterTarget } from './counter/held.js'

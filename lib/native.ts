@@ -65,6 +65,8 @@ export interface BpfMap {
   maxEntries: number
   /** At most 15 bytes. */
   name: string
+  /** For a map of maps: one like those that it is to hold. */
+  innerMapFd?: number
 }
 
 /** What a {@link RingReader} tells of a watched file descriptor. `readable`, `hangup` and `offline` are the last that comes of a watch. */
@@ -238,6 +240,18 @@ export interface Native {
   bpfMapRead(mapFd: number, firstKey: number, count: number, valueBytes: number): ArrayBuffer
   /** BPF_MAP_UPDATE_ELEM with a u32 key. */
   bpfMapUpdate(mapFd: number, key: number, value: Uint8Array): void
+  /**
+   * Reads and removes up to `count` entries of a hash map that no program adds to meanwhile: BPF_MAP_GET_NEXT_KEY, BPF_MAP_LOOKUP_ELEM and BPF_MAP_DELETE_ELEM of each.
+   * Returns key and value of one after another, `valueBytes` as of {@link bpfMapRead}; an empty buffer if there is none.
+   */
+  bpfMapTake(mapFd: number, keyBytes: number, valueBytes: number, count: number): ArrayBuffer
+  /**
+   * BPF_MAP_UPDATE_ELEM of a map of maps. The kernel waits until every program that may not sleep and was running at the call has ended, so that none of them uses the map that was
+   * there before (maybe_wait_bpf_programs, kernel/bpf/syscall.c, since Linux 5.0).
+   */
+  bpfMapReplaceInner(mapFd: number, key: number, innerMapFd: number): Promise<void>
+  /** BPF_RAW_TRACEPOINT_OPEN; returns the fd of the link. */
+  bpfRawTracepointOpen(name: string, progFd: number): number
   /** BPF_PROG_LOAD; resolves to the fd. The error has `verifierLog`, the last 8 KiB of what the verifier said, if it said something. */
   bpfProgLoad(options: BpfProgram): Promise<number>
   /** BPF_LINK_CREATE with BPF_TRACE_UPROBE_MULTI, likewise from a process of its own; resolves to the link's fd. */

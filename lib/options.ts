@@ -100,11 +100,11 @@ const MAX_PID = 2 ** 22
 const MAX_ARGUMENT = 31
 
 /** Throws `ERR_UPROBE_BAD_OPTION`. */
-function bad(name: string, remedy: string): never {
+export function bad(name: string, remedy: string): never {
   throw new UprobeError('ERR_UPROBE_BAD_OPTION', `Option ${name}: ${remedy}.`)
 }
 
-function integer(name: string, value: unknown, fallback: number, least: number, most: number): number {
+export function integer(name: string, value: unknown, fallback: number, least: number, most: number): number {
   if (value === undefined) return fallback
   if (typeof value !== 'number' || !Number.isInteger(value) || value < least || value > most) {
     bad(name, `give an integer from ${least} to ${most}`)
@@ -112,12 +112,12 @@ function integer(name: string, value: unknown, fallback: number, least: number, 
   return value
 }
 
-function boolean(name: string, value: unknown): boolean {
+export function boolean(name: string, value: unknown): boolean {
   if (value !== undefined && typeof value !== 'boolean') bad(name, 'give true or false')
   return value ?? false
 }
 
-function onlyKnown(options: object, known: readonly string[]): void {
+export function onlyKnown(options: object, known: readonly string[]): void {
   for (const name of Object.keys(options)) {
     if (!known.includes(name)) bad(name, `there is no such option; there are ${known.join(', ')}`)
   }

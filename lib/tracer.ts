@@ -5,7 +5,10 @@
  * tracer that is dropped without it, or killed, leaves nothing in any target either, since the kernel takes back what its descriptors held.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import { attach } from './attach.js'
+import { aggregate } from './aggregate/aggregate.js'
+import type { Aggregation } from './aggregate/aggregation.js'
+import { type AggregateOptions, type AggregateSpec, checkAggregateOptions } from './aggregate/options.js'
+import { attach, type MakeSink } from './attach.js'
 import type { ReleasedCounter } from './counter/control.js'
 import { type HeldCounter, heldCounters } from './counter/held.js'
 import { counterTable } from './counter/table.js'
@@ -15,7 +18,14 @@ import { UprobeError } from './errors.js'
 import { follow } from './follow.js'
 import { childLogger, type Logger } from './log.js'
 import { loadNative } from './native.js'
-import { type AttachOptions, checkAttachOptions, checkTracerOptions, type TracerOptions, type TracerSettings } from './options.js'
+import {
+  type AttachOptions,
+  type AttachSettings,
+  checkAttachOptions,
+  checkTracerOptions,
+  type TracerOptions,
+  type TracerSettings,
+} from './options.js'
 import type { Probe } from './probe.js'
 
 /** How long an attach that is under way is waited for by whoever asks to give way, and does not wait for ever himself. */
@@ -26,6 +36,9 @@ export class Tracer {
   readonly #settings: TracerSettings
   readonly #log: Logger
   readonly #probes = new Set<Probe>()
+  /** Those that aggregations are made of. */
+  readonly #aggregating = new WeakSet<Probe>()
+  readonly #aggregations = new Set<Aggregation>()
   readonly #attaching = new Set<Promise<unknown>>()
   readonly #closing = new AbortController()
   readonly #claims: TracerClaims
@@ -44,7 +57,12 @@ export class Tracer {
 
   /** The probes that are attached or paused. */
   get probes(): readonly Probe[] {
-    return [...this.#probes]
+    return [...this.#probes].filter((probe) => !this.#aggregating.has(probe))
+  }
+
+  /** The aggregations that are attached. */
+  get aggregations(): readonly Aggregation[] {
+    return [...this.#aggregations]
   }
 
   /**
@@ -58,7 +76,35 @@ export class Tracer {
    */
   async attach(spec: string, options: AttachOptions = {}): Promise<Probe> {
     this.#throwIfClosed()
-    const settings = checkAttachOptions(options)
+    return this.#attach(spec, checkAttachOptions(options), null)
+  }
+
+  /**
+   * Adds hits up in the kernel instead of delivering them: counts, sums, extremes and histograms of arguments, or of the time between two probes, by groups. When the promise
+   * resolves, every site is armed, as with {@link attach}.
+   *
+   * @param spec - a probe as for {@link attach}; for a latency a function (`uprobe:[PATH:]SYMBOL`), whose calls are timed, or two probes `{ from, to, match }`
+   * @param options - the target, what is measured and by what it is grouped, see {@link AggregateOptions}
+   * @throws {UprobeError} as {@link attach}
+   * @throws the signal's reason, when `options.signal` is aborted
+   */
+  async aggregate(spec: AggregateSpec, options: AggregateOptions = {}): Promise<Aggregation> {
+    this.#throwIfClosed()
+    const settings = checkAggregateOptions(spec, options)
+    const aggregation = await aggregate(
+      { native: loadNative(), log: this.#log, onEnded: (ended) => this.#aggregations.delete(ended) },
+      settings,
+      async (...request) => {
+        const probe = await this.#attach(...request)
+        this.#aggregating.add(probe)
+        return probe
+      },
+    )
+    if (!aggregation.ended) this.#aggregations.add(aggregation)
+    return aggregation
+  }
+
+  async #attach(spec: string, settings: AttachSettings, makeSink: MakeSink | null): Promise<Probe> {
     const native = loadNative()
     const stop = new AbortController()
     const signals = settings.signal === null ? [this.#closing.signal] : [settings.signal, this.#closing.signal]
@@ -81,6 +127,7 @@ export class Tracer {
       },
       spec,
       { ...settings, signal: stop.signal },
+      makeSink,
     )
     this.#attaching.add(work)
     try {
@@ -127,7 +174,7 @@ export class Tracer {
   async #close(): Promise<void> {
     this.#closing.abort(closedError())
     await Promise.allSettled(this.#attaching)
-    const results = await Promise.allSettled([...this.#probes].map((probe) => probe.detach()))
+    const results = await Promise.allSettled([...this.#aggregations, ...this.#probes].map((probe) => probe.detach()))
     await this.#claims.close()
     this.#ring?.close()
     for (const result of results) if (result.status === 'rejected') throw result.reason

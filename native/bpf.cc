@@ -23,7 +23,17 @@ namespace uprobe {
 namespace {
 
 // enum bpf_cmd, include/uapi/linux/bpf.h
-enum Command { kMapCreate = 0, kMapLookup = 1, kMapUpdate = 2, kProgLoad = 5, kObjGetInfo = 15, kLinkCreate = 28 };
+enum Command {
+  kMapCreate = 0,
+  kMapLookup = 1,
+  kMapUpdate = 2,
+  kMapDelete = 3,
+  kMapNextKey = 4,
+  kProgLoad = 5,
+  kObjGetInfo = 15,
+  kRawTracepointOpen = 17,
+  kLinkCreate = 28
+};
 
 constexpr std::uint32_t kTraceUprobeMulti = 48;        // BPF_TRACE_UPROBE_MULTI
 constexpr std::uint32_t kSleepable = 1u << 4;          // BPF_F_SLEEPABLE
@@ -42,6 +52,12 @@ struct MapElement {
   std::uint64_t key, value, flags;
 };
 static_assert(sizeof(MapElement) == 32, "layout of the kernel's");
+
+struct RawTracepointOpen {
+  std::uint64_t name;
+  std::uint32_t prog_fd;
+};
+static_assert(sizeof(RawTracepointOpen) == 16, "layout of the kernel's");
 
 struct ProgLoad {
   std::uint32_t prog_type, insn_cnt;
@@ -98,6 +114,8 @@ Napi::Value BpfMapCreate(const Napi::CallbackInfo& info) {
   attributes.key_size = arguments.Uint32(arguments.Field(options, "keyBytes"), "keyBytes");
   attributes.value_size = arguments.Uint32(arguments.Field(options, "valueBytes"), "valueBytes");
   attributes.max_entries = arguments.Uint32(arguments.Field(options, "maxEntries"), "maxEntries");
+  const Napi::Value inner = arguments.Field(options, "innerMapFd");
+  if (!inner.IsUndefined()) attributes.inner_map_fd = static_cast<std::uint32_t>(arguments.FdNumber(inner, "innerMapFd"));
   SetName(attributes.map_name, ObjectName(arguments, options));
   if (arguments.Failed()) return Napi::Value();
   // Every fd of bpf(2) is close-on-exec.
@@ -140,6 +158,76 @@ Napi::Value BpfMapUpdate(const Napi::CallbackInfo& info) {
   attributes.value = Pointer(value.data());
   if (Bpf(kMapUpdate, attributes) < 0) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_UPDATE_ELEM)"));
   return info.Env().Undefined();
+}
+
+// Entries of a hash map that nobody adds to: each is removed once it is read. The next key is asked for before the one it follows goes, since the kernel begins anew
+// after a key that it does not find.
+Napi::Value BpfMapTake(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const auto map_fd = static_cast<std::uint32_t>(arguments.FdNumber(arguments.At(0), "mapFd"));
+  const std::uint32_t key_bytes = arguments.Uint32(arguments.At(1), "keyBytes");
+  const std::uint32_t value_bytes = arguments.Uint32(arguments.At(2), "valueBytes");
+  const std::uint32_t count = arguments.Uint32(arguments.At(3), "count");
+  if (!arguments.Failed() && key_bytes == 0) arguments.Fail("keyBytes", "positive");
+  if (arguments.Failed()) return Napi::Value();
+  std::vector<std::uint8_t> taken;
+  std::vector<std::uint8_t> key(key_bytes);
+  std::vector<std::uint8_t> next(key_bytes);
+  MapElement attributes{};
+  attributes.map_fd = map_fd;
+  attributes.value = Pointer(key.data());
+  bool more = count > 0;
+  if (more && Bpf(kMapNextKey, attributes) < 0) {
+    if (errno != ENOENT) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_GET_NEXT_KEY)"));
+    more = false;
+  }
+  for (std::uint32_t index = 0; more && index < count; index++) {
+    const std::size_t at = taken.size();
+    taken.insert(taken.end(), key.begin(), key.end());
+    taken.resize(at + key_bytes + value_bytes);
+    attributes.key = Pointer(key.data());
+    attributes.value = Pointer(taken.data() + at + key_bytes);
+    if (Bpf(kMapLookup, attributes) < 0) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_LOOKUP_ELEM)"));
+    attributes.value = Pointer(next.data());
+    more = Bpf(kMapNextKey, attributes) == 0;
+    if (!more && errno != ENOENT) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_GET_NEXT_KEY)"));
+    // A field that a command has no use for must be 0.
+    attributes.value = 0;
+    if (Bpf(kMapDelete, attributes) < 0) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_DELETE_ELEM)"));
+    key.swap(next);
+  }
+  const Napi::ArrayBuffer result = Napi::ArrayBuffer::New(info.Env(), taken.size());
+  if (!result.IsEmpty() && !taken.empty()) std::memcpy(const_cast<Napi::ArrayBuffer&>(result).Data(), taken.data(), taken.size());
+  return result;
+}
+
+Napi::Value BpfMapReplaceInner(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const int outer = arguments.FdNumber(arguments.At(0), "mapFd");
+  const std::uint32_t key = arguments.Uint32(arguments.At(1), "key");
+  const int inner = arguments.FdNumber(arguments.At(2), "innerMapFd");
+  if (arguments.Failed()) return Napi::Value();
+  return RunForNothing(info.Env(), "BPF_MAP_UPDATE_ELEM", [=]() -> Result<Nothing> {
+    const std::uint32_t value = static_cast<std::uint32_t>(inner);
+    MapElement attributes{};
+    attributes.map_fd = static_cast<std::uint32_t>(outer);
+    attributes.key = Pointer(&key);
+    attributes.value = Pointer(&value);
+    if (Bpf(kMapUpdate, attributes) < 0) return LastFailure("bpf(BPF_MAP_UPDATE_ELEM)");
+    return Nothing();
+  });
+}
+
+Napi::Value BpfRawTracepointOpen(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const std::string name = arguments.String(arguments.At(0), "name");
+  RawTracepointOpen attributes{};
+  attributes.name = Pointer(name.c_str());
+  attributes.prog_fd = static_cast<std::uint32_t>(arguments.FdNumber(arguments.At(1), "progFd"));
+  if (arguments.Failed()) return Napi::Value();
+  Fd fd(static_cast<int>(Bpf(kRawTracepointOpen, attributes)));
+  if (!fd.valid()) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_RAW_TRACEPOINT_OPEN)"));
+  return HandOver(info.Env(), std::move(fd));
 }
 
 // The verifier gives up with EAGAIN when a signal is pending on its thread (do_check, kernel/bpf/verifier.c).
@@ -263,6 +351,9 @@ void InitBpf(Napi::Env env, Napi::Object exports) {
   exports.Set("bpfMapCreate", Napi::Function::New<BpfMapCreate>(env, "bpfMapCreate"));
   exports.Set("bpfMapRead", Napi::Function::New<BpfMapRead>(env, "bpfMapRead"));
   exports.Set("bpfMapUpdate", Napi::Function::New<BpfMapUpdate>(env, "bpfMapUpdate"));
+  exports.Set("bpfMapTake", Napi::Function::New<BpfMapTake>(env, "bpfMapTake"));
+  exports.Set("bpfMapReplaceInner", Napi::Function::New<BpfMapReplaceInner>(env, "bpfMapReplaceInner"));
+  exports.Set("bpfRawTracepointOpen", Napi::Function::New<BpfRawTracepointOpen>(env, "bpfRawTracepointOpen"));
   exports.Set("bpfProgLoad", Napi::Function::New<BpfProgLoad>(env, "bpfProgLoad"));
   exports.Set("bpfLinkCreateUprobeMulti", Napi::Function::New<BpfLinkCreateUprobeMulti>(env, "bpfLinkCreateUprobeMulti"));
   exports.Set("bpfProgInfo", Napi::Function::New<BpfProgInfo>(env, "bpfProgInfo"));

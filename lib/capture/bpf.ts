@@ -12,6 +12,7 @@ export type Register = 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10
 export const HELPER = {
   map_lookup_elem: 1,
   map_update_elem: 2,
+  map_delete_elem: 3,
   ktime_get_ns: 5,
   get_smp_processor_id: 8,
   tail_call: 12,
@@ -74,6 +75,9 @@ const BPF_ST_MEM = 0x62
 const BPF_STX_ATOMIC_DW = 0xdb
 const BPF_LD_IMM64 = 0x18
 const BPF_PSEUDO_MAP_FD = 1
+const BPF_PSEUDO_MAP_VALUE = 2
+/** BPF_CMPXCHG, which includes BPF_FETCH */
+const BPF_CMPXCHG = 0xf1
 const BPF_CALL = 0x85
 const BPF_EXIT = 0x95
 const BPF_JA = 0x05
@@ -127,6 +131,11 @@ export class Assembler {
   /** dst = the map behind a file descriptor */
   loadMap(dst: Register, fd: number): void {
     this.#load64(dst, BPF_PSEUDO_MAP_FD, BigInt(fd))
+  }
+
+  /** dst = address of the value of an array map with one entry; 5.2 and later */
+  loadMapValue(dst: Register, fd: number): void {
+    this.#load64(dst, BPF_PSEUDO_MAP_VALUE, BigInt(fd))
   }
 
   #load64(dst: Register, src: number, value: bigint): void {
@@ -204,6 +213,11 @@ export class Assembler {
     this.#emit(BPF_STX_ATOMIC_DW, base, src, offset, 0)
   }
 
+  /** if *(u64 *)(base + offset) is r0, it becomes src; r0 = what it was; fully ordered. 5.12 and later, later still on arm64 */
+  compareExchange(base: Register, offset: number, src: Register): void {
+    this.#emit(BPF_STX_ATOMIC_DW, base, src, offset, BPF_CMPXCHG)
+  }
+
   /** Calls a helper; its result is in r0, and r1 to r5 are gone. */
   call(helper: number): void {
     this.#emit(BPF_CALL, 0, 0, 0, helper)
@@ -228,6 +242,11 @@ export class Assembler {
   jumpIfRegister(dst: Register, condition: keyof typeof JUMP, src: Register, target: Label): void {
     // BPF_X instead of BPF_K
     this.#emit(JUMP[condition] | 0x08, dst, src, 0, 0, target)
+  }
+
+  /** Whether any jump so far goes to `label`. */
+  isJumpedTo(label: Label): boolean {
+    return this.#insns.some((insn) => insn.target === label)
   }
 
   /** Jumps to `label` come here. */

@@ -33,6 +33,14 @@ import { emitDiscard, emitFill, emitMeasure, emitSubmit } from './record-code.js
 import { type CaptureShape, readableStrings } from './shape.js'
 import { emitStack, type StackProgram } from './stack-code.js'
 
+/** What becomes of a hit where it is not made a record of: it is added up in maps (lib/aggregate). Its code may use the registers from `COOKIE` on, and must not sleep. */
+export interface HitSink {
+  /** The code for a hit that the filter let through; it ends by going to `leave`. */
+  emit(asm: Assembler, program: CaptureProgram, shape: CaptureShape, leave: Label): void
+  /** The code for one that was rejected, and has been counted; it ends likewise. Default: none. */
+  emitRejected?(asm: Assembler, program: CaptureProgram, shape: CaptureShape, leave: Label): void
+}
+
 /** What a capture program is made from. */
 export interface CaptureProgram extends ReadingProgram {
   /** How it is attached: a perf event has its slot built in, a uprobe_multi link passes a cookie. */
@@ -53,6 +61,8 @@ export interface CaptureProgram extends ReadingProgram {
   readonly filter?: Filter | null | undefined
   /** Where stacks go; needed for shapes that record them. */
   readonly stacks?: StackProgram | null | undefined
+  /** Takes the hits instead of the ring. */
+  readonly sink?: HitSink | null | undefined
   /** An array with one entry of {@link PAUSE_VALUE_BYTES}; `null` for a probe that is paused by taking it out. */
   readonly pauseFd?: number | null | undefined
 }
@@ -100,15 +110,16 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
   asm.mov(COUNTS, 0)
   emitCount(asm, COUNT.hits)
   // A program that only counts need not know what else it could have recorded.
-  if (program.ringFd !== null || program.filter) emitShapes(asm, program, leave)
+  if (program.ringFd !== null || program.filter || program.sink) emitShapes(asm, program, leave)
   asm.place(leave)
   asm.load(0, 0)
   asm.exit()
   return asm.encode()
 }
 
-/** Whether a program for these shapes reads memory of the target, so that it has something to sleep for. */
-export function readsMemory({ filter }: Pick<CaptureProgram, 'filter'>, shapes: readonly CaptureShape[]): boolean {
+/** Whether a program for these shapes reads memory of the target, so that it has something to sleep for, and may. */
+export function readsMemory({ filter, sink }: Pick<CaptureProgram, 'filter' | 'sink'>, shapes: readonly CaptureShape[]): boolean {
+  if (sink) return false
   return shapes.some((shape) => recordsMemory(shape) || (filter && filterReadsMemory(bindFilter(filter, shape.operands))))
 }
 
@@ -203,10 +214,13 @@ function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape,
     emitFilter(asm, program, shape, program.filter, pass, reject)
     asm.place(reject)
     emitCount(asm, COUNT.filtered)
-    asm.jump(leave)
+    if (program.sink?.emitRejected) program.sink.emitRejected(asm, program, shape, leave)
+    else asm.jump(leave)
     asm.place(pass)
   }
-  if (program.ringFd !== null) {
+  if (program.sink) {
+    program.sink.emit(asm, program, shape, leave)
+  } else if (program.ringFd !== null) {
     const { ringFd, stacks } = program
     const { full, small } = layoutOf(shape)
     if (shape.stack && stacks) {

@@ -66,6 +66,15 @@ export function parseFilter(text: string, kind: 'usdt' | 'uprobe' | 'uretprobe' 
   return { text, condition: new Walk(text, kind).condition(parseExpression(text), 0) }
 }
 
+/**
+ * Parses a number or a string alone, in the same syntax.
+ * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION`, with the place
+ */
+export function parseTerm(text: string, kind: 'usdt' | 'uprobe' | 'uretprobe' = 'usdt'): FilterNumber | FilterString {
+  if (text.length > MAX_TEXT) throw filterError(text, MAX_TEXT, `the expression is longer than ${MAX_TEXT} characters`)
+  return new Walk(text, kind).term(parseExpression(text))
+}
+
 class Walk {
   constructor(
     private readonly text: string,
@@ -87,6 +96,11 @@ class Walk {
       default:
         throw this.#error(node, 'a string alone is no condition; compare it, as in comm == "x"')
     }
+  }
+
+  term(node: Expression): FilterNumber | FilterString {
+    const part = this.#part(node, 0)
+    return part.is === 'string' ? part.string : this.#asNumber(part, node)
   }
 
   #number(node: Expression, depth: number): FilterNumber {

@@ -221,7 +221,7 @@ export class Hit {
 }
 
 /** How many bytes are left when a UTF-8 character that was cut at the end is taken away. */
-function wholeCharacters(bytes: Uint8Array): number {
+export function wholeCharacters(bytes: Uint8Array): number {
   for (let back = 1; back <= 3 && back <= bytes.length; back++) {
     const byte = bytes[bytes.length - back] ?? 0
     if ((byte & 0xc0) === 0x80) continue

@@ -10,8 +10,14 @@ import { missingRight } from './rights.js'
 export const BPF_PROG_TYPE_KPROBE = 2
 /** BPF_TRACE_UPROBE_MULTI: what a program for a uprobe_multi link must expect. */
 export const BPF_TRACE_UPROBE_MULTI = 48
+/** BPF_PROG_TYPE_RAW_TRACEPOINT */
+export const BPF_PROG_TYPE_RAW_TRACEPOINT = 17
 /** BPF_MAP_TYPE_HASH */
 export const BPF_MAP_TYPE_HASH = 1
+/** BPF_MAP_TYPE_PERCPU_HASH */
+export const BPF_MAP_TYPE_PERCPU_HASH = 5
+/** BPF_MAP_TYPE_ARRAY_OF_MAPS */
+export const BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
 /** BPF_MAP_TYPE_ARRAY */
 export const BPF_MAP_TYPE_ARRAY = 2
 /** BPF_MAP_TYPE_PERCPU_ARRAY */

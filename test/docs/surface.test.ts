@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, it } from 'node:test'
+import { checkAggregateOptions } from '../../lib/aggregate/options.js'
 import { UprobeError } from '../../lib/errors.js'
 import { checkAttachOptions, checkTracerOptions } from '../../lib/options.js'
 
@@ -41,6 +42,12 @@ describe('docs/guide.md', () => {
 
   it('has a row for each option of attach, and no other', () => {
     assert.deepEqual(rows(section('guide.md', '### Options of `attach`')).sort(), knownOptions(checkAttachOptions).sort())
+  })
+
+  it('has a row for each option of aggregate that is its own, and no other', () => {
+    const known = knownOptions((options) => checkAggregateOptions('uprobe:f', options))
+    const own = known.filter((name) => !knownOptions(checkAttachOptions).includes(name) || name === 'stringLimit')
+    assert.deepEqual(rows(section('guide.md', '### Options of `aggregate`')).sort(), own.sort())
   })
 })
 

@@ -1,0 +1,186 @@
+/**
+ * An aggregation: what `tracer.aggregate` returns.
+ *
+ * It owns the probe whose programs add up, and what they have added. It ends with the probe: by `detach()`, when the processes are gone, or when the signal is aborted. Then the registrations are closed first, so that no
+ * program runs any more, and what the maps hold is read for the last time; snapshots show it from then on.
+ */
+import { EventEmitter } from 'node:events'
+import { callGuarded } from '../delivery/consumer.js'
+import type { Logger } from '../log.js'
+import type { Probe } from '../probe.js'
+import type { ProbeSite, ProbeState, ProbeStateChange } from '../probe-types.js'
+import type { Groups } from './groups.js'
+import type { AggregationEvents, AggregationSnapshot, AggregationStats } from './snapshot.js'
+import type { GroupStore, Losses } from './store.js'
+
+/** @internal What an aggregation is made of. */
+export interface AggregationParts {
+  readonly start: Probe
+  readonly store: GroupStore
+  readonly groups: Groups
+  readonly log: Logger
+  readonly onEnded: (aggregation: Aggregation) => void
+}
+
+/** A running aggregation; see the module's comment. Made by `tracer.aggregate`. */
+export class Aggregation extends EventEmitter<AggregationEvents> {
+  readonly #parts: AggregationParts
+  #startTimeMs = Date.now()
+  #timeMs = this.#startTimeMs
+  /** Hits in all groups there ever were. */
+  #aggregated = 0
+  #final: Losses | null = null
+  #ending: Promise<void> | null = null
+  #work: Promise<unknown> = Promise.resolve()
+
+  /** @internal */
+  constructor(parts: AggregationParts) {
+    super()
+    this.#parts = parts
+    const { start } = parts
+    start.on('state', (change) => this.#onState(change))
+    start.on('error', (error) => this.#report(error))
+    if (isOver(start.state)) this.#background(() => this.#end())
+  }
+
+  /** The sites, with the processes in which they were looked at. Of a latency, those of both probes. */
+  get sites(): readonly ProbeSite[] {
+    return this.#probes.flatMap((probe) => probe.sites)
+  }
+
+  /** What was not as asked for and did not make attaching fail, as sentences. They are logged too. */
+  get warnings(): readonly string[] {
+    return this.#probes.flatMap((probe) => probe.warnings)
+  }
+
+  /** What the aggregation is doing. */
+  get state(): ProbeState {
+    return this.#parts.start.state
+  }
+
+  /** @internal Whether it holds nothing any more. */
+  get ended(): boolean {
+    return this.#final !== null
+  }
+
+  /**
+   * What was seen since the beginning or the last reset. Every hit that had been added when it was called is in it, as a whole, with all that is measured of it; the kernel is asked to wait for those that are being added,
+   * which takes some milliseconds. After the end it is what there was at the end.
+   * @param options - `reset: true` begins anew behind this snapshot: each hit is in exactly one of the snapshots that reset
+   */
+  snapshot(options: { reset?: boolean } = {}): Promise<AggregationSnapshot> {
+    return this.#inTurn(async () => {
+      if (!this.ended) await this.#take()
+      const { groups } = this.#parts
+      const snapshot = { startTimeMs: this.#startTimeMs, timeMs: this.#timeMs, groups: groups.groups(), other: groups.other() }
+      if (options.reset === true) {
+        groups.reset()
+        this.#startTimeMs = this.#timeMs
+      }
+      return snapshot
+    })
+  }
+
+  /** The counts of all hits. While attached they are a moment old. */
+  stats(): AggregationStats {
+    const { hits, filtered } = this.#parts.start.stats()
+    const losses = this.#final ?? this.#parts.store.losses()
+    const known = losses.unreadable + losses.contended
+    // After the end nothing is on its way any more, so whatever is not accounted for is lost.
+    const aggregated = this.ended ? this.#aggregated : hits - filtered - known
+    return {
+      hits,
+      filtered,
+      aggregated,
+      lost: hits - filtered - aggregated,
+      lostUnreadable: losses.unreadable,
+      lostContended: losses.contended,
+      lostStarts: 0,
+      unfinished: 0,
+      unmatched: 0,
+    }
+  }
+
+  /**
+   * Detaches: nothing is left in the target or in the kernel, and snapshots and counts are final when it resolves. Idempotent.
+   * @throws {UprobeError} as `probe.detach()`
+   */
+  detach(): Promise<void> {
+    return this.#end()
+  }
+
+  /** Detaches; for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.detach()
+  }
+
+  get #probes(): Probe[] {
+    return [this.#parts.start]
+  }
+
+  #onState(change: ProbeStateChange): void {
+    if (!isOver(change.state)) {
+      this.#tell(change)
+      return
+    }
+    this.#background(async () => {
+      await this.#end()
+      this.#tell(change)
+    })
+  }
+
+  #end(): Promise<void> {
+    this.#ending ??= this.#tearDown()
+    return this.#ending
+  }
+
+  async #tearDown(): Promise<void> {
+    const { store, onEnded } = this.#parts
+    try {
+      await this.#parts.start.detach()
+    } finally {
+      await this.#inTurn(async () => {
+        try {
+          await this.#take()
+          this.#final = store.losses()
+        } finally {
+          store.close()
+          onEnded(this)
+        }
+      })
+    }
+  }
+
+  async #take(): Promise<void> {
+    const { store, groups } = this.#parts
+    await store.take((key, values) => {
+      this.#aggregated += groups.add(key, values)
+    })
+    this.#timeMs = Date.now()
+  }
+
+  /** Reads and resets one after the other. */
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#work.then(work, work)
+    this.#work = result.catch(() => undefined)
+    return result
+  }
+
+  #tell(change: ProbeStateChange): void {
+    callGuarded(() => this.emit('state', change))
+  }
+
+  #background(work: () => Promise<void>): void {
+    work().catch((error: unknown) => this.#report(error))
+  }
+
+  #report(error: unknown): void {
+    const failure = error instanceof Error ? error : new Error(String(error))
+    this.#parts.log.error({ err: failure }, 'aggregation failed in the background')
+    if (this.listenerCount('error') > 0) callGuarded(() => this.emit('error', failure))
+  }
+}
+
+function isOver(state: ProbeState): boolean {
+  return state === 'detached' || state === 'target-exited'
+}

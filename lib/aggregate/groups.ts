@@ -1,0 +1,166 @@
+/**
+ * The groups of one aggregation in JavaScript: what the kernel has counted so far, added up over CPUs and generations.
+ *
+ * Counts are numbers, exact to 2^53, so that thousands of buckets are quickly added; sums and extremes are integers of 64 bits and more.
+ */
+import type { ArgumentValue } from '../capture/hit.js'
+import { FIRST_INDEX } from './buckets.js'
+import { decodeKey } from './key-code.js'
+import type { GroupLayout, HistogramLayout, Measure } from './layout.js'
+import type { AggregateGroup, Aggregates, ExponentialHistogram, HistogramBuckets } from './snapshot.js'
+import { readCount } from './store.js'
+
+/** What is known of one group. */
+class Group {
+  count = 0
+  sum = 0n
+  min: bigint | null = null
+  max: bigint | null = null
+  readonly buckets: Float64Array
+
+  constructor(
+    private readonly layout: GroupLayout,
+    readonly key: Buffer,
+  ) {
+    const { histogram } = layout
+    this.buckets = new Float64Array(histogram === null ? 0 : 1 + histogram.positives + histogram.negatives)
+  }
+
+  /** Adds what one CPU has counted; returns how many hits that are. */
+  add(view: DataView, at: number): number {
+    const { countAt, histogram, measures } = this.layout
+    let added = countAt === null ? 0 : readCount(view, at + countAt)
+    if (histogram !== null) {
+      for (let index = 0; index < this.buckets.length; index++) {
+        const count = readCount(view, at + histogram.at + 8 * index)
+        this.buckets[index] = (this.buckets[index] ?? 0) + count
+        added += count
+      }
+    }
+    this.count += added
+    if (added === 0) return 0
+    for (const measure of measures) {
+      if (measure.kind === 'sum')
+        this.sum += measure.signed ? view.getBigInt64(at + measure.at, true) : view.getBigUint64(at + measure.at, true)
+      if (measure.kind === 'min') this.min = lesser(this.min, readExtreme(view, at, measure))
+      if (measure.kind === 'max') this.max = greater(this.max, readExtreme(view, at, measure))
+    }
+    return added
+  }
+
+  aggregates(): Aggregates {
+    const { histogram, measures } = this.layout
+    return {
+      count: this.count,
+      sum: measures.some(({ kind }) => kind === 'sum') ? this.sum : null,
+      min: this.min,
+      max: this.max,
+      histogram: histogram === null ? null : toHistogram(histogram, this.buckets),
+    }
+  }
+}
+
+/** All groups of one aggregation since the last reset. */
+export class Groups {
+  #groups = new Map<string, Group>()
+  #other: Group
+
+  /** @param maxGroups - how many there may be; 0 without a key */
+  constructor(
+    private readonly layout: GroupLayout,
+    private readonly maxGroups: number,
+  ) {
+    this.#other = new Group(layout, Buffer.alloc(0))
+  }
+
+  /** Adds what all CPUs have counted for a key, or without one; returns how many hits that are. */
+  add(key: Buffer | null, view: DataView): number {
+    const group = key === null ? this.#other : this.#groupOf(key)
+    let added = 0
+    for (let at = 0; at < view.byteLength; at += this.layout.bytes) added += group.add(view, at)
+    return added
+  }
+
+  /** Forgets everything. */
+  reset(): void {
+    this.#groups = new Map()
+    this.#other = new Group(this.layout, Buffer.alloc(0))
+  }
+
+  /** Those with most hits first, and of those with as many the lower key. */
+  groups(): AggregateGroup[] {
+    if (this.layout.keyBytes === 0) return [{ key: [], ...this.#other.aggregates() }]
+    return [...this.#groups.values()]
+      .map((group) => ({ key: decodeKey(this.layout, group.key), ...group.aggregates() }))
+      .sort((one, other) => other.count - one.count || compareKeys(one.key, other.key))
+  }
+
+  /** What has no group of its own. */
+  other(): Aggregates | null {
+    return this.layout.keyBytes === 0 || this.#other.count === 0 ? null : this.#other.aggregates()
+  }
+
+  /** The kernel bounds the groups of one generation; over several there may be more. */
+  #groupOf(key: Buffer): Group {
+    const text = key.toString('latin1')
+    const known = this.#groups.get(text)
+    if (known !== undefined) return known
+    if (this.#groups.size >= this.maxGroups) return this.#other
+    const group = new Group(this.layout, Buffer.from(key))
+    this.#groups.set(text, group)
+    return group
+  }
+}
+
+/** Numbers in their order, everything else as text. */
+function compareKeys(one: readonly ArgumentValue[], other: readonly ArgumentValue[]): number {
+  for (const [index, part] of one.entries()) {
+    const against = other[index]
+    if (isNumber(part) && isNumber(against)) {
+      if (part !== against) return part < against ? -1 : 1
+    } else {
+      const [text, otherText] = [textOf(part), textOf(against)]
+      if (text !== otherText) return text < otherText ? -1 : 1
+    }
+  }
+  return 0
+}
+
+function textOf(part: ArgumentValue | undefined): string {
+  return typeof part === 'object' ? JSON.stringify(part) : String(part)
+}
+
+function isNumber(value: unknown): value is number | bigint {
+  return typeof value === 'number' || typeof value === 'bigint'
+}
+
+function readExtreme(view: DataView, at: number, { kind, at: offset, signed }: Measure): bigint {
+  const stored = view.getBigUint64(at + offset, true)
+  const ordered = kind === 'min' ? BigInt.asUintN(64, ~stored) : stored
+  return signed ? BigInt.asIntN(64, ordered ^ (1n << 63n)) : ordered
+}
+
+function lesser(one: bigint | null, other: bigint): bigint {
+  return one === null || other < one ? other : one
+}
+
+function greater(one: bigint | null, other: bigint): bigint {
+  return one === null || other > one ? other : one
+}
+
+function toHistogram({ scale, positives, negatives }: HistogramLayout, buckets: Float64Array): ExponentialHistogram {
+  return {
+    scale,
+    zeroCount: buckets[0] ?? 0,
+    positive: toBuckets(buckets.subarray(1, 1 + positives)),
+    negative: toBuckets(buckets.subarray(1 + positives, 1 + positives + negatives)),
+  }
+}
+
+/** From the first bucket that is not empty to the last. */
+function toBuckets(counts: Float64Array): HistogramBuckets {
+  const first = counts.findIndex((count) => count > 0)
+  if (first < 0) return { offset: 0, bucketCounts: [] }
+  const last = counts.findLastIndex((count) => count > 0)
+  return { offset: FIRST_INDEX + first, bucketCounts: [...counts.subarray(first, last + 1)] }
+}

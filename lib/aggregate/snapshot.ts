@@ -1,0 +1,84 @@
+/**
+ * What a program sees of an aggregation.
+ */
+import type { ArgumentValue } from '../capture/hit.js'
+import type { ProbeState, ProbeStateChange } from '../probe-types.js'
+
+/** Buckets of one sign, one after another: element i counts bucket `offset + i`. */
+export interface HistogramBuckets {
+  readonly offset: number
+  readonly bucketCounts: readonly number[]
+}
+
+/**
+ * A base-2 exponential histogram as OpenTelemetry has it: with base = 2^(2^-scale), bucket i counts the values above base^i and up to base^(i+1). Field for field an `ExponentialHistogramDataPoint`, but for sum, min and
+ * max, which are measured if they are asked for.
+ */
+export interface ExponentialHistogram {
+  readonly scale: number
+  readonly zeroCount: number
+  readonly positive: HistogramBuckets
+  /** Negative values by their absolute value. */
+  readonly negative: HistogramBuckets
+}
+
+/** What was measured. What was not asked for is `null`, and so are extremes of nothing. */
+export interface Aggregates {
+  readonly count: number
+  readonly sum: bigint | null
+  readonly min: bigint | null
+  readonly max: bigint | null
+  readonly histogram: ExponentialHistogram | null
+}
+
+/** The hits that have one key. */
+export interface AggregateGroup extends Aggregates {
+  /** In the order of `by`; empty without. */
+  readonly key: readonly ArgumentValue[]
+}
+
+/** What an aggregation has seen. */
+export interface AggregationSnapshot {
+  /** Since when, in milliseconds since 1970: the beginning, or the last reset. */
+  readonly startTimeMs: number
+  /** Until when. */
+  readonly timeMs: number
+  /** Those with most hits first, and of those with as many the lower key. Without `by` there is always one. */
+  readonly groups: readonly AggregateGroup[]
+  /** The hits whose groups did not fit any more; `null` if there are none. */
+  readonly other: Aggregates | null
+}
+
+/**
+ * Counts of an aggregation. hits = filtered + aggregated + lost + unfinished holds exactly once it is detached. Of a latency, the hits are those of the probe it begins at.
+ */
+export interface AggregationStats {
+  /** Executions of the sites, counted in the kernel. */
+  readonly hits: number
+  /** Hits that the filter rejected. */
+  readonly filtered: number
+  /** Hits that are in some group, or in `other`. */
+  readonly aggregated: number
+  /** All others: the next three, and after the end whatever else is missing. */
+  readonly lost: number
+  /** Hits whose measured value could not be read. */
+  readonly lostUnreadable: number
+  /** Hits whose group was changed by others without pause. */
+  readonly lostContended: number
+  /** Latency: beginnings for which there was no room. */
+  readonly lostStarts: number
+  /** Latency: beginnings without an end: given up, or not ended yet. */
+  readonly unfinished: number
+  /** Latency: ends without a beginning that was kept. They are no part of `hits`. */
+  readonly unmatched: number
+}
+
+/** Events of an `Aggregation`. */
+export interface AggregationEvents {
+  /** The state changed, or a process went away. */
+  state: [change: ProbeStateChange]
+  /** Something failed in the background; the aggregation goes on as far as it can. */
+  error: [error: Error]
+}
+
+export type { ProbeState }

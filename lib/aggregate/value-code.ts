@@ -1,0 +1,51 @@
+/**
+ * The end of an aggregating program: its values are computed, then its key, then the group is added to. Nothing here sleeps, so that the kernel's waiting for running programs (store.ts) covers it; what is not in
+ * memory at the moment of the hit is unreadable.
+ */
+import { type Assembler, Label } from '../capture/bpf.js'
+import type { HitSink } from '../capture/compile.js'
+import { emitNumber } from '../capture/filter-number-code.js'
+import { FRAME, type ReadingProgram } from '../capture/frame.js'
+import type { CaptureShape } from '../capture/shape.js'
+import { SCRATCH } from './frame.js'
+import { emitAdd, emitLoss, type GroupCode, LOSS } from './group-code.js'
+import { emitKey } from './key-code.js'
+import { bindTerm } from './terms.js'
+
+/** Adds every hit to a group by what it carries itself. */
+export class ValueSink implements HitSink {
+  constructor(private readonly code: GroupCode) {}
+
+  emit(asm: Assembler, program: ReadingProgram, shape: CaptureShape, leave: Label): void {
+    const { layout } = this.code
+    const unreadable = new Label()
+    const contended = new Label()
+    layout.values.forEach((term, index) => {
+      if (term === 'latency') return
+      const bound = bindTerm(term, shape.operands)
+      if (bound.is !== 'number') return
+      emitNumber(asm, program, bound.number, 0, unreadable)
+      asm.storeMemory(FRAME, SCRATCH.values + 8 * index, 1, 8)
+    })
+    emitKey(asm, program, layout, shape)
+    emitAdd(asm, this.code, leave, contended)
+    emitLosses(
+      asm,
+      this.code,
+      [
+        [unreadable, LOSS.unreadable],
+        [contended, LOSS.contended],
+      ],
+      leave,
+    )
+  }
+}
+
+/** The places that losses jump to. The verifier refuses those that nothing jumps to, so they are left out. */
+export function emitLosses(asm: Assembler, { maps }: GroupCode, places: ReadonlyArray<readonly [Label, number]>, leave: Label): void {
+  for (const [label, reason] of places) {
+    if (!asm.isJumpedTo(label)) continue
+    asm.place(label)
+    emitLoss(asm, maps, reason, leave)
+  }
+}
