@@ -9,16 +9,20 @@ import type { MakeSink } from '../attach.js'
 import type { HitSink } from '../capture/compile.js'
 import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
-import type { AttachSettings } from '../options.js'
+import { type AttachSettings, bad } from '../options.js'
 import type { Probe } from '../probe.js'
 import type { Site } from '../register/site.js'
+import { parseSpec } from '../spec/spec.js'
 import { Aggregation } from './aggregation.js'
 import { hasCompareExchange } from './compare-exchange.js'
 import type { GroupCode } from './group-code.js'
 import { Groups } from './groups.js'
+import { EndSink, StartSink } from './latency-code.js'
 import { layoutGroups } from './layout.js'
 import type { AggregateSettings } from './options.js'
+import { Starts } from './starts.js'
 import { GroupStore } from './store.js'
+import { bindTerm, parseTermOf, type Term } from './terms.js'
 import { ValueSink } from './value-code.js'
 
 /** What a tracer lends to an aggregation. */
@@ -33,34 +37,74 @@ export interface AggregateContext {
 export type AttachPart = (spec: string, settings: AttachSettings, makeSink: MakeSink) => Promise<Probe>
 
 /** What is made in the course of an attach, and closed when it fails. */
-interface Made {
-  readonly store: GroupStore
-  readonly groups: Groups
+class Made {
+  store: GroupStore | null = null
+  groups: Groups | null = null
+  starts: Starts | null = null
+  end: Probe | null = null
+
+  async close(): Promise<void> {
+    try {
+      await this.end?.detach()
+      await this.starts?.close()
+    } finally {
+      this.store?.close()
+    }
+  }
 }
 
 /** Starts an aggregation. Nothing is left behind when it fails. */
 export async function aggregate(context: AggregateContext, settings: AggregateSettings, attachPart: AttachPart): Promise<Aggregation> {
-  const { native } = context
-  let made: Made | null = null
-  const makeSink = async (sites: readonly Site[]): Promise<HitSink> => {
-    const layout = layoutGroups(settings.question, sites)
-    const compareExchange = await hasCompareExchange(native)
-    const store = new GroupStore(native, layout, settings.maxGroups)
-    made = { store, groups: new Groups(layout, store.maxGroups) }
-    const code: GroupCode = { layout, maps: store.maps, compareExchange }
-    return new ValueSink(code)
-  }
-  const whatWasMade = (): Made | null => made
+  const { log } = context
+  const made = new Made()
   try {
-    const start = await attachPart(settings.spec, settings.attach, makeSink)
-    const { store, groups } = whatWasMade() ?? impossible()
-    return new Aggregation({ start, store, groups, log: context.log, onEnded: (ended) => context.onEnded(ended) })
+    const start = await attachPart(settings.spec, settings.attach, (sites) => makeSink(context, settings, attachPart, sites, made))
+    const { store, groups, starts, end } = made
+    if (store === null || groups === null) throw new TypeError('a probe was attached without asking what takes its hits')
+    return new Aggregation({ start, end, store, groups, starts, log, onEnded: (ended) => context.onEnded(ended) })
   } catch (error) {
-    whatWasMade()?.store.close()
+    try {
+      await made.close()
+    } catch (failure) {
+      log.error({ err: failure }, 'what a failed aggregation had opened could not be closed')
+    }
     throw error
   }
 }
 
-function impossible(): never {
-  throw new TypeError('a probe was attached without asking what takes its hits')
+/** Makes the maps, now that the sites are known; of a latency, where it ends is attached before where it begins: an end without a beginning does no harm. */
+async function makeSink(
+  { native }: AggregateContext,
+  settings: AggregateSettings,
+  attachPart: AttachPart,
+  sites: readonly Site[],
+  made: Made,
+): Promise<HitSink> {
+  const layout = layoutGroups(settings.question, sites)
+  const compareExchange = await hasCompareExchange(native)
+  const store = new GroupStore(native, layout, settings.maxGroups)
+  made.store = store
+  made.groups = new Groups(layout, store.maxGroups)
+  const code: GroupCode = { layout, maps: store.maps, compareExchange }
+  const { end } = settings
+  if (end === null) return new ValueSink(code)
+  const { matching } = end
+  const starts = await Starts.open(native, matching.by, layout.keyBytes, store.maps.lossFd)
+  made.starts = starts
+  const termAt = (spec: string): Term | null => {
+    if (matching.by !== 'argument') return null
+    const term = parseTermOf('match', matching.text, parseSpec(spec).kind)
+    if (term.node.kind === 'str' || term.node.kind === 'comm') bad('match', 'give a number, such as arg0; strings are not compared')
+    return term
+  }
+  const checked = (term: Term | null, of: readonly Site[]): Term | null => {
+    if (term !== null) for (const { shape, probe } of of) bindTerm(term, shape.operands, probe)
+    return term
+  }
+  const startTerm = checked(termAt(settings.spec), sites)
+  const endTerm = termAt(end.spec)
+  made.end = await attachPart(end.spec, { ...settings.attach, filter: null }, async (endSites) => {
+    return new EndSink(code, starts.maps, checked(endTerm, endSites))
+  })
+  return new StartSink(code, starts.maps, startTerm)
 }

@@ -1,7 +1,7 @@
 /**
  * An aggregation: what `tracer.aggregate` returns.
  *
- * It owns the probe whose programs add up, and what they have added. It ends with the probe: by `detach()`, when the processes are gone, or when the signal is aborted. Then the registrations are closed first, so that no
+ * It owns the probe whose programs add up (of a latency two), and what they have added. It ends with the probe: by `detach()`, when the processes are gone, or when the signal is aborted. Then the registrations are closed first, so that no
  * program runs any more, and what the maps hold is read for the last time; snapshots show it from then on.
  */
 import { EventEmitter } from 'node:events'
@@ -11,11 +11,16 @@ import type { Probe } from '../probe.js'
 import type { ProbeSite, ProbeState, ProbeStateChange } from '../probe-types.js'
 import type { Groups } from './groups.js'
 import type { AggregationEvents, AggregationSnapshot, AggregationStats } from './snapshot.js'
+import type { Starts } from './starts.js'
 import type { GroupStore, Losses } from './store.js'
 
 /** @internal What an aggregation is made of. */
 export interface AggregationParts {
   readonly start: Probe
+  /** Of a latency, where it ends. */
+  readonly end: Probe | null
+  /** Of a latency, what has begun. */
+  readonly starts: Starts | null
   readonly store: GroupStore
   readonly groups: Groups
   readonly log: Logger
@@ -37,10 +42,13 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   constructor(parts: AggregationParts) {
     super()
     this.#parts = parts
-    const { start } = parts
+    const { start, end } = parts
     start.on('state', (change) => this.#onState(change))
-    start.on('error', (error) => this.#report(error))
-    if (isOver(start.state)) this.#background(() => this.#end())
+    end?.on('state', ({ state }) => {
+      if (isOver(state)) this.#background(() => this.#end())
+    })
+    for (const probe of this.#probes) probe.on('error', (error) => this.#report(error))
+    if (this.#probes.some(({ state }) => isOver(state))) this.#background(() => this.#end())
   }
 
   /** The sites, with the processes in which they were looked at. Of a latency, those of both probes. */
@@ -83,22 +91,17 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
 
   /** The counts of all hits. While attached they are a moment old. */
   stats(): AggregationStats {
-    const { hits, filtered } = this.#parts.start.stats()
-    const losses = this.#final ?? this.#parts.store.losses()
-    const known = losses.unreadable + losses.contended
-    // After the end nothing is on its way any more, so whatever is not accounted for is lost.
-    const aggregated = this.ended ? this.#aggregated : hits - filtered - known
-    return {
-      hits,
-      filtered,
-      aggregated,
-      lost: hits - filtered - aggregated,
-      lostUnreadable: losses.unreadable,
-      lostContended: losses.contended,
-      lostStarts: 0,
-      unfinished: 0,
-      unmatched: 0,
+    const { start, end, store } = this.#parts
+    const { hits, filtered } = start.stats()
+    const losses = this.#final ?? store.losses()
+    const known = losses.unreadable + losses.contended + losses.start
+    if (end === null) {
+      // After the end nothing is on its way any more, so whatever is not accounted for is lost.
+      const aggregated = this.ended ? this.#aggregated : hits - filtered - known
+      return toStats(hits, filtered, aggregated, hits - filtered - aggregated, losses, 0)
     }
+    const aggregated = this.ended ? this.#aggregated : end.stats().hits - losses.unmatched - losses.rejected - losses.contended
+    return toStats(hits, filtered, aggregated, known, losses, hits - filtered - aggregated - known)
   }
 
   /**
@@ -115,7 +118,8 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   }
 
   get #probes(): Probe[] {
-    return [this.#parts.start]
+    const { start, end } = this.#parts
+    return end === null ? [start] : [start, end]
   }
 
   #onState(change: ProbeStateChange): void {
@@ -135,15 +139,18 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   }
 
   async #tearDown(): Promise<void> {
-    const { store, onEnded } = this.#parts
+    const { start, end, starts, store, onEnded } = this.#parts
     try {
-      await this.#parts.start.detach()
+      // What has begun may end until the last moment.
+      await start.detach()
     } finally {
+      await end?.detach()
       await this.#inTurn(async () => {
         try {
           await this.#take()
           this.#final = store.losses()
         } finally {
+          await starts?.close()
           store.close()
           onEnded(this)
         }
@@ -179,6 +186,12 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     this.#parts.log.error({ err: failure }, 'aggregation failed in the background')
     if (this.listenerCount('error') > 0) callGuarded(() => this.emit('error', failure))
   }
+}
+
+function toStats(hits: number, filtered: number, aggregated: number, lost: number, losses: Losses, unfinished: number): AggregationStats {
+  const { unreadable, contended, start, unmatched, unfinished: abandoned } = losses
+  const reasons = { lostUnreadable: unreadable, lostContended: contended, lostStarts: start }
+  return { hits, filtered, aggregated, lost, ...reasons, unfinished, abandoned, unmatched }
 }
 
 function isOver(state: ProbeState): boolean {

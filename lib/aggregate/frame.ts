@@ -21,10 +21,12 @@ export const SCRATCH = {
   values: BELOW - 8 * MAX_VALUES,
   /** u64 through which numbers go that the verifier is to forget. */
   forget: BELOW - 8 * MAX_VALUES - 8,
-  /** u64 key of the thread or the argument that matches two probes, and what belongs to it. */
+  /** u64 key of the thread or the argument that matches two probes, and what belongs to it: where the call began, or the process. */
   match: BELOW - 8 * MAX_VALUES - 24,
   /** u64 the moment of the hit. */
   now: BELOW - 8 * MAX_VALUES - 32,
+  /** u32 how many beginnings were given up. It begins in the middle of a word, so that the verifier forgets it. */
+  count: BELOW - 8 * MAX_VALUES - 40 + 4,
 } as const
 
 /** Which of the two sets of groups is added to. */

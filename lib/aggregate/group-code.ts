@@ -98,32 +98,20 @@ function emitFindGroup(asm: Assembler, { maps }: GroupCode, leave: Label): void 
     asm.place(other)
   }
   asm.storeMemory(FRAME, STACK.key, GENERATION, 4)
-  asm.loadMap(1, maps.othersFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, STACK.key)
-  asm.call(HELPER.map_lookup_elem)
+  emitLookup(asm, maps.othersFd, STACK.key)
   asm.jumpIf(0, 'jeq', 0, leave)
   asm.place(found)
   asm.mov(GROUP, 0)
 }
 
 function emitFindOrAdd(asm: Assembler, mapFd: number, zerosFd: number, found: Label): void {
-  const look = (): void => {
-    asm.loadMap(1, mapFd)
-    asm.mov(2, FRAME)
-    asm.addImm(2, KEY)
-    asm.call(HELPER.map_lookup_elem)
-    asm.jumpIf(0, 'jne', 0, found)
-  }
-  look()
-  asm.loadMap(1, mapFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, KEY)
+  emitLookup(asm, mapFd, KEY)
+  asm.jumpIf(0, 'jne', 0, found)
   asm.loadMapValue(3, zerosFd)
-  asm.load(4, BPF_NOEXIST)
-  asm.call(HELPER.map_update_elem)
+  emitInsert(asm, mapFd, KEY)
   // Whether it was added, by us or by somebody else, shows when it is looked for.
-  look()
+  emitLookup(asm, mapFd, KEY)
+  asm.jumpIf(0, 'jne', 0, found)
 }
 
 /** Stores the value if it is beyond what is there. */
@@ -179,14 +167,55 @@ function emitBucket(asm: Assembler, { at, scale, positives, negatives }: Histogr
 }
 
 /** Counts the hit among those that were not added. */
-export function emitLoss(asm: Assembler, { lossFd }: GroupMaps, reason: number, leave: Label): void {
-  asm.storeImm(FRAME, STACK.key, 0, 4)
-  asm.loadMap(1, lossFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, STACK.key)
-  asm.call(HELPER.map_lookup_elem)
-  asm.jumpIf(0, 'jeq', 0, leave)
+export function emitLoss(asm: Assembler, { lossFd }: Pick<GroupMaps, 'lossFd'>, reason: number, leave: Label): void {
+  emitFindLosses(asm, lossFd, leave)
   asm.load(1, 1)
   asm.atomicAdd(0, reason, 1)
   asm.jump(leave)
+}
+
+/** Counts the beginnings that were given up, as many as SCRATCH.count says, and goes on. */
+export function emitUnfinished(asm: Assembler, { lossFd }: Pick<GroupMaps, 'lossFd'>): void {
+  const none = new Label()
+  asm.loadMemory(1, FRAME, SCRATCH.count, 4)
+  asm.jumpIf(1, 'jeq', 0, none)
+  emitFindLosses(asm, lossFd, none)
+  asm.loadMemory(1, FRAME, SCRATCH.count, 4)
+  asm.atomicAdd(0, LOSS.unfinished, 1)
+  asm.place(none)
+}
+
+/** r0 = the entry of losses. */
+function emitFindLosses(asm: Assembler, lossFd: number, none: Label): void {
+  asm.storeImm(FRAME, STACK.key, 0, 4)
+  emitLookup(asm, lossFd, STACK.key)
+  asm.jumpIf(0, 'jeq', 0, none)
+}
+
+/** r0 = the value of the key on the stack, or 0. */
+export function emitLookup(asm: Assembler, mapFd: number, key: number): void {
+  asm.loadMap(1, mapFd)
+  asm.mov(2, FRAME)
+  asm.addImm(2, key)
+  asm.call(HELPER.map_lookup_elem)
+}
+
+/** Adds an entry unless there is one; r3 must be its value. r0 = 0 if it was added. */
+export function emitInsert(asm: Assembler, mapFd: number, key: number): void {
+  asm.loadMap(1, mapFd)
+  asm.mov(2, FRAME)
+  asm.addImm(2, key)
+  asm.load(4, BPF_NOEXIST)
+  asm.call(HELPER.map_update_elem)
+  // An int, of which the upper half of the register may be anything (before d7ba4cc900bf, Linux 6.4).
+  asm.truncate(0)
+}
+
+/** Removes an entry; r0 = 0 if it was there, so that of several who do it one is told so. */
+export function emitDelete(asm: Assembler, mapFd: number, key: number): void {
+  asm.loadMap(1, mapFd)
+  asm.mov(2, FRAME)
+  asm.addImm(2, key)
+  asm.call(HELPER.map_delete_elem)
+  asm.truncate(0)
 }

@@ -46,8 +46,8 @@ export interface AggregateOptions
   stringLimit?: number | undefined
 }
 
-/** How the ends of a latency find their beginnings. */
-export type Matching = { readonly by: 'frame' } | { readonly by: 'thread' } | { readonly by: 'argument'; readonly text: string }
+/** How the ends of a latency find their beginnings: in the thread the one of the same call, in the thread the last one, or by an argument. */
+export type Matching = { readonly by: 'frame' } | { readonly by: 'any' } | { readonly by: 'argument'; readonly text: string }
 
 /** Checked options of an aggregation. */
 export interface AggregateSettings {
@@ -122,5 +122,5 @@ function endOf(spec: AggregateSpec, latency: boolean): AggregateSettings['end'] 
   onlyKnown(spec, ['from', 'to', 'match'])
   const match: unknown = spec.match ?? 'thread'
   if (typeof match !== 'string') bad('match', "give 'thread', or an argument such as 'arg0'")
-  return { spec: spec.to, matching: match === 'thread' ? { by: 'thread' } : { by: 'argument', text: match } }
+  return { spec: spec.to, matching: match === 'thread' ? { by: 'any' } : { by: 'argument', text: match } }
 }

@@ -65,10 +65,12 @@ export interface AggregationStats {
   readonly lostUnreadable: number
   /** Hits whose group was changed by others without pause. */
   readonly lostContended: number
-  /** Latency: beginnings for which there was no room. */
+  /** Latency: beginnings that had to go for want of room. */
   readonly lostStarts: number
   /** Latency: beginnings without an end: given up, or not ended yet. */
   readonly unfinished: number
+  /** Latency: those of `unfinished` that were given up, since their call was left, or their thread is over. */
+  readonly abandoned: number
   /** Latency: ends without a beginning that was kept. They are no part of `hits`. */
   readonly unmatched: number
 }

@@ -15,7 +15,7 @@ import { Target } from '../support/target.js'
 import { newTracer, refused } from '../support/tracing.js'
 
 const GCC = needs({ programs: ['gcc'] })
-const NOTHING = { filtered: 0, lost: 0, lostUnreadable: 0, lostContended: 0, lostStarts: 0, unfinished: 0, unmatched: 0 }
+const NOTHING = { filtered: 0, lost: 0, lostUnreadable: 0, lostContended: 0, lostStarts: 0, unfinished: 0, abandoned: 0, unmatched: 0 }
 
 /** Detaches and asserts the counts; those that are not named must be 0. */
 async function detachWith(aggregation: Aggregation, expected: Partial<AggregationStats>): Promise<void> {

@@ -1,0 +1,96 @@
+/**
+ * What has begun and not ended yet, of a latency: the maps that hold it, and the tracepoints at which what can no longer end is taken out of them.
+ *
+ * Both are bounded. A thread that is over is taken out by a program at its exit, in the thread itself, so that nothing leaks and no thread that gets its number finds what was left. By an argument, what a process has begun
+ * is found by a number that is its own as long as it lives; when it is over, that number is forgotten, and what it began is pushed out in time by what is used.
+ */
+import type { Native } from '../native.js'
+import {
+  BPF_LICENSE,
+  BPF_MAP_TYPE_ARRAY,
+  BPF_MAP_TYPE_HASH,
+  BPF_MAP_TYPE_LRU_HASH,
+  BPF_PROG_TYPE_RAW_TRACEPOINT,
+  createMap,
+  loadProgram,
+} from '../register/bpf-objects.js'
+import { closeRegistrations } from '../register/close.js'
+import { compileOver, type StartMaps } from './latency-code.js'
+import type { Matching } from './options.js'
+import { stackBytes } from './stack-code.js'
+
+/** The memory that beginnings take in the kernel, if they are large. */
+const MOST_BYTES = 16 * 1024 * 1024
+const MOST_THREADS = 4096
+const MOST_STARTS = 65_536
+/** Of the kernel's for an entry. */
+const ENTRY_BYTES = 64
+/** The life of a process begins with the first thing that begins in it. */
+const MOST_LIVES = 16_384
+
+/** The beginnings of one latency. */
+export class Starts {
+  #closed = false
+
+  private constructor(
+    private readonly native: Native,
+    readonly maps: StartMaps,
+    private readonly fds: number[],
+  ) {}
+
+  /**
+   * Makes the maps and watches for what is over.
+   * @param lossFd - where beginnings that are given up are counted
+   * @throws {UprobeError} as {@link createMap}
+   */
+  static async open(native: Native, by: Matching['by'], keyBytes: number, lossFd: number): Promise<Starts> {
+    const fds: number[] = []
+    const create = (type: number, name: string, mapKeyBytes: number, valueBytes: number, maxEntries: number): number => {
+      const fd = createMap(native, { type, keyBytes: mapKeyBytes, valueBytes, maxEntries, name })
+      fds.push(fd)
+      return fd
+    }
+    const atMost = (most: number, bytes: number): number => Math.min(most, Math.floor(MOST_BYTES / (bytes + ENTRY_BYTES)))
+    const openMaps = (): StartMaps => {
+      if (by === 'argument') {
+        const bytes = 8 + keyBytes
+        return {
+          by,
+          startsFd: create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_starts', 16, bytes, atMost(MOST_STARTS, bytes)),
+          livesFd: create(BPF_MAP_TYPE_HASH, 'uprobe_lives', 8, 8, MOST_LIVES),
+        }
+      }
+      const bytes = stackBytes(keyBytes)
+      return {
+        by,
+        threadsFd: create(BPF_MAP_TYPE_HASH, 'uprobe_threads', 8, bytes, atMost(MOST_THREADS, bytes)),
+        zerosFd: create(BPF_MAP_TYPE_ARRAY, 'uprobe_zeros', 4, bytes, 1),
+      }
+    }
+    try {
+      const maps = openMaps()
+      for (const tracepoint of ['sched_process_exit', 'sched_process_exec'] as const) {
+        const program = await loadProgram(native, {
+          type: BPF_PROG_TYPE_RAW_TRACEPOINT,
+          expectedAttachType: 0,
+          insns: compileOver(maps, keyBytes, lossFd, tracepoint),
+          license: BPF_LICENSE,
+          name: 'uprobe_over',
+        })
+        fds.push(program)
+        fds.push(native.bpfRawTracepointOpen(tracepoint, program))
+      }
+      return new Starts(native, maps, fds)
+    } catch (error) {
+      await closeRegistrations(native, fds)
+      throw error
+    }
+  }
+
+  /** Ends the watching, and forgets everything. Idempotent. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    await closeRegistrations(this.native, this.fds)
+  }
+}

@@ -1,0 +1,246 @@
+/**
+ * The time between two probes, measured in the kernel (test/targets/latency.c): which end belongs to which beginning, and what becomes of those that have no other.
+ */
+import assert from 'node:assert/strict'
+import test, { type TestContext } from 'node:test'
+import type { Aggregation, AggregationStats } from '../../lib/index.js'
+import { buildTarget } from '../support/build.js'
+import { REGISTRATIONS } from '../support/features.js'
+import { needs } from '../support/needs.js'
+import { Target } from '../support/target.js'
+import { newTracer, refused } from '../support/tracing.js'
+
+const GCC = needs({ programs: ['gcc'] })
+const PAIR = { from: 'usdt:t:begin', to: 'usdt:t:end' }
+
+async function start(t: TestContext): Promise<Target> {
+  return Target.start(t, buildTarget(t, 'latency'))
+}
+
+async function run(target: Target, ...commands: readonly string[]): Promise<void> {
+  for (const command of commands) assert.equal(await target.ask(command), 'done')
+}
+
+/** Asserts the counts; those that are not named must be 0. */
+function assertCounts(aggregation: Aggregation, expected: Partial<AggregationStats>): void {
+  const none = { filtered: 0, lost: 0, lostUnreadable: 0, lostContended: 0, lostStarts: 0, unfinished: 0, abandoned: 0, unmatched: 0 }
+  assert.deepEqual(aggregation.stats(), { hits: 0, aggregated: 0, ...none, ...expected })
+}
+
+for (const registration of REGISTRATIONS) {
+  test(`every call of a recursive function is timed by itself, and takes longer than those inside it (${registration})`, GCC, async (t) => {
+    const target = await start(t)
+    const options = {
+      pid: target.pid,
+      registration,
+      by: 'arg0',
+      min: 'latency',
+      max: 'latency',
+      sum: 'latency',
+      histogram: 'latency',
+    } as const
+    const aggregation = await newTracer(t).aggregate('uprobe:f_down', options)
+    await run(target, 'down 5', 'down 5')
+    await aggregation.detach()
+    const { groups } = await aggregation.snapshot()
+    assert.deepEqual(
+      groups.map(({ key, count }) => [...key, count]),
+      [0n, 1n, 2n, 3n, 4n, 5n].map((depth) => [depth, 2]),
+    )
+    for (const [depth, { min, max, sum, histogram }] of groups.entries()) {
+      const below = groups[depth - 1]
+      assert.ok((below?.min ?? 0n) < (min ?? 0n) && (below?.max ?? 0n) < (max ?? 0n))
+      assert.equal(sum, (min ?? 0n) + (max ?? 0n))
+      assert.equal(
+        histogram?.positive.bucketCounts.reduce((total, count) => total + count, 0),
+        2,
+      )
+    }
+    assertCounts(aggregation, { hits: 12, aggregated: 12 })
+  })
+}
+
+test('calls that are left by longjmp do not end, and are not taken for those that come after them', GCC, async (t) => {
+  const target = await start(t)
+  const aggregation = await newTracer(t).aggregate('uprobe:f_*', { pid: target.pid, histogram: 'latency', by: 'arg0' })
+  await run(target, 'leave 3 5', 'down 2', 'leave 30 1', 'down 0')
+  await aggregation.detach()
+  const { groups } = await aggregation.snapshot()
+  assert.deepEqual(
+    groups.map(({ key, count }) => [...key, count]),
+    [
+      [0n, 2],
+      [1n, 1],
+      [2n, 1],
+    ],
+  )
+  const left = 5 * 4 + 31
+  assertCounts(aggregation, { hits: left + 4, aggregated: 4, unfinished: left, abandoned: left })
+})
+
+test('a function that goes on in another one ends when that returns for both', GCC, async (t) => {
+  const target = await start(t)
+  const aggregation = await newTracer(t).aggregate('uprobe:f_*', { pid: target.pid, min: 'latency' })
+  await run(target, 'tail 2', 'tail 0')
+  await aggregation.detach()
+  assertCounts(aggregation, { hits: 6, aggregated: 6 })
+})
+
+test('of calls within each other, the outer 64 are timed, as the kernel sees no more of them return', GCC, async (t) => {
+  const target = await start(t)
+  const aggregation = await newTracer(t).aggregate('uprobe:f_down', { pid: target.pid, by: 'arg0', max: 'latency' })
+  await run(target, 'down 99', 'down 1')
+  await aggregation.detach()
+  const { groups } = await aggregation.snapshot()
+  assert.deepEqual(
+    groups.map(({ key }) => Number(key[0])),
+    [0, 1, ...Array.from({ length: 64 }, (_, index) => 36 + index)],
+  )
+  assertCounts(aggregation, { hits: 102, aggregated: 66, lost: 36, lostStarts: 36 })
+})
+
+test('of two probes, the last 64 that began in a thread can end', GCC, async (t) => {
+  const target = await start(t)
+  const aggregation = await newTracer(t).aggregate(PAIR, { pid: target.pid, by: 'arg0', max: 'latency' })
+  await run(target, 'nest 100', 'nest 1')
+  await aggregation.detach()
+  const { groups } = await aggregation.snapshot()
+  assert.deepEqual(
+    groups.map(({ key }) => key[0]),
+    [0, ...Array.from({ length: 64 }, (_, index) => 36 + index)],
+  )
+  assertCounts(aggregation, { hits: 101, aggregated: 65, lost: 36, lostStarts: 36, unmatched: 36 })
+})
+
+test('two probes in one thread: an end ends the last that began', GCC, async (t) => {
+  const target = await start(t)
+  const tracer = newTracer(t)
+  const all = await tracer.aggregate(PAIR, { pid: target.pid, by: 'arg0' })
+  const some = await tracer.aggregate(PAIR, { pid: target.pid, by: 'arg0', filter: 'arg0 != 1 && arg0 != 7' })
+  await run(target, 'end 9', 'nest 3', 'begin 7', 'begin 8', 'end 8', 'thread 5')
+  await all.detach()
+  await some.detach()
+  const { groups } = await all.snapshot()
+  assert.deepEqual(
+    groups.map(({ key, count }) => [...key, count]),
+    [
+      [0, 1],
+      [1, 1],
+      [2, 1],
+      [8, 1],
+    ],
+  )
+  // All five are measured when nothing else is asked for.
+  for (const { count, sum, min, max, histogram } of groups) {
+    assert.ok(count === 1 && sum === min && sum === max && histogram !== null)
+  }
+  const [inner, outer] = [groups[2], groups[0]]
+  assert.ok((inner?.sum ?? 0n) < (outer?.sum ?? 0n))
+  assertCounts(all, { hits: 6, aggregated: 4, unfinished: 2, abandoned: 1, unmatched: 1 })
+  assert.deepEqual(
+    (await some.snapshot()).groups.map(({ key, count }) => [...key, count]),
+    [
+      [0, 1],
+      [2, 1],
+      [8, 1],
+    ],
+  )
+  assertCounts(some, { hits: 6, filtered: 2, aggregated: 3, unfinished: 1, abandoned: 1, unmatched: 1 })
+})
+
+test(
+  'matched by an argument, an end ends what began with the same one, in whatever order and thread, in the same life of the process',
+  GCC,
+  async (t) => {
+    const program = buildTarget(t, 'latency')
+    const target = await Target.start(t, program)
+    const tracer = newTracer(t)
+    const options = { path: program, by: 'arg0' }
+    const all = await tracer.aggregate({ ...PAIR, match: 'arg0' }, options)
+    const some = await tracer.aggregate({ ...PAIR, match: 'arg0' }, { ...options, filter: 'arg0 != 1' })
+    await run(
+      target,
+      'begin 1',
+      'begin 2',
+      'end 1',
+      'end 2',
+      'end 2',
+      'thread 3',
+      'end 3',
+      'begin 4',
+      'begin 4',
+      'end 4',
+      'fork 5',
+      'end 5',
+    )
+    await run(target, 'begin 6')
+    assert.equal(await target.ask('exec'), 'ready')
+    await run(target, 'end 6', 'begin 1', 'end 1')
+    await all.detach()
+    await some.detach()
+    const counts = async (aggregation: Aggregation): Promise<unknown> =>
+      Object.fromEntries((await aggregation.snapshot()).groups.map(({ key, count }) => [String(key), count]))
+    assert.deepEqual(await counts(all), { 1: 2, 2: 1, 3: 1, 4: 1 })
+    assertCounts(all, { hits: 8, aggregated: 5, unfinished: 3, abandoned: 1, unmatched: 3 })
+    assert.deepEqual(await counts(some), { 2: 1, 3: 1, 4: 1 })
+    assertCounts(some, { hits: 8, filtered: 2, aggregated: 3, unfinished: 3, abandoned: 1, unmatched: 3 })
+  },
+)
+
+test('what a program began does not end in the one that takes its place', GCC, async (t) => {
+  const program = buildTarget(t, 'latency')
+  const target = await Target.start(t, program)
+  const aggregation = await newTracer(t).aggregate(PAIR, { path: program })
+  await run(target, 'begin 1', 'fork 2')
+  assert.equal(await target.ask('exec'), 'ready')
+  await run(target, 'end 1')
+  assertCounts(aggregation, { hits: 2, unfinished: 2, abandoned: 2, unmatched: 1 })
+})
+
+const [THREADS, EACH] = [4, 5000]
+
+for (const match of ['thread', 'arg0']) {
+  test(`latencies of ${THREADS} threads at once, in snapshots that reset, are each seen once (by ${match})`, GCC, async (t) => {
+    const target = await start(t)
+    const tracer = newTracer(t)
+    const pairs = await tracer.aggregate({ ...PAIR, match }, { pid: target.pid, by: ['arg0', 'tid'] })
+    const calls = await tracer.aggregate('uprobe:f_down', { pid: target.pid, histogram: 'latency' })
+    const seen = new Map<string, number>()
+    let called = 0
+    const look = async (): Promise<void> => {
+      for (const { key, count, histogram } of (await pairs.snapshot({ reset: true })).groups) {
+        seen.set(String(key[0]), (seen.get(String(key[0])) ?? 0) + count)
+        assert.equal(
+          histogram?.positive.bucketCounts.reduce((total, part) => total + part, 0),
+          count,
+        )
+      }
+      called += (await calls.snapshot({ reset: true })).groups[0]?.count ?? 0
+    }
+    let running = true
+    const done = run(target, `pairs ${THREADS} ${EACH}`).finally(() => {
+      running = false
+    })
+    while (running) await look()
+    await done
+    await pairs.detach()
+    await calls.detach()
+    await look()
+    assert.deepEqual(Object.fromEntries(seen), { 0: EACH, 1: EACH, 2: EACH, 3: EACH })
+    assert.equal(called, 4 * THREADS * EACH)
+    assertCounts(pairs, { hits: THREADS * EACH, aggregated: THREADS * EACH })
+    assertCounts(calls, { hits: 4 * THREADS * EACH, aggregated: 4 * THREADS * EACH })
+  })
+}
+
+test('what cannot be matched or measured is refused, and nothing stays attached', GCC, async (t) => {
+  const target = await start(t)
+  const tracer = newTracer(t)
+  const ask = (match: string, options: object = {}): Promise<Error> =>
+    refused(tracer.aggregate({ ...PAIR, match }, { pid: target.pid, ...options }), 'ERR_UPROBE_BAD_OPTION')
+  assert.match((await ask('arg1')).message, /^Option match: column 1: usdt:t:begin has 1 argument/)
+  assert.match((await ask('comm')).message, /^Option match: give a number/)
+  assert.match((await ask('thread', { sum: 'arg0' })).message, /^Option sum: between two probes only 'latency'/)
+  await refused(tracer.aggregate({ ...PAIR, to: 'usdt:t:nowhere' }, { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
+  assert.deepEqual(tracer.aggregations, [])
+})
