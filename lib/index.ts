@@ -4,6 +4,7 @@
  * Importing loads no native code and never throws. What is not exported here is not API.
  */
 export type { Aggregation } from './aggregate/aggregation.js'
+export { bucketBounds } from './aggregate/buckets.js'
 export type { AggregateOptions, AggregateSpec, ProbePair } from './aggregate/options.js'
 export type {
   AggregateGroup,

@@ -1,11 +1,12 @@
 /** `uprobe count`: counts hits in the kernel, delivers none, and prints the counts at the end. */
 import type { Command } from 'commander'
-import type { Probe } from '../index.js'
+import type { AttachOptions, Probe } from '../index.js'
 import { escapeForDisplay } from '../log.js'
+import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { collectPids, counterOption, filterOption, parseDurationMs } from './options.js'
+import { byOption, collectPids, counterOption, filterOption, parseDurationMs } from './options.js'
 import { Output } from './output.js'
-import { runSession } from './session.js'
+import { runSession, type SessionSettings } from './session.js'
 import { alignColumns, jsonLine } from './text.js'
 
 const HELP = `
@@ -16,12 +17,14 @@ Examples:
   uprobe count 'usdt:postgresql:*' -p 4242 -d 10
   uprobe count uprobe:/lib/x86_64-linux-gnu/libc.so.6:malloc -d 1 --json
   uprobe count uprobe:malloc -p 4242 --filter 'arg0 >= 4096'
+  uprobe count usdt:postgresql:query__start -p 4242 --by 'str(arg0)' --by pid
 ${EXIT_CODES_HELP}`
 
 interface CountFlags {
   pid?: number[]
   counter?: 'kernel' | 'msb'
   filter?: string
+  by?: string[]
   duration?: number
   json?: true
 }
@@ -48,6 +51,30 @@ function toText(rows: readonly Row[]): string[] {
   return alignColumns(rows.map(({ probe, path, hits }) => [escapeForDisplay(probe), escapeForDisplay(path), String(hits)]))
 }
 
+/** Counts by groups: the group with most hits first. */
+async function countGroups(
+  settings: SessionSettings,
+  specs: readonly string[],
+  options: Pick<AttachOptions, 'pid' | 'counter' | 'filter'>,
+  by: readonly string[],
+): Promise<string[]> {
+  const answers = await runAggregations(settings, specs, { ...options, count: true, by })
+  if (!settings.json) return answers.flatMap((answer) => groupsToText(answer, by))
+  return [...answers.flatMap((answer) => groupsToJson(answer, by)), { summary: answers.map(countsToJson) }].map(jsonLine)
+}
+
+function groupsToJson({ name, snapshot: { groups, other } }: Answer, by: readonly string[]): object[] {
+  const rows = groups.map(({ key, count }) => ({ spec: name, key: keyToJson(by, key), hits: count }))
+  return other === null ? rows : [...rows, { spec: name, key: null, hits: other.count }]
+}
+
+function groupsToText(answer: Answer, by: readonly string[]): string[] {
+  const { groups, other } = answer.snapshot
+  const rows = groups.map(({ key, count }) => [`  ${displayKey(by, key)}`, String(count)])
+  const rest = other === null ? [] : [['  other', String(other.count)]]
+  return [`${escapeForDisplay(answer.name)}: ${displayCounts(answer)}`, ...alignColumns([...rows, ...rest])]
+}
+
 /** Adds the command to `program`. */
 export function addCount(program: Command): void {
   program
@@ -58,16 +85,21 @@ export function addCount(program: Command): void {
     .option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH', collectPids)
     .addOption(counterOption())
     .addOption(filterOption())
+    .addOption(byOption())
     .option('-d, --duration <seconds>', 'stop after this time', parseDurationMs)
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: CountFlags) => {
       const json = flags.json ?? false
       const output = new Output(process.stdout)
-      const { pid, counter, filter } = flags
-      const attach = { ...(pid && { pid }), ...(counter && { counter }), ...(filter !== undefined && { filter }), countOnly: true }
-      const rows = toRows(await runSession({ specs, attach, durationMs: flags.duration, json, output }, untilEnd))
-      await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
+      const { pid, counter, filter, by, duration: durationMs } = flags
+      const options = { ...(pid && { pid }), ...(counter && { counter }), ...(filter !== undefined && { filter }) }
+      if (by !== undefined) {
+        await output.lines(await countGroups({ durationMs, json, output }, specs, options, by))
+      } else {
+        const rows = toRows(await runSession({ specs, attach: { ...options, countOnly: true }, durationMs, json, output }, untilEnd))
+        await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
+      }
       output.check()
     })
 }

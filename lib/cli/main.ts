@@ -23,6 +23,8 @@ Examples:
   uprobe list /usr/bin/python3.11                        which probes a program has
   uprobe trace usdt:python:gc__start -p 4242             print each hit
   uprobe count 'usdt:postgresql:*' -p 4242 -d 10         count hits for ten seconds
+  uprobe hist uprobe:malloc --arg 0 -p 4242 -d 10        the distribution of sizes
+  uprobe hist uprobe:fsync --latency -p 4242             how long calls take
   uprobe counters 4242                                   what switches its probes on, and who holds it
 ${EXIT_CODES_HELP}`
 
@@ -37,6 +39,7 @@ const COMMANDS: ReadonlyMap<string, () => (program: Command) => void> = new Map(
   ['list', () => (require('./list.js') as typeof import('./list.js')).addList],
   ['trace', () => (require('./trace.js') as typeof import('./trace.js')).addTrace],
   ['count', () => (require('./count.js') as typeof import('./count.js')).addCount],
+  ['hist', () => (require('./hist.js') as typeof import('./hist.js')).addHist],
   ['counters', () => (require('./counters.js') as typeof import('./counters.js')).addCounters],
   ['repair', () => (require('./repair.js') as typeof import('./repair.js')).addRepair],
   ['release', () => (require('./release.js') as typeof import('./release.js')).addRelease],

@@ -48,6 +48,26 @@ export function filterOption(): Option {
   return new Option('--filter <expr>', 'only hits for which this holds, such as \'arg0 > 5 && str(arg1) == "select"\'')
 }
 
+/** `--by EXPR`, repeated. */
+export function byOption(): Option {
+  const collect = (text: string, before: readonly string[] = []): string[] => [...before, text]
+  return new Option(
+    '--by <expr>',
+    "group by an argument or expression (arg1, pid, tid, cpu), 'comm' or 'str(arg1)'; may be repeated",
+  ).argParser(collect)
+}
+
+/** `--arg N`: the number of an argument, or an expression. */
+export function parseMeasured(text: string): string {
+  return /^\d+$/.test(text) ? `arg${text}` : text
+}
+
+/** `--scale N`. */
+export function parseScale(text: string): number {
+  if (!/^-?[0-5]$/.test(text)) throw new InvalidArgumentError('It must be a whole number from -5 to 5.')
+  return Number(text)
+}
+
 /** `-n HITS`. */
 export function parseHits(text: string): number {
   return wholeNumber(text, 1, Number.MAX_SAFE_INTEGER)

@@ -1,38 +1,69 @@
 /**
- * What `trace` and `count` have in common: attach everything, say so, run until something asks to stop or all targets are gone, detach, and only then
+ * What `trace`, `count` and `hist` have in common: attach everything, say so, run until something asks to stop or all targets are gone, detach, and only then
  * read the counts, which are exact from then on.
  */
-import { type AttachOptions, type Probe, Tracer } from '../index.js'
+import { type AttachOptions, type Probe, type ProbeSite, type ProbeStateChange, Tracer } from '../index.js'
 import { warn } from './failure.js'
 import type { Output } from './output.js'
 import { Stop } from './stop.js'
 import { plural } from './text.js'
 
-/** What to attach, and for how long. */
-export interface SessionRequest {
-  readonly specs: readonly string[]
-  readonly attach: AttachOptions
+/** What a session can attach: a probe, or an aggregation. */
+export interface Attached {
+  readonly sites: readonly ProbeSite[]
+  readonly warnings: readonly string[]
+  on(event: 'error', listener: (error: Error) => void): unknown
+  on(event: 'state', listener: (change: ProbeStateChange) => void): unknown
+}
+
+/** How long a session lasts, and where it prints. */
+export interface SessionSettings {
   /** How long to stay attached; for ever if undefined. */
   readonly durationMs: number | undefined
   readonly json: boolean
   readonly output: Output
 }
 
+/** What probes to attach, and for how long. */
+export interface SessionRequest extends SessionSettings {
+  readonly specs: readonly string[]
+  readonly attach: AttachOptions
+}
+
+/** Attaches all that a session is about, one after the other; aborted when it is to end. */
+type AttachEach<T> = (tracer: Tracer, signal: AbortSignal) => AsyncIterable<T>
+
 /**
  * Takes the hits of the probes until they end. It must not stop taking when `stop` is requested: what was captured until then is still to come. It may
  * request the stop itself.
  */
-export type Consume = (probes: readonly Probe[], stop: Stop) => Promise<void>
+export type Consume<T = Probe> = (probes: readonly T[], stop: Stop) => Promise<void>
 
 /**
- * Runs one session. Afterwards nothing is attached, whatever happened.
+ * Runs one session of probes. Afterwards nothing is attached, whatever happened.
  * @returns the probes, detached, for their counts; none if the stop came before all were attached
  */
-export async function runSession(request: SessionRequest, consume: Consume): Promise<readonly Probe[]> {
+export function runSession(request: SessionRequest, consume: Consume): Promise<readonly Probe[]> {
+  const { specs, attach } = request
+  return runSessionOf(
+    request,
+    async function* (tracer, signal) {
+      for (const spec of specs) yield await tracer.attach(spec, { ...attach, signal })
+    },
+    consume,
+  )
+}
+
+/** The same for whatever can be attached. */
+export async function runSessionOf<T extends Attached>(
+  request: SessionSettings,
+  attachEach: AttachEach<T>,
+  consume: Consume<T>,
+): Promise<readonly T[]> {
   const stop = new Stop(request.output, request.json)
   const tracer = new Tracer()
   try {
-    const probes = await attachAll(tracer, request, stop)
+    const probes = await attachAll(tracer, request, attachEach, stop)
     if (probes === null) return []
     announce(probes, request.json)
     if (request.durationMs !== undefined) stop.after(request.durationMs)
@@ -58,11 +89,15 @@ function whenStopped({ signal }: Stop): Promise<void> {
 }
 
 /** Attaches all or none; `null` if the stop came first. */
-async function attachAll(tracer: Tracer, { specs, attach, json }: SessionRequest, stop: Stop): Promise<Probe[] | null> {
-  const probes: Probe[] = []
+async function attachAll<T extends Attached>(
+  tracer: Tracer,
+  { json }: SessionSettings,
+  attachEach: AttachEach<T>,
+  stop: Stop,
+): Promise<T[] | null> {
+  const probes: T[] = []
   try {
-    for (const spec of specs) {
-      const probe = await tracer.attach(spec, { ...attach, signal: stop.signal })
+    for await (const probe of attachEach(tracer, stop.signal)) {
       tellOfTrouble(probe, json)
       probes.push(probe)
     }
@@ -74,7 +109,7 @@ async function attachAll(tracer: Tracer, { specs, attach, json }: SessionRequest
 }
 
 /** Says what happens to an attached probe that its counts do not show: hits that nobody saw, a pause that nobody here asked for. */
-function tellOfTrouble(probe: Probe, json: boolean): void {
+function tellOfTrouble(probe: Attached, json: boolean): void {
   probe.on('error', (error) => warn(error.message, json))
   probe.on('state', ({ reason, pid, mayHaveMissed }) => {
     if (mayHaveMissed) warn(`Hits may have been missed${pid === undefined ? '' : ` in process ${pid}`} (${reason}).`, json)
@@ -84,7 +119,7 @@ function tellOfTrouble(probe: Probe, json: boolean): void {
 }
 
 /** Tells standard error that every site is armed: what is fired from now on is seen. */
-function announce(probes: readonly Probe[], json: boolean): void {
+function announce(probes: readonly Attached[], json: boolean): void {
   for (const probe of probes) for (const warning of probe.warnings) warn(warning, json)
   const sites = probes.flatMap((probe) => probe.sites)
   const unverified = sites.filter((site) => site.targets.some(({ state }) => state === 'unverified')).length

@@ -37,6 +37,12 @@ export function displayArg(arg: ArgumentValue): string {
   return `<unsupported ${escapeForDisplay(arg.unsupported)}>`
 }
 
+/** A whole number as JSON can hold it: beyond 2^53 a decimal string. */
+export function jsonInteger(value: bigint): number | string {
+  const exact = Number(value)
+  return Number.isSafeInteger(exact) ? exact : value.toString()
+}
+
 /** An offset or address as the JSON output writes it: `0x…`, or `null` where there is none. */
 export function hex(value: bigint): string
 export function hex(value: bigint | null): string | null

@@ -35,3 +35,17 @@ test('examples/counters.mjs: the arithmetic of docs/counters.md, step by step', 
     'repair: orphan-claim, 32768 → 0',
   ])
 })
+
+test('examples/latency.mjs: every call is in one of the snapshots, and the counts add up', needs({}), () => {
+  const output = execFileSync(process.execPath, [join(ROOT, 'examples', 'latency.mjs')], { encoding: 'utf8', timeout: 60_000 })
+  const seen = Number(/^seen (\d+)$/m.exec(output)?.[1])
+  const [hits = 0, ...parts] = [...(/^hits .*$/m.exec(output)?.[0].matchAll(/\d+/g) ?? [])].map(Number)
+  assert.equal(output.match(/^round \d: \d+ calls/gm)?.length, 3)
+  assert.equal(
+    parts.reduce((sum, part) => sum + part, 0),
+    hits,
+  )
+  assert.ok(seen > 0)
+  assert.equal(parts[1], seen)
+  assert.equal(parts[2], 0)
+})

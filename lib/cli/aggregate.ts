@@ -1,0 +1,80 @@
+/**
+ * What `hist` and `count --by` have in common: aggregations that run until something asks to stop, and the forms of their keys and counts.
+ */
+import type { AggregateOptions, AggregateSpec, Aggregation, AggregationSnapshot, ArgumentValue, Tracer } from '../index.js'
+import { escapeForDisplay } from '../log.js'
+import { runSessionOf, type SessionSettings } from './session.js'
+import { displayArg, jsonInteger, plural } from './text.js'
+
+/** What one aggregation has seen, and how it is called. */
+export interface Answer {
+  /** The probe as it was asked for; of two, `FROM -> TO`. */
+  readonly name: string
+  readonly aggregation: Aggregation
+  readonly snapshot: AggregationSnapshot
+}
+
+/** Aggregates until the end. */
+export async function runAggregations(
+  settings: SessionSettings,
+  specs: readonly AggregateSpec[],
+  options: AggregateOptions,
+): Promise<Answer[]> {
+  async function* attachEach(tracer: Tracer, signal: AbortSignal): AsyncGenerator<Aggregation> {
+    for (const spec of specs) yield await tracer.aggregate(spec, { ...options, signal })
+  }
+  const ended = await runSessionOf(settings, attachEach, async (aggregations) => {
+    await Promise.all(aggregations.map(untilEnd))
+  })
+  return Promise.all(
+    ended.map(async (aggregation, index) => ({ name: nameOf(specs[index] ?? ''), aggregation, snapshot: await aggregation.snapshot() })),
+  )
+}
+
+/** The longest delay of a Node timer. */
+const LONG_MS = 2 ** 31 - 1
+
+function untilEnd(aggregation: Aggregation): Promise<void> {
+  return new Promise((resolve) => {
+    // An aggregation does not keep the process alive.
+    const alive = setInterval(() => undefined, LONG_MS)
+    const look = (): void => {
+      if (aggregation.state !== 'detached' && aggregation.state !== 'target-exited') return
+      clearInterval(alive)
+      resolve()
+    }
+    aggregation.on('state', look)
+    look()
+  })
+}
+
+function nameOf(spec: AggregateSpec): string {
+  return typeof spec === 'string' ? spec : `${spec.from} -> ${spec.to}`
+}
+
+/** A key as JSON: what was asked for by its expression. */
+export function keyToJson(by: readonly string[], key: readonly ArgumentValue[]): object {
+  return Object.fromEntries(by.map((name, index) => [name, partToJson(key[index])]))
+}
+
+function partToJson(part: ArgumentValue | undefined): unknown {
+  return typeof part === 'bigint' ? jsonInteger(part) : part
+}
+
+/** A key as people read it: `arg0 42, comm "postgres"`. */
+export function displayKey(by: readonly string[], key: readonly ArgumentValue[]): string {
+  return key.map((part, index) => `${escapeForDisplay(by[index] ?? '')} ${displayArg(part)}`).join(', ')
+}
+
+/** The counts of an aggregation as JSON closes with them. */
+export function countsToJson({ name, aggregation }: Answer): object {
+  const { hits, filtered, aggregated, lost, unfinished, unmatched } = aggregation.stats()
+  return { spec: name, hits, filtered, aggregated, lost, unfinished, unmatched }
+}
+
+/** As in `100 hits, 3 filtered, 97 aggregated, 0 lost`; what there is none of is left out, but for losses. */
+export function displayCounts({ aggregation }: Answer): string {
+  const { hits, filtered, aggregated, lost, unfinished, unmatched } = aggregation.stats()
+  const some = (count: number, what: string): string => (count === 0 ? '' : `, ${count} ${what}`)
+  return `${plural(hits, 'hit')}${some(filtered, 'filtered')}, ${aggregated} aggregated, ${lost} lost${some(unfinished, 'unfinished')}${some(unmatched, 'ends unmatched')}`
+}

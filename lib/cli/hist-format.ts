@@ -1,0 +1,58 @@
+/** Histograms as lines: one a bucket, with its bounds, its count and a bar. */
+import { bucketBounds, type ExponentialHistogram, type HistogramBuckets } from '../index.js'
+
+const BAR = 40
+
+interface Row {
+  readonly label: readonly [from: string, to: string]
+  readonly count: number
+}
+
+/**
+ * The buckets from the lowest to the highest that is not empty:
+ *
+ *     5 .. 8        12 |@@@@@@@@@                               |
+ *
+ * @param unit - of the values; times are shown in a unit that suits them
+ */
+export function drawHistogram(histogram: ExponentialHistogram, unit: 'number' | 'ns'): string[] {
+  const { scale, zeroCount, positive, negative } = histogram
+  const show = unit === 'ns' ? displayNs : displayWhole
+  const rows = [...rowsOf(negative, scale, (bounds) => bounds.map((bound) => `-${show(bound)}`).reverse()).reverse()]
+  if (zeroCount > 0 || rows.length > 0) rows.push({ label: ['0', '0'], count: zeroCount })
+  rows.push(...rowsOf(positive, scale, (bounds) => bounds.map(show)))
+  const most = Math.max(1, ...rows.map(({ count }) => count))
+  const widths = [0, 1].map((end) => Math.max(0, ...rows.map(({ label }) => (label[end] ?? '').length)))
+  const countWidth = Math.max(0, ...rows.map(({ count }) => String(count).length))
+  return rows.map(({ label: [from, to], count }) => {
+    const bar = '@'.repeat(Math.ceil((count / most) * BAR)).padEnd(BAR)
+    return `${from.padStart(widths[0] ?? 0)} .. ${to.padEnd(widths[1] ?? 0)}  ${String(count).padStart(countWidth)} |${bar}|`
+  })
+}
+
+function rowsOf({ offset, bucketCounts }: HistogramBuckets, scale: number, label: (bounds: number[]) => string[]): Row[] {
+  return bucketCounts.flatMap((count, position) => {
+    const [above, upTo] = bucketBounds(scale, offset + position)
+    // The whole numbers of the bucket. Of narrow ones near 0 there may be none.
+    const [least, most] = [Math.floor(above) + 1, Math.floor(upTo)]
+    if (least > most) return []
+    const [from = '', to = ''] = label([least, most])
+    return [{ label: [from, to], count }]
+  })
+}
+
+function displayWhole(value: number): string {
+  return Number.isSafeInteger(value) ? String(value) : value.toExponential(3)
+}
+
+const UNITS = [
+  [1e9, 's'],
+  [1e6, 'ms'],
+  [1e3, 'µs'],
+] as const
+
+/** As in `1.02µs`: to three digits. */
+export function displayNs(ns: number): string {
+  for (const [size, name] of UNITS) if (ns >= size) return `${Number((ns / size).toPrecision(3))}${name}`
+  return `${Number(ns.toPrecision(3))}ns`
+}
