@@ -1,7 +1,7 @@
 /**
  * This package as a tracer that is measured beside the others.
  */
-import type { AttachOptions, Probe, Tracer } from '../../lib/index.js'
+import type { AggregateOptions, AttachOptions, Probe, Tracer } from '../../lib/index.js'
 import { waitFor } from '../../test/support/wait.js'
 import type { Holder, Place } from './others.js'
 
@@ -21,6 +21,20 @@ export async function holdCounting(tracer: Tracer, place: Place, options: Attach
     outcome: () => {
       const { hits, filtered } = probe.stats()
       return `${show(hits)} counted${filtered > 0 ? `, ${show(filtered)} rejected` : ''}`
+    },
+  }
+}
+
+/** Adds up in the kernel; of two sites the time from one to the other. */
+export async function holdAggregating(tracer: Tracer, place: Place, options: AggregateOptions): Promise<Tracing> {
+  const { second } = place
+  const spec = second === undefined ? specOf(place) : { from: specOf(place), to: specOf({ ...place, note: second }) }
+  const aggregation = await tracer.aggregate(spec, { pid: place.pid, ...options })
+  return {
+    stop: () => aggregation.detach(),
+    outcome: () => {
+      const { aggregated, lost, unfinished } = aggregation.stats()
+      return `${show(aggregated)} aggregated, ${show(lost + unfinished)} lost`
     },
   }
 }

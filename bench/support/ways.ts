@@ -5,7 +5,7 @@
  */
 import type { Tracer } from '../../lib/index.js'
 import { type BccMode, type FloorMode, findBcc, holdBcc, holdBpftrace, holdFloor, holdPerf, isInstalled, type Place } from './others.js'
-import { holdCounting, holdDelivering, type Tracing } from './ours.js'
+import { holdAggregating, holdCounting, holdDelivering, type Tracing } from './ours.js'
 import type { Bar } from './report.js'
 import type { Workshop } from './workshop.js'
 
@@ -111,6 +111,7 @@ export function groupsOf(workshop: Workshop, tracer: Tracer): { groups: Group[];
       probes: 'ints',
       goal: 1.05,
       ways: [
+        ours('uprobe, `histogram`', (place) => holdAggregating(tracer, place, { histogram: 'arg0' })),
         inC('the same in C', 'histogram'),
         ...bpftrace('bpftrace, `hist(arg0)`', '{ @values = hist(arg0) }'),
         ...withBcc('bcc, `BPF_HISTOGRAM`', 'histogram'),
@@ -120,6 +121,7 @@ export function groupsOf(workshop: Workshop, tracer: Tracer): { groups: Group[];
       title: 'Latency between two sites, a hit of the pair',
       probes: 'pair',
       ways: [
+        ours('uprobe, `{ from, to }`', (place) => holdAggregating(tracer, place, { histogram: 'latency' })),
         inC('the same in C', 'pair'),
         ...bpftrace(
           'bpftrace, `hist(nsecs - @start[tid])`',
