@@ -5,10 +5,27 @@ import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import fc from 'fast-check'
 import { LEAST_SCALE, MOST_SCALE } from '../../lib/aggregate/buckets.js'
+import { hasCompareExchange } from '../../lib/aggregate/compare-exchange.js'
+import { layoutGroups } from '../../lib/aggregate/layout.js'
+import { checkAggregateOptions } from '../../lib/aggregate/options.js'
+import { GroupStore } from '../../lib/aggregate/store.js'
+import { ValueSink } from '../../lib/aggregate/value-code.js'
+import { compileCapture, STATS_VALUE_BYTES } from '../../lib/capture/compile.js'
+import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import type { AggregateGroup, Aggregation, AggregationStats } from '../../lib/index.js'
+import { loadNative } from '../../lib/native.js'
+import {
+  BPF_LICENSE,
+  BPF_MAP_TYPE_PERCPU_ARRAY,
+  BPF_PROG_TYPE_KPROBE,
+  BPF_TRACE_UPROBE_MULTI,
+  createMap,
+  loadProgram,
+} from '../../lib/register/bpf-objects.js'
 import { histogramOf, nearBounds } from '../aggregate/model.js'
 import { buildTarget } from '../support/build.js'
-import { REGISTRATIONS } from '../support/features.js'
+import { HAS_MULTI, REGISTRATIONS } from '../support/features.js'
+import { holdings } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
 import { testSeed } from '../support/random.js'
 import { Target } from '../support/target.js'
@@ -257,4 +274,75 @@ test('a question that the probe has no answer to is refused, and points at the p
   assert.match((await ask({ by: ['str(arg2)', 'str(arg2)'], stringLimit: 200 })).message, /^Option by: a key of 416 bytes/)
   assert.match((await ask({ by: 'arg0', maxGroups: 2 ** 20, histogram: 'arg0', scale: 5 })).message, /^Option maxGroups: a group takes/)
   assert.match((await ask({ histogram: 'latency' })).message, /^Option spec: the latency of a function/)
+})
+
+test('an aggregation that ended, and one that could not begin, leave nothing open', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'latency'))
+  const tracer = newTracer(t)
+  const pair = { from: 'usdt:t:begin', to: 'usdt:t:end' }
+  const once = async (): Promise<void> => {
+    const options = { pid: target.pid, by: 'tid' }
+    const attached = [
+      await tracer.aggregate('usdt:t:begin', options),
+      await tracer.aggregate(pair, options),
+      await tracer.aggregate({ ...pair, match: 'arg0' }, options),
+      await tracer.aggregate('uprobe:f_*', { ...options, histogram: 'latency' }),
+    ]
+    await refused(tracer.aggregate({ ...pair, to: 'usdt:t:nowhere' }, options), 'ERR_UPROBE_NOT_FOUND')
+    await refused(tracer.aggregate('usdt:t:begin', { ...options, sum: 'arg1' }), 'ERR_UPROBE_BAD_OPTION')
+    await Promise.all(attached.map((aggregation) => aggregation.detach()))
+  }
+  await once()
+  const before = holdings()
+  await once()
+  assert.deepEqual(holdings(), before)
+})
+
+test('programs with many kinds of operands, the finest buckets and long keys are taken by the kernel', needs({}), async (t) => {
+  const native = loadNative()
+  const terms = {
+    by: ['arg0', 'str(arg1)', 'comm', 'arg2 / arg0'],
+    stringLimit: 200,
+    histogram: 'arg0 - 0',
+    scale: MOST_SCALE,
+    sum: 'arg3',
+    min: 'arg4',
+    max: 'arg5',
+  }
+  const { question } = checkAggregateOptions('usdt:t:x', terms)
+  const arch = process.arch === 'arm64' ? 'arm64' : 'x64'
+  const shapes = Array.from({ length: 12 }, (_, index) => {
+    const text = Array.from({ length: 6 }, (_, place) =>
+      arch === 'x64' ? `8@${8 * (index + place)}(%rsp)` : `8@[sp, ${8 * (index + place)}]`,
+    )
+    return { operands: bindOperands(parseOperands(text.join(' '), arch), 0n, new Map()), strings: [], stringLimit: 64 }
+  })
+  const layout = layoutGroups(
+    question,
+    shapes.map((shape) => ({ shape, probe: 'usdt:t:x' })),
+  )
+  const store = new GroupStore(native, layout, 2)
+  const statsFd = createMap(native, {
+    type: BPF_MAP_TYPE_PERCPU_ARRAY,
+    keyBytes: 4,
+    valueBytes: STATS_VALUE_BYTES,
+    maxEntries: 1,
+    name: 'test_stats',
+  })
+  t.after(() => {
+    store.close()
+    native.closeFd(statsFd)
+  })
+  for (const attach of HAS_MULTI ? (['perf', 'multi'] as const) : (['perf'] as const)) {
+    const insns = compileCapture({
+      ...{ arch, attach, probeId: 1, slot: 0, statsFd, ringFd: null, ringBytes: 0, excludeTid: null },
+      shapes: attach === 'perf' ? shapes.slice(0, 1) : shapes,
+      sink: new ValueSink({ layout, maps: store.maps, compareExchange: await hasCompareExchange(native) }),
+    })
+    t.diagnostic(`${attach}: ${insns.length / 8} instructions`)
+    const expectedAttachType = attach === 'multi' ? BPF_TRACE_UPROBE_MULTI : 0
+    native.closeFd(
+      await loadProgram(native, { type: BPF_PROG_TYPE_KPROBE, expectedAttachType, insns, license: BPF_LICENSE, name: 'test_capture' }),
+    )
+  }
 })

@@ -55,6 +55,29 @@ test('query__start, query__execute__start and query__done of N statements are N 
   assert.deepEqual([counts.start, counts.execute__start, counts.execute__done, counts.done], [50, 50, 50, 50])
 })
 
+test('query__start to query__done: the time of N statements, by their text, and of one that fails', POSTGRES_15, async (t) => {
+  const server = await Postgres.start(t)
+  const probe = (name: string): string => `usdt:${server.path}:postgresql:query__${name}`
+  const pair = { from: probe('start'), to: probe('done') }
+  const aggregation = await newTracer(t).aggregate(pair, { by: 'str(arg0)', stringLimit: 12 })
+  await server.psql(['select pg_sleep(0.05)', 'select 1', 'select 1', 'select 22'])
+  await assert.rejects(server.psql(['select 1/0']), /division by zero/)
+  await aggregation.detach()
+  const { groups, other } = await aggregation.snapshot()
+  const seen = groups.map(({ key: [text], count, min }) => {
+    const cut = typeof text === 'object' && 'string' in text ? `${text.string}…` : text
+    return [cut, count, (min ?? 0n) >= 50_000_000n]
+  })
+  assert.deepEqual(seen, [
+    ['select 1;', 2, false],
+    ['select 22;', 1, false],
+    ['select pg_sl…', 1, true],
+  ])
+  assert.equal(other, null)
+  const { hits, aggregated, unfinished, unmatched, lost } = aggregation.stats()
+  assert.deepEqual({ hits, aggregated, unfinished, unmatched, lost }, { hits: 5, aggregated: 4, unfinished: 1, unmatched: 0, lost: 0 })
+})
+
 test('lwlock__acquire fires only while its semaphore is up', POSTGRES_15, async (t) => {
   const server = await Postgres.start(t)
   const { fileOffset, refCtrOffset } = gatedNote(server.path, 'postgresql:lwlock__acquire')

@@ -7,6 +7,8 @@ import { Target } from '../support/target.js'
 import { countingProgram, insn, load, MAP_ARRAY, MAP_PERCPU_ARRAY, native, readCount, withoutRights } from './kernel.js'
 
 const TRACE_UPROBE_MULTI = 48
+const MAP_HASH = 1
+const MAP_OF_MAPS = 12
 
 test('reads the values of a range of keys, one after another', { skip: withoutRights }, (t) => {
   const mapFd = native.bpfMapCreate({ type: MAP_ARRAY, keyBytes: 4, valueBytes: 8, maxEntries: 5, name: 'test_map' })
@@ -26,6 +28,38 @@ test('reads as many values of a per-CPU map as the kernel copies', { skip: witho
   const each = Array.from({ length: native.possibleCpus() }, (_, cpu) => BigInt(cpu + 1))
   native.bpfMapUpdate(mapFd, 0, new Uint8Array(BigUint64Array.from(each).buffer))
   assert.deepEqual([...new BigUint64Array(native.bpfMapRead(mapFd, 0, 1, 8 * each.length))], each)
+})
+
+test('takes the entries of a hash map, so many at a time, until there are none', { skip: withoutRights }, (t) => {
+  const mapFd = native.bpfMapCreate({ type: MAP_HASH, keyBytes: 4, valueBytes: 8, maxEntries: 100, name: 'test_map' })
+  t.after(() => native.closeFd(mapFd))
+  for (let key = 0; key < 100; key++) native.bpfMapUpdate(mapFd, key, Buffer.of(key, 0, 0, 0, 0, 0, 0, 1))
+  const taken: number[] = []
+  for (const expected of [60, 40, 0]) {
+    const entries = Buffer.from(native.bpfMapTake(mapFd, 4, 8, 60))
+    assert.equal(entries.length, 12 * expected)
+    for (let at = 0; at < entries.length; at += 12) {
+      assert.equal(entries.readBigUInt64LE(at + 4), BigInt(entries.readUInt32LE(at)) | (1n << 56n))
+      taken.push(entries.readUInt32LE(at))
+    }
+  }
+  assert.deepEqual(
+    taken.sort((one, other) => one - other),
+    Array.from({ length: 100 }, (_, key) => key),
+  )
+  assert.throws(() => native.bpfMapTake(mapFd, 0, 8, 1), { message: 'keyBytes must be positive' })
+})
+
+test('replaces a map in a map of maps', { skip: withoutRights }, async (t) => {
+  const inner = native.bpfMapCreate({ type: MAP_ARRAY, keyBytes: 4, valueBytes: 8, maxEntries: 1, name: 'test_map' })
+  const outer = native.bpfMapCreate({ type: MAP_OF_MAPS, keyBytes: 4, valueBytes: 4, maxEntries: 1, name: 'test_map', innerMapFd: inner })
+  t.after(() => native.closeFds([inner, outer]))
+  await native.bpfMapReplaceInner(outer, 0, inner)
+  await assert.rejects(native.bpfMapReplaceInner(outer, 1, inner), { syscall: 'bpf(BPF_MAP_UPDATE_ELEM)', code: 'E2BIG' })
+})
+
+test('refuses a tracepoint that is not there', { skip: withoutRights }, () => {
+  assert.throws(() => native.bpfRawTracepointOpen('nowhere', 0), { syscall: 'bpf(BPF_RAW_TRACEPOINT_OPEN)' })
 })
 
 test('a rejected program says what the verifier said', { skip: withoutRights }, async () => {
