@@ -139,22 +139,32 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   }
 
   async #tearDown(): Promise<void> {
-    const { start, end, starts, store, onEnded } = this.#parts
+    const { start, end, onEnded } = this.#parts
     try {
       // What has begun may end until the last moment.
       await start.detach()
     } finally {
-      await end?.detach()
-      await this.#inTurn(async () => {
-        try {
-          await this.#take()
-          this.#final = store.losses()
-        } finally {
-          await starts?.close()
-          store.close()
-          onEnded(this)
-        }
-      })
+      try {
+        await end?.detach()
+      } finally {
+        await this.#inTurn(() => this.#closeMaps())
+        onEnded(this)
+      }
+    }
+  }
+
+  /** Reads what is left, and closes the maps whatever comes of it. */
+  async #closeMaps(): Promise<void> {
+    const { starts, store } = this.#parts
+    try {
+      await this.#take()
+    } finally {
+      try {
+        this.#final = store.losses()
+        await starts?.close()
+      } finally {
+        store.close()
+      }
     }
   }
 

@@ -8,6 +8,7 @@
  *     counts = per-CPU array[slot];  counts.hits += 1
  *     if only counting: leave
  *     read the operands that the filter needs; if it rejects: counts.filtered += 1, leave
+ *     if hits are added up (lib/aggregate): do that, leave
  *     if stacks are wanted: walk the stack; if it is new: send a record of its addresses
  *     record = reserve(ring, size);  if there is no room: counts.lostRing += 1, leave
  *     fill in the head, each operand, each string
