@@ -173,7 +173,8 @@ export class EndSink implements HitSink {
     // r1 is when it began.
     asm.jumpIf(1, 'jeq', 0, rejected)
     asm.loadMemory(2, FRAME, SCRATCH.now, 8)
-    // By an argument it may have begun on another CPU while we were looking.
+    // Its beginning may be later: the clock that programs read may step back a little from one CPU to another (ktime_get_mono_fast_ns, kernel/time/timekeeping.c), and by an argument it may have begun
+    // while we were looking.
     asm.jumpIfRegister(2, 'jge', 1, later)
     asm.mov(2, 1)
     asm.place(later)

@@ -52,7 +52,7 @@ for (const registration of REGISTRATIONS) {
       assert.ok((below?.min ?? 0n) < (min ?? 0n) && (below?.max ?? 0n) < (max ?? 0n))
       assert.equal(sum, (min ?? 0n) + (max ?? 0n))
       assert.equal(
-        histogram?.positive.bucketCounts.reduce((total, count) => total + count, 0),
+        histogram?.positive.bucketCounts.reduce((total, count) => total + count, histogram.zeroCount),
         2,
       )
     }
@@ -211,7 +211,7 @@ for (const match of ['thread', 'arg0']) {
       for (const { key, count, histogram } of (await pairs.snapshot({ reset: true })).groups) {
         seen.set(String(key[0]), (seen.get(String(key[0])) ?? 0) + count)
         assert.equal(
-          histogram?.positive.bucketCounts.reduce((total, part) => total + part, 0),
+          histogram?.positive.bucketCounts.reduce((total, part) => total + part, histogram.zeroCount),
           count,
         )
       }
