@@ -78,7 +78,7 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
    */
   snapshot(options: { reset?: boolean } = {}): Promise<AggregationSnapshot> {
     return this.#inTurn(async () => {
-      if (!this.ended) await this.#take()
+      if (!this.ended) await this.#take('so far')
       const { groups } = this.#parts
       const snapshot = { startTimeMs: this.#startTimeMs, timeMs: this.#timeMs, groups: groups.groups(), other: groups.other() }
       if (options.reset === true) {
@@ -157,7 +157,7 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   async #closeMaps(): Promise<void> {
     const { starts, store } = this.#parts
     try {
-      await this.#take()
+      await this.#take('rest')
     } finally {
       try {
         this.#final = store.losses()
@@ -168,11 +168,12 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     }
   }
 
-  async #take(): Promise<void> {
+  async #take(what: 'so far' | 'rest'): Promise<void> {
     const { store, groups } = this.#parts
-    await store.take((key, values) => {
+    const add = (key: Buffer | null, values: DataView): void => {
       this.#aggregated += groups.add(key, values)
-    })
+    }
+    await (what === 'rest' ? store.takeRest(add) : store.take(add))
     this.#timeMs = Date.now()
   }
 

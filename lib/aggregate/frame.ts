@@ -27,6 +27,8 @@ export const SCRATCH = {
   now: BELOW - 8 * MAX_VALUES - 32,
   /** u32 how many beginnings were given up. It begins in the middle of a word, so that the verifier forgets it. */
   count: BELOW - 8 * MAX_VALUES - 40 + 4,
+  /** Where the leaving of the generation is counted: a pointer. */
+  turn: BELOW - 8 * MAX_VALUES - 48,
 } as const
 
 /** Which of the two sets of groups is added to. */

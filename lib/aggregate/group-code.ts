@@ -1,24 +1,25 @@
 /**
  * BPF code that adds a hit to its group.
  *
- *     generation = *(u32 *)the array of one entry that JavaScript switches
+ *     enter the current generation (turn-code.ts)
  *     group = generation 0 ? lookup(groups 0, key) : lookup(groups 1, key)
  *     none: add a group of zeros unless somebody was quicker; look again; still none, for want of room: group = lookup(others, generation)
  *     least and largest value by compare and exchange; sum, bucket or count by addition
+ *     leave the generation
  *
  * Programs on uprobes may be preempted by others on the same CPU, so that every change of a group is one atomic instruction, though no other CPU touches it. Before Linux 5.12 there is none that compares and exchanges,
  * but there programs run with preemption off (trace_call_bpf, kernel/trace/bpf_trace.c), and comparing and then storing is as good.
  */
-import { type Assembler, HELPER, Label } from '../capture/bpf.js'
+import { type Assembler, Label } from '../capture/bpf.js'
 import { FRAME, STACK } from '../capture/frame.js'
 import { emitForget, emitPosition } from './bucket-code.js'
 import { GENERATION, GROUP, KEY, SCRATCH } from './frame.js'
 import type { GroupLayout, HistogramLayout, Measure } from './layout.js'
+import { emitInsert, emitLookup } from './lookup-code.js'
+import { emitEnter, emitLeave, type TurnMaps } from './turn-code.js'
 
 /** The maps that programs add to. */
-export interface GroupMaps {
-  /** Array of one entry: which generation is added to, 0 or 1. */
-  readonly generationFd: number
+export interface GroupMaps extends TurnMaps {
   /** Per-CPU array of two entries: by generation, everything if there is no key, else what has no group. */
   readonly othersFd: number
   /** Per-CPU hashes by generation; `null` without a key. */
@@ -48,8 +49,6 @@ export const LOSS = {
 /** Size of the entry of losses. */
 export const LOSS_BYTES = 48
 
-const BPF_NOEXIST = 1
-
 /** How often an extreme is tried to be stored. Each failure takes another program between two instructions. */
 const TRIES = 8
 
@@ -64,28 +63,36 @@ export interface GroupCode {
 /** Adds the values at SCRATCH.values to the group whose key is at KEY; goes to `leave` or `contended`. */
 export function emitAdd(asm: Assembler, code: GroupCode, leave: Label, contended: Label): void {
   const { layout } = code
-  emitFindGroup(asm, code, leave)
+  const done = new Label()
+  const given = new Label()
+  emitEnter(asm, code.maps, leave)
+  emitFindGroup(asm, code, done)
   const extremes = layout.measures.filter(({ kind }) => kind === 'min' || kind === 'max')
   // First, since only these can fail.
-  for (const measure of extremes) emitExtreme(asm, code, measure, contended)
+  for (const measure of extremes) emitExtreme(asm, code, measure, given)
   for (const measure of layout.measures) {
     if (measure.kind === 'sum') {
       asm.loadMemory(1, FRAME, SCRATCH.values + 8 * measure.value, 8)
       asm.atomicAdd(GROUP, measure.at, 1)
     }
-    if (measure.kind === 'histogram' && layout.histogram !== null) emitBucket(asm, layout.histogram, measure, leave)
+    if (measure.kind === 'histogram' && layout.histogram !== null) emitBucket(asm, layout.histogram, measure, done)
   }
   if (layout.countAt !== null) {
     asm.load(1, 1)
     asm.atomicAdd(GROUP, layout.countAt, 1)
   }
+  asm.place(done)
+  emitLeave(asm)
   asm.jump(leave)
+  // The verifier refuses what nothing jumps to.
+  if (!asm.isJumpedTo(given)) return
+  asm.place(given)
+  emitLeave(asm)
+  asm.jump(contended)
 }
 
 /** GROUP = what is added to. */
 function emitFindGroup(asm: Assembler, { maps }: GroupCode, leave: Label): void {
-  asm.loadMapValue(1, maps.generationFd)
-  asm.loadMemory(GENERATION, 1, 0, 4)
   const found = new Label()
   if (maps.groupFds !== null && maps.zerosFd !== null) {
     const other = new Label()
@@ -190,32 +197,4 @@ function emitFindLosses(asm: Assembler, lossFd: number, none: Label): void {
   asm.storeImm(FRAME, STACK.key, 0, 4)
   emitLookup(asm, lossFd, STACK.key)
   asm.jumpIf(0, 'jeq', 0, none)
-}
-
-/** r0 = the value of the key on the stack, or 0. */
-export function emitLookup(asm: Assembler, mapFd: number, key: number): void {
-  asm.loadMap(1, mapFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, key)
-  asm.call(HELPER.map_lookup_elem)
-}
-
-/** Adds an entry unless there is one; r3 must be its value. r0 = 0 if it was added. */
-export function emitInsert(asm: Assembler, mapFd: number, key: number): void {
-  asm.loadMap(1, mapFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, key)
-  asm.load(4, BPF_NOEXIST)
-  asm.call(HELPER.map_update_elem)
-  // An int, of which the upper half of the register may be anything (before d7ba4cc900bf, Linux 6.4).
-  asm.truncate(0)
-}
-
-/** Removes an entry; r0 = 0 if it was there, so that of several who do it one is told so. */
-export function emitDelete(asm: Assembler, mapFd: number, key: number): void {
-  asm.loadMap(1, mapFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, key)
-  asm.call(HELPER.map_delete_elem)
-  asm.truncate(0)
 }

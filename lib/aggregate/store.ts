@@ -1,11 +1,24 @@
 /**
  * The maps of one aggregation, and how they are read so that every hit is seen once and whole.
  *
- * There are two generations of everything. Programs ask at each hit which one to add to. To read, the other one is made the current one; then the kernel waits until no program that began before is still running; then
- * the old generation stands still: every hit that it holds is in it as a whole, and it is read and cleared. What is read is added up in JavaScript, so that a snapshot is what all generations so far have brought.
+ * There are two generations of everything. A program enters the current one, adds to it, and leaves it (turn-code.ts). To read, the other one is made the current one; when all have left that had entered the old one, it
+ * stands still: every hit that it holds is in it as a whole, and it is read and cleared. What is read is added up in JavaScript, so that a snapshot is what all generations so far have brought.
  *
- * The waiting is a side effect of the kernel's: replacing a map within a map of maps does not return before that (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c, which is there so that user space knows when nobody uses
- * the old map any more). It covers programs that do not sleep, which is why these do not. The map of maps is used for nothing else.
+ * Programs have no memory barriers; those of the reader stand for theirs. During a grace period of RCU every CPU passes one (synchronize_rcu, kernel/rcu/tree.c; membarrier(2) rests on the same), so if anything that a
+ * program did before the end of a grace period was seen by it, all that the program did before that is seen behind it; and what a program does behind the barrier sees all that was done before the grace period. Hence:
+ *
+ *     grace period            what clears the other generation is seen before what makes it current, so that no program comes upon an entry that was removed
+ *     make the other one current
+ *     grace period            a program that still took the old one to be current has entered it visibly
+ *     left = how many have left the old one
+ *     grace period            those have entered it visibly, and what they have added is seen
+ *     entered = how many have entered it; if they are more than have left, again from `left` on
+ *
+ * A program that enters behind that finds that the generation is not current, and adds nothing to it. The order of the two counts makes up for their not being read at the same moment: who is in between them has entered
+ * and not left.
+ *
+ * User space has the grace period as a side effect of replacing a map within a map of maps (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c). The map of maps is used for nothing else. membarrier(2) would do, but not on kernels
+ * that run with nohz_full.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { UprobeError } from '../errors.js'
@@ -20,6 +33,7 @@ import {
 import { possibleCpus } from '../register/stats.js'
 import { type GroupMaps, LOSS, LOSS_BYTES } from './group-code.js'
 import type { GroupLayout } from './layout.js'
+import { TURNS, TURNS_BYTES } from './turn-code.js'
 
 /** Gets what was read: a group on all CPUs. `key` is `null` for what has no group of its own; both are valid during the call only. */
 export type TakeGroup = (key: Buffer | null, values: DataView) => void
@@ -44,6 +58,8 @@ export class GroupStore {
   readonly #waitFd: number
   readonly #cpus: number
   #generation: 0 | 1 = 0
+  /** Whether something was cleared since the last grace period. */
+  #cleared = false
   #closed = false
 
   /**
@@ -73,6 +89,7 @@ export class GroupStore {
         return fd
       }
       const generationFd = create(BPF_MAP_TYPE_ARRAY, 'uprobe_turn', 8, 1)
+      const turnsFd = create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_turns', TURNS_BYTES, 1)
       const othersFd = create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_others', layout.bytes, 2)
       const lossFd = create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_losses', LOSS_BYTES, 1)
       const group = (): number => create(BPF_MAP_TYPE_PERCPU_HASH, 'uprobe_groups', layout.bytes, this.maxGroups, layout.keyBytes)
@@ -87,7 +104,7 @@ export class GroupStore {
         innerMapFd: generationFd,
       })
       this.#fds.push(this.#waitFd)
-      this.maps = { generationFd, othersFd, groupFds, zerosFd, lossFd }
+      this.maps = { generationFd, turnsFd, othersFd, groupFds, zerosFd, lossFd }
     } catch (error) {
       this.close()
       throw error
@@ -97,21 +114,26 @@ export class GroupStore {
   /** Takes what was added since the last time. Must not be called again before it has resolved. */
   async take(callback: TakeGroup): Promise<void> {
     const old = this.#generation
+    if (this.#cleared) await this.#gracePeriod()
     this.#generation = old === 0 ? 1 : 0
     this.native.bpfMapUpdate(this.maps.generationFd, 0, new Uint8Array(BigUint64Array.of(BigInt(this.#generation)).buffer))
-    await this.native.bpfMapReplaceInner(this.#waitFd, 0, this.maps.generationFd)
-    await this.#takeGroups(old, callback)
-    this.#takeOthers(old, callback)
+    await this.#gracePeriod()
+    for (let left = this.#turns(old, TURNS.left); ; left = this.#turns(old, TURNS.left)) {
+      await this.#gracePeriod()
+      if (this.#turns(old, TURNS.entered) === left) break
+    }
+    await this.#takeGeneration(old, callback)
+  }
+
+  /** Takes all that is left, when no program runs any more. */
+  async takeRest(callback: TakeGroup): Promise<void> {
+    // Both, since a read that failed may have left something in the other one.
+    for (const generation of [0, 1] as const) await this.#takeGeneration(generation, callback)
   }
 
   /** The counts of what was not added, since the beginning. */
   losses(): Losses {
-    const words = new DataView(this.native.bpfMapRead(this.maps.lossFd, 0, 1, LOSS_BYTES * this.#cpus))
-    const sum = (at: number): number => {
-      let count = 0
-      for (let cpu = 0; cpu < this.#cpus; cpu++) count += readCount(words, cpu * LOSS_BYTES + at)
-      return count
-    }
+    const sum = this.#read(this.maps.lossFd, LOSS_BYTES)
     const { unreadable, contended, start, unmatched, unfinished, rejected } = LOSS
     return {
       unreadable: sum(unreadable),
@@ -128,6 +150,32 @@ export class GroupStore {
     if (this.#closed) return
     this.#closed = true
     for (const fd of this.#fds) this.native.closeFd(fd)
+  }
+
+  async #gracePeriod(): Promise<void> {
+    await this.native.bpfMapReplaceInner(this.#waitFd, 0, this.maps.generationFd)
+    this.#cleared = false
+  }
+
+  /** How many have ever entered a generation, or left it. */
+  #turns(generation: 0 | 1, field: number): number {
+    return this.#read(this.maps.turnsFd, TURNS_BYTES)(field + 8 * generation)
+  }
+
+  /** Reads the one entry of a per-CPU array; what is returned adds up the word at an offset. */
+  #read(fd: number, bytes: number): (at: number) => number {
+    const words = new DataView(this.native.bpfMapRead(fd, 0, 1, bytes * this.#cpus))
+    return (at) => {
+      let count = 0
+      for (let cpu = 0; cpu < this.#cpus; cpu++) count += readCount(words, cpu * bytes + at)
+      return count
+    }
+  }
+
+  async #takeGeneration(generation: 0 | 1, callback: TakeGroup): Promise<void> {
+    this.#cleared = true
+    await this.#takeGroups(generation, callback)
+    this.#takeOthers(generation, callback)
   }
 
   async #takeGroups(generation: 0 | 1, callback: TakeGroup): Promise<void> {

@@ -1,6 +1,5 @@
 /**
- * The end of an aggregating program: its values are computed, then its key, then the group is added to. Nothing here sleeps, so that the kernel's waiting for running programs (store.ts) covers it; what is not in
- * memory at the moment of the hit is unreadable.
+ * The end of an aggregating program: its values are computed, then its key, then the group is added to. Nothing here sleeps; what is not in memory at the moment of the hit is unreadable.
  */
 import { type Assembler, Label } from '../capture/bpf.js'
 import type { HitSink } from '../capture/compile.js'
