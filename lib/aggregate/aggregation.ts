@@ -72,8 +72,8 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   }
 
   /**
-   * What was seen since the beginning or the last reset. Every hit that had been added when it was called is in it, as a whole, with all that is measured of it; the kernel is asked to wait for those that are being added,
-   * which takes some milliseconds. After the end it is what there was at the end.
+   * What was seen since the beginning or the last reset. Every hit that had been added when it was called is in it, as a whole, with all that is measured of it; those that are being added are waited for,
+   * which takes some tens of milliseconds. After the end it is what there was at the end.
    * @param options - `reset: true` begins anew behind this snapshot: each hit is in exactly one of the snapshots that reset
    */
   snapshot(options: { reset?: boolean } = {}): Promise<AggregationSnapshot> {

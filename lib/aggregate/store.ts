@@ -4,18 +4,19 @@
  * There are two generations of everything. A program enters the current one, adds to it, and leaves it (turn-code.ts). To read, the other one is made the current one; when all have left that had entered the old one, it
  * stands still: every hit that it holds is in it as a whole, and it is read and cleared. What is read is added up in JavaScript, so that a snapshot is what all generations so far have brought.
  *
- * Programs have no memory barriers; those of the reader stand for theirs. During a grace period of RCU every CPU passes one (synchronize_rcu, kernel/rcu/tree.c; membarrier(2) rests on the same), so if anything that a
- * program did before the end of a grace period was seen by it, all that the program did before that is seen behind it; and what a program does behind the barrier sees all that was done before the grace period. Hence:
+ * Programs need no memory barriers; those of the reader stand in for them. During a grace period of RCU every CPU passes one (synchronize_rcu, kernel/rcu/tree.c; membarrier(2) rests on the same). What a program did before
+ * it is seen after the grace period, and what it does after it sees all that was done before the grace period. So if anything that a program did was seen before a grace period, then all that it had done until then is seen
+ * after it. Hence:
  *
  *     grace period            what clears the other generation is seen before what makes it current, so that no program comes upon an entry that was removed
  *     make the other one current
  *     grace period            a program that still took the old one to be current has entered it visibly
  *     left = how many have left the old one
- *     grace period            those have entered it visibly, and what they have added is seen
+ *     grace period            those have entered it visibly, and what they have added is seen from now on
  *     entered = how many have entered it; if they are more than have left, again from `left` on
  *
- * A program that enters behind that finds that the generation is not current, and adds nothing to it. The order of the two counts makes up for their not being read at the same moment: who is in between them has entered
- * and not left.
+ * Counts are of different CPUs and moments, but those that have left are read first, so that whoever is still inside makes the difference. A program that enters later finds that the generation is not the current one, and adds
+ * nothing to it.
  *
  * User space has the grace period as a side effect of replacing a map within a map of maps (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c). The map of maps is used for nothing else. membarrier(2) would do, but not on kernels
  * that run with nohz_full.

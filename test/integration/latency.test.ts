@@ -197,7 +197,9 @@ test('what a program began does not end in the one that takes its place', GCC, a
   assertCounts(aggregation, { hits: 2, unfinished: 2, abandoned: 2, unmatched: 1 })
 })
 
-const [THREADS, EACH] = [4, 5000]
+const [THREADS, EACH] = [4, 1000]
+/** Pairs are made in rounds until so many snapshots were taken meanwhile. */
+const LOOKS = 6
 
 for (const match of ['thread', 'arg0']) {
   test(`latencies of ${THREADS} threads at once, in snapshots that reset, are each seen once (by ${match})`, GCC, async (t) => {
@@ -217,19 +219,25 @@ for (const match of ['thread', 'arg0']) {
       }
       called += (await calls.snapshot({ reset: true })).groups[0]?.count ?? 0
     }
-    let running = true
-    const done = run(target, `pairs ${THREADS} ${EACH}`).finally(() => {
-      running = false
-    })
-    while (running) await look()
-    await done
+    let [looking, rounds] = [true, 0]
+    const done = (async () => {
+      for (; looking; rounds++) await run(target, `pairs ${THREADS} ${EACH}`)
+    })()
+    try {
+      for (let looks = 0; looks < LOOKS; looks++) await look()
+    } finally {
+      looking = false
+      await done
+    }
     await pairs.detach()
     await calls.detach()
     await look()
-    assert.deepEqual(Object.fromEntries(seen), { 0: EACH, 1: EACH, 2: EACH, 3: EACH })
-    assert.equal(called, 4 * THREADS * EACH)
-    assertCounts(pairs, { hits: THREADS * EACH, aggregated: THREADS * EACH })
-    assertCounts(calls, { hits: 4 * THREADS * EACH, aggregated: 4 * THREADS * EACH })
+    t.diagnostic(`${rounds} rounds`)
+    const each = rounds * EACH
+    assert.deepEqual(Object.fromEntries(seen), { 0: each, 1: each, 2: each, 3: each })
+    assert.equal(called, 4 * THREADS * each)
+    assertCounts(pairs, { hits: THREADS * each, aggregated: THREADS * each })
+    assertCounts(calls, { hits: 4 * THREADS * each, aggregated: 4 * THREADS * each })
   })
 }
 
