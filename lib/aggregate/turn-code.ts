@@ -12,7 +12,7 @@
  * nobody adds any more (store.ts, where it says how that is read). After a second switch in between the program has entered both, and may add to whichever it finds.
  *
  * The kernel waits for running programs too, but not so that it can be relied on. What user space can wait for is a grace period of RCU; programs on uprobes are under RCU tasks trace since Linux 6.0
- * (`bpf_prog_run_array_uprobe`, include/linux/bpf.h, 8c7dcb84e3b7), of which that says nothing (ef1b808e3b7c). Those that do not sleep used to be under both. Seen on 7.x: they go on adding after such a wait.
+ * (`bpf_prog_run_array_uprobe`, include/linux/bpf.h, 8c7dcb84e3b7), of which that says nothing (ef1b808e3b7c). Those that do not sleep may be under both, but nothing promises it.
  */
 import { type Assembler, Label } from '../capture/bpf.js'
 import { FRAME, STACK } from '../capture/frame.js'

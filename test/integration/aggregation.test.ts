@@ -31,6 +31,7 @@ import { needs } from '../support/needs.js'
 import { testSeed } from '../support/random.js'
 import { Target } from '../support/target.js'
 import { newTracer, refused } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
 const NOTHING = { filtered: 0, lost: 0, lostUnreadable: 0, lostContended: 0, lostStarts: 0, unfinished: 0, abandoned: 0, unmatched: 0 }
@@ -290,10 +291,8 @@ test('without reset a snapshot is all since the beginning; after the end it stay
   assert.deepEqual(await counts(), [{ 0: 2, 1: 2, 2: 1 }, 2])
   await target.ask('plain 1')
   await target.end()
-  await new Promise<void>((resolve) => {
-    if (aggregation.state === 'attached') aggregation.once('state', () => resolve())
-    else resolve()
-  })
+  // An event alone does not keep the process alive.
+  await waitFor('the end of the aggregation', () => aggregation.state !== 'attached')
   await aggregation.detach()
   assert.deepEqual(await counts(), [{ 0: 3, 1: 2, 2: 1 }, 2])
   assert.deepEqual(states, ['target-exited exit'])
