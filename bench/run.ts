@@ -14,6 +14,7 @@ import { attachTime } from './attach.js'
 import { readingCost } from './elf.js'
 import { hitCost } from './hit-cost.js'
 import { idleCost } from './idle.js'
+import { latency } from './latency.js'
 import { pauseCost } from './pause.js'
 import { machine } from './support/markdown.js'
 import type { Benchmark, Report, Settings } from './support/report.js'
@@ -22,6 +23,7 @@ import { keep, type Result } from './support/results.js'
 /** In the order of the document. */
 const BENCHMARKS: Readonly<Record<string, Benchmark>> = {
   'hit-cost': hitCost,
+  latency,
   attach: attachTime,
   elf: readingCost,
   pause: pauseCost,

@@ -13,6 +13,8 @@
  *
  *   run NAME N       executes the probe NAME N times; the answer is the CPU time that it took, in nanoseconds. CPU time leaves out what other
  *                    programs did meanwhile on the same CPU, and has in it all that the kernel did on account of the hits.
+ *   wall NAME N      the same; the answer is the time that passed, in nanoseconds
+ *   pace NAME N RATE  executes the probe NAME N times, RATE times a second on average, at moments that do not depend on each other
  */
 #define _GNU_SOURCE
 #include "../test/targets/probe.h"
@@ -116,6 +118,36 @@ static int64_t run(const struct probe *probe, long count) {
   return cpu_time_ns() - start;
 }
 
+static int64_t wall_time_ns(void) {
+  struct timespec now;
+  if (clock_gettime(CLOCK_MONOTONIC, &now) != 0) abort();
+  return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static int64_t run_by_the_clock(const struct probe *probe, long count) {
+  int64_t start = wall_time_ns();
+  run(probe, count);
+  return wall_time_ns() - start;
+}
+
+/* Time is divided into slots so short that two hits seldom fall into one, and each slot has a hit with the same small probability: a Poisson process, nearly. */
+static void pace(const struct probe *probe, long count, long rate) {
+  const int64_t slot_ns = 20000;
+  const double probability = (double)rate * (double)slot_ns / 1e9;
+  const uint64_t threshold = (uint64_t)(probability * 4294967296.0);
+  uint64_t state = UINT64_C(0x9E3779B97F4A7C15);
+  int64_t next = wall_time_ns();
+  for (long i = 0; i < count; i++) {
+    do {
+      next += slot_ns;
+      state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    } while ((state >> 32) >= threshold);
+    struct timespec until = {.tv_sec = next / 1000000000, .tv_nsec = next % 1000000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) != 0) continue;
+    probe->fire((int)i, (int)-i, text);
+  }
+}
+
 static const struct probe *find(const char *name) {
   for (size_t i = 0; i < sizeof probes / sizeof *probes; i++) {
     if (strcmp(probes[i].name, name) == 0) return &probes[i];
@@ -127,11 +159,20 @@ int main(void) {
   char line[256];
   answer("ready");
   while (read_command(line, sizeof line)) {
-    char name[64];
-    long count;
-    const struct probe *probe = sscanf(line, "run %63s %ld", name, &count) == 2 ? find(name) : NULL;
-    if (probe == NULL) answer("error unknown command %s", line);
-    else answer("nanoseconds %lld", (long long)run(probe, count));
+    char command[16], name[64];
+    long count, rate = 0;
+    const int words = sscanf(line, "%15s %63s %ld %ld", command, name, &count, &rate);
+    const struct probe *probe = words >= 3 ? find(name) : NULL;
+    if (probe != NULL && strcmp(command, "run") == 0) {
+      answer("nanoseconds %lld", (long long)run(probe, count));
+    } else if (probe != NULL && strcmp(command, "wall") == 0) {
+      answer("nanoseconds %lld", (long long)run_by_the_clock(probe, count));
+    } else if (probe != NULL && strcmp(command, "pace") == 0 && rate > 0) {
+      pace(probe, count, rate);
+      answer("executed %ld", count);
+    } else {
+      answer("error unknown command %s", line);
+    }
   }
   return 0;
 }

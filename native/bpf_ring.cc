@@ -53,7 +53,7 @@ Result<BpfRing> BpfRing::Map(int map_fd, std::size_t ring_bytes) {
   ring.data_ = static_cast<const std::uint8_t*>(ring.producer_.address()) + page_bytes;
   ring.mask_ = ring_bytes - 1;
   // The position is in the map: a reader that comes after another goes on where that one stopped.
-  ring.position_ = __atomic_load_n(ring.consumer_position_, __ATOMIC_RELAXED);
+  ring.position_ = ring.published_ = __atomic_load_n(ring.consumer_position_, __ATOMIC_RELAXED);
   return ring;
 }
 
@@ -84,9 +84,21 @@ BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, bool at
   return Stop::kLimit;
 }
 
-bool BpfRing::Publish() {
+void BpfRing::Release() {
+  // Where nothing was read since, there is nothing to give back, and the position may not go backwards.
+  if (position_ == published_) return;
+  published_ = position_;
   // Release: our reads of the records happen before the kernel writes over them; pairs with smp_load_acquire(&rb->consumer_pos) in
   // __bpf_ringbuf_reserve.
+  //
+  // The kernel compares what it finds here with the position of the record that it commits, both modulo the size. No unread record can lie at ours minus 8: the
+  // first lies at ours, and to come round to there, one would have to begin where not even a header fits any more.
+  __atomic_store_n(consumer_position_, position_ - kHeaderBytes, __ATOMIC_RELEASE);
+}
+
+bool BpfRing::Listen() {
+  published_ = position_;
+  // Release: as in Release.
   __atomic_store_n(consumer_position_, position_, __ATOMIC_RELEASE);
   // A full barrier between the store of our position and the look at what is ready. The kernel does the same crosswise:
   // bpf_ringbuf_commit clears BUSY with xchg(), a full barrier, and then loads consumer_pos. So one of the two sees the other: either

@@ -11,7 +11,10 @@
 // producer_pos moves when a record is reserved, so a record below it can be busy still, and the records behind it have to wait.
 //
 // Programs commit with flags 0: the kernel then wakes a reader only if that reader had caught up with the very record (bpf_ringbuf_commit).
-// A reader may therefore sleep for ever exactly if it has published its position and has then seen nothing ready there: see Publish.
+// So the reader decides by the position that it publishes whether a hit is to wake it:
+//   * Listen publishes its true position. It may then sleep for ever exactly if it has seen nothing ready there.
+//   * Release publishes a position that lies a little before it, which no record can have. Hits then wake nobody, and cost what they cost in a
+//     ring without wake-ups; the reader has to come back by itself.
 #pragma once
 
 #include <cstddef>
@@ -44,9 +47,11 @@ class BpfRing {
   // How many bytes of a chunk the record at the own position takes; only after Copy stopped there for kRoom.
   std::size_t next_record_bytes() const;
 
-  // Gives the room up to the own position back to the kernel; whether a record is ready behind it. If not, the kernel wakes the
-  // reader with the next commit.
-  bool Publish();
+  // Gives the room up to the own position back to the kernel, and keeps the kernel from waking the reader. (A few bytes of room stay behind, until
+  // the next Release or Listen: only a record as large as the whole ring would miss them.)
+  void Release();
+  // Gives all of the room back; whether a record is ready at the own position. If not, the kernel wakes the reader with the next commit.
+  bool Listen();
 
   // What the kernel has reserved so far. Any thread may ask.
   std::uint64_t produced() const { return __atomic_load_n(producer_position_, __ATOMIC_ACQUIRE); }
@@ -66,6 +71,7 @@ class BpfRing {
   const std::uint8_t* data_ = nullptr;
   std::uint64_t mask_ = 0;
   std::uint64_t position_ = 0;
+  std::uint64_t published_ = 0;  // the own position when it was published last
 };
 
 }  // namespace uprobe

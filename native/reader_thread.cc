@@ -3,9 +3,12 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 namespace uprobe {
@@ -13,6 +16,7 @@ namespace uprobe {
 namespace {
 
 constexpr std::int64_t kNsPerMs = 1'000'000;
+constexpr std::int64_t kNsPerSecond = 1'000'000'000;
 
 // What an epoll event is about: a watch's number, which begins at 1, or one of these.
 constexpr std::uint64_t kRing = std::uint64_t{1} << 32;
@@ -21,7 +25,16 @@ constexpr std::uint64_t kControl = kRing + 1;
 // Edge-triggered: while the thread lets the ring fill for the rest of an interval, "there is data" must not wake it.
 constexpr std::uint32_t kRingEvents = EPOLLIN | EPOLLET;
 
-constexpr int kRetryMs = 10;
+constexpr std::int64_t kRetryNs = 10 * kNsPerMs;
+
+// How many hits in a row, after a silence, are each read at once.
+constexpr std::int64_t kReadsAtOnce = 4;
+
+// epoll_pwait2, Linux 5.11; the number is the same on every architecture. The C library may be older, and so may its headers.
+constexpr long kEpollPwait2 = 441;
+struct KernelTimespec {
+  std::int64_t seconds, nanoseconds;
+};
 
 // How many events of side bands wait at most: a machine that forks without end must not fill our memory while JavaScript is busy.
 constexpr std::size_t kMaxSidebandEvents = 4096;
@@ -29,7 +42,7 @@ constexpr std::size_t kMaxSidebandEvents = 4096;
 std::int64_t NowNs() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+  return static_cast<std::int64_t>(now.tv_sec) * kNsPerSecond + now.tv_nsec;
 }
 
 bool AddToEpoll(int epoll, int fd, std::uint32_t events, std::uint64_t about) {
@@ -164,19 +177,17 @@ void ReaderThread::SetSidebandFilter(SidebandFilter::Wanted wanted) {
 void ReaderThread::Run() {
   const std::int64_t interval_ns = options_.flush_interval_ms * kNsPerMs;
   const std::uint64_t urgent_backlog = ring_.bytes() / 4;
-  std::int64_t next_read_ns = NowNs();
+  // The generic cell rate algorithm (ITU-T I.371): each read moves `due` on by an interval, and is allowed until `due` is so far ahead.
+  const std::int64_t ahead_ns = (kReadsAtOnce - 1) * interval_ns;
+  std::int64_t due_ns = NowNs();
   bool deaf = false;
   for (;;) {
-    int timeout_ms = -1;
-    if (ready_ && !paused_) {
-      // Rounded up: rounded down, the last millisecond would be spent turning round.
-      const std::int64_t rest_ns = next_read_ns - NowNs();
-      timeout_ms = rest_ns <= 0 ? 0 : static_cast<int>((rest_ns + kNsPerMs - 1) / kNsPerMs);
-    }
-    if (deaf) timeout_ms = kRetryMs;
+    std::int64_t timeout_ns = -1;
+    if (ready_ && !paused_) timeout_ns = std::max<std::int64_t>(due_ns - ahead_ns - NowNs(), 0);
+    if (deaf) timeout_ns = kRetryNs;
     epoll_event events[16];
     // Signals are blocked on this thread; what is left of EINTR (a debugger) just goes round.
-    const int count = epoll_wait(epoll_.get(), events, 16, timeout_ms);
+    const int count = Sleep(timeout_ns, events, 16);
     for (int index = 0; index < count; index++) {
       const std::uint64_t about = events[index].data.u64;
       if (about == kRing) {
@@ -193,7 +204,7 @@ void ReaderThread::Run() {
     bool resume = false;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      if (stop_) return;
+      if (stop_) break;
       urgent = drain_requested_;
       resume = paused_ && !full_;
     }
@@ -205,13 +216,26 @@ void ReaderThread::Run() {
     }
     if (paused_) continue;
     const std::int64_t now_ns = NowNs();
-    if (urgent || (ready_ && (now_ns >= next_read_ns || ring_.backlog() >= urgent_backlog))) {
-      // An interval follows records, so that the first one after a pause, or after a drain that found none, is read at once.
-      const std::uint64_t before = ring_.consumed();
-      Read();
-      if (ring_.consumed() != before) next_read_ns = now_ns + interval_ns;
-    }
+    if (!urgent && !(ready_ && (now_ns >= due_ns - ahead_ns || ring_.backlog() >= urgent_backlog))) continue;
+    // An interval follows records, so that after a read that found none the next hit is read at once. Reads out of turn do not add up.
+    if (Read()) due_ns = std::min(std::max(due_ns, now_ns) + interval_ns, now_ns + ahead_ns + interval_ns);
+    // A drain must not wait for the interval: whoever commits the record that it waits for wakes us.
+    ready_ = (now_ns < due_ns - ahead_ns && !Draining()) || ring_.Listen();
   }
+  // A reader that comes after us goes on at the true position.
+  ring_.Listen();
+}
+
+int ReaderThread::Sleep(std::int64_t timeout_ns, epoll_event* events, int max_events) {
+  if (fine_timeout_ && timeout_ns > 0) {
+    const KernelTimespec timeout{timeout_ns / kNsPerSecond, timeout_ns % kNsPerSecond};
+    const long count = syscall(kEpollPwait2, epoll_.get(), events, max_events, &timeout, nullptr, 0);
+    if (count >= 0 || errno == EINTR) return static_cast<int>(count);
+    // Before 5.11 there is no such call, and old sandboxes answer EPERM to calls that they do not know.
+    fine_timeout_ = false;
+  }
+  // Rounded up: rounded down, the last millisecond would be spent turning round.
+  return epoll_wait(epoll_.get(), events, max_events, timeout_ns < 0 ? -1 : static_cast<int>((timeout_ns + kNsPerMs - 1) / kNsPerMs));
 }
 
 void ReaderThread::HandleWatch(std::uint32_t number, std::uint32_t readiness) {
@@ -259,8 +283,9 @@ void ReaderThread::PushSidebandLocked(std::uint32_t number, const std::vector<Si
   }
 }
 
-// Reads what the ring has now, and no more: a reader that follows a busy writer catches up with every record, and is woken for each.
-void ReaderThread::Read() {
+// Reads what the ring has now, and no more, so that it does not follow a busy writer without end; whether there was something.
+bool ReaderThread::Read() {
+  const std::uint64_t before = ring_.consumed();
   const std::uint64_t limit = ring_.produced();
   BpfRing::Stop stop;
   do {
@@ -275,9 +300,15 @@ void ReaderThread::Read() {
     chunk.reserve(std::min<std::uint64_t>({limit - ring_.consumed(), room_bytes, kChunkBytes}));
     // Where nothing waits, a record that is larger than the bound is taken all the same: it would never come otherwise.
     stop = ring_.Copy(limit, room_bytes, nothing_waits, chunk);
-    ready_ = ring_.Publish();
+    ring_.Release();
     Offer(std::move(chunk));
   } while (stop == BpfRing::Stop::kChunk || (stop == BpfRing::Stop::kRoom && !PauseUntilTaken()));
+  return ring_.consumed() != before;
+}
+
+bool ReaderThread::Draining() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return drain_requested_;
 }
 
 // How much may be added to what waits.

@@ -3,14 +3,18 @@
 //
 // Pace. Waking is dear on both sides: to the traced program, whose hit does the waking, and to us. So:
 //   * The thread sleeps without a timeout while the ring is empty: an idle agent uses no CPU.
-//   * A hit after a pause is read at once.
-//   * The next hit wakes again at once, since the thread had caught up; but then it sleeps for the rest of the interval before it reads.
-//     Meanwhile it is behind, so the kernel does not wake it again; only a program that finds the ring a quarter full does, by force.
-//   Under load this comes to one wake-up by the kernel, and one read, an interval.
+//   * A hit after a silence wakes it, and is read at once. So are a few more (kReadsAtOnce), since hits that come by chance often come in
+//     twos and threes; then one read an interval is allowed.
+//   * A thread that has used up what it is allowed lets no hit wake it (BpfRing::Release), but comes back by itself when the interval is
+//     over. If it then finds nothing, it lets itself be woken again (BpfRing::Listen).
+//   * A program that finds the ring a quarter full wakes it by force, and it reads before its time.
+//   Under load this comes to one read an interval, and no wake-up by a hit. The interval is a mean: reads that were late are caught up with.
 //
 // Back-pressure. What waits for JavaScript is bounded. At the bound the thread stops reading and leaves the ring to fill, where the
 // programs count what they lose; it goes on when something has been taken.
 #pragma once
+
+#include <sys/epoll.h>
 
 #include <cstdint>
 #include <deque>
@@ -88,7 +92,9 @@ class ReaderThread {
   // On the reading thread.
   void Run();
   void HandleWatch(std::uint32_t number, std::uint32_t readiness);
-  void Read();
+  int Sleep(std::int64_t timeout_ns, epoll_event* events, int max_events);
+  bool Read();
+  bool Draining();
   void Offer(Chunk chunk);
   bool PauseUntilTaken();
   void PushSidebandLocked(std::uint32_t number, const std::vector<SidebandEvent>& found);
@@ -101,7 +107,8 @@ class ReaderThread {
   BpfRing ring_;
 
   // The reading thread's own.
-  bool ready_ = true;   // there may be something to read
+  bool ready_ = true;   // there may be something to read: come back without being woken
+  bool fine_timeout_ = true;  // the kernel takes timeouts in nanoseconds
   bool paused_ = false;  // at the bound: the ring's wake-ups are switched off
 
   std::mutex mutex_;  // guards what follows

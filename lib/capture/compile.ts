@@ -18,9 +18,9 @@
  * Programs on uprobes run preemptible and pinned to their CPU since Linux 6.12, so two hits can interleave on one CPU: the counts are added to atomically, and nothing is
  * kept in per-CPU memory in between, only on the stack and in the record itself. The program returns 0, so that a perf event it is set on makes no sample.
  *
- * Wake-ups: a record that is submitted plainly wakes the reader only if the reader had caught up with it (`bpf_ringbuf_commit`, kernel/bpf/ringbuf.c); since the reader
- * then lets hits gather before it looks again, that is one wake-up a batch. In between a wake-up is forced when the waiting data passes a multiple of a quarter of
- * the ring, so that a burst does not overflow it while the reader sleeps.
+ * Wake-ups: a record that is submitted plainly wakes the reader only if the reader had caught up with it (`bpf_ringbuf_commit`, kernel/bpf/ringbuf.c), and the reader says that it
+ * has when it wants to be woken (native/bpf_ring.h). Beside that a wake-up is forced when the waiting data passes a multiple of a quarter of the ring, so that a burst does
+ * not overflow it while the reader sleeps.
  */
 import { Assembler, HELPER, Label } from './bpf.js'
 import type { Filter } from './filter.js'

@@ -130,6 +130,7 @@ export async function attach(
 /** The ring of a test, its reader, and what came through. */
 export interface Recording {
   readonly reader: RingReader
+  readonly ringFd: number
   readonly progFd: number
   /** First argument and time of each record, in order. */
   readonly records: { index: number; time: bigint }[]
@@ -181,6 +182,7 @@ export async function record(t: TestContext, options: RecordOptions = {}): Promi
       },
       ...others,
     }),
+    ringFd,
     progFd,
     records,
     bells: 0,

@@ -32,6 +32,27 @@ function usage({ reader }: Recording): { switches: string | undefined; ticks: st
   return { switches, ticks: readFileSync(`${task}/stat`, 'utf8').replace(/.*\) /, '').split(' ').slice(11, 13) }
 }
 
+/** After a silence, so many hits in a row are each read at once (kReadsAtOnce, native/reader_thread.cc). */
+const READS_AT_ONCE = 4
+
+/** Makes the hits that are read at once, one by one, and waits until the reader sleeps for the rest of its interval. */
+async function useUp(recording: Recording, target: Target): Promise<void> {
+  for (let hit = 1; hit <= READS_AT_ONCE; hit++) {
+    await target.ask('plain 1')
+    await waitFor(`hit ${hit}`, () => recording.records.length === hit)
+  }
+  await fallAsleep(recording)
+}
+
+/** Waits until the reader sleeps and has not woken for a while. */
+async function fallAsleep(recording: Recording): Promise<void> {
+  await waitFor('the reader to sleep', async () => {
+    const { switches } = usage(recording)
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    return isSleeping(recording) && switches === usage(recording).switches
+  })
+}
+
 const isSleeping = ({ reader }: Recording) => readFileSync(`/proc/self/task/${reader.tid}/stat`, 'utf8').includes(') S ')
 const indexes = (recording: Recording) => recording.records.map((r) => r.index)
 const upTo = (count: number) => Array.from({ length: count }, (_, index) => index)
@@ -60,9 +81,10 @@ test('reads and wakes once an interval while hits keep coming', { skip: withoutR
   // No quarter of it fills up in that time, which would wake the reader sooner.
   const recording = await record(t, { flushIntervalMs, ringBytes: 64 << 20 })
   const target = await start(t, recording)
+  const before = usage(recording)
   const startNs = process.hrtime.bigint()
   await target.ask('spin 1')
-  await waitFor('five bells', () => recording.bells >= 5)
+  await waitFor('ten bells', () => recording.bells >= 10)
   const { bells, records } = recording
   const elapsedMs = Number(process.hrtime.bigint() - startNs) / 1e6
   // What is read at once is handed over in pieces, and each may ring.
@@ -74,31 +96,59 @@ test('reads and wakes once an interval while hits keep coming', { skip: withoutR
   assert.equal(recording.lost(), 0n)
 })
 
-test('lets the rest of the interval pass after a hit, unless a drain asks', { skip: withoutRights }, async (t) => {
+test('lets no hit wake it for the rest of the interval, unless a drain asks', { skip: withoutRights }, async (t) => {
   const recording = await record(t, { flushIntervalMs: 60_000 })
   const target = await start(t, recording)
-  await target.ask('plain 1')
-  await waitFor('the first hit', () => recording.records.length === 1)
-  await target.ask('plain 100')
-  // It sleeps meanwhile, although there is something to read.
-  await waitFor('the reader to sleep', () => isSleeping(recording))
+  await useUp(recording, target)
   const before = usage(recording)
+  await target.ask('plain 100')
   await new Promise((resolve) => setTimeout(resolve, 50))
   assert.deepEqual(usage(recording), before)
-  assert.equal(recording.records.length, 1)
+  assert.equal(recording.records.length, READS_AT_ONCE)
   await recording.reader.drain()
-  assert.equal(recording.records.length, 101)
+  assert.equal(recording.records.length, READS_AT_ONCE + 100)
 })
 
 test('reads before the interval is over when a program finds the ring a quarter full', { skip: withoutRights }, async (t) => {
   const ringBytes = 4096
   const recording = await record(t, { flushIntervalMs: 60_000, ringBytes, forceWakeup: true })
   const target = await start(t, recording)
-  await target.ask('plain 1')
-  await waitFor('the first hit', () => recording.records.length === 1)
+  await useUp(recording, target)
   const quarter = ringBytes / 4 / RECORD_BYTES
   await target.ask(`plain ${Math.ceil(quarter)}`)
   await waitFor('the others', () => recording.records.length > quarter)
+})
+
+test('delivers the end of a burst, and each of the hits after it, without being asked', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { flushIntervalMs: 5 })
+  const target = await start(t, recording)
+  let hits = 0
+  for (const burst of [3000, 1, 1, 500, ...Array.from({ length: 3 * READS_AT_ONCE }, () => 1), 2]) {
+    await target.ask(`plain ${burst}`)
+    hits += burst
+    await waitFor(`${hits} hits`, () => recording.records.length === hits)
+  }
+  assert.equal(recording.lost(), 0n)
+})
+
+test('a reader goes on where the one before it stopped', { skip: withoutRights }, async (t) => {
+  const ringBytes = 1 << 20
+  const recording = await record(t, { flushIntervalMs: 60_000, ringBytes })
+  const target = await start(t, recording)
+  // It then keeps from the kernel how far it has read.
+  await useUp(recording, target)
+  recording.reader.close()
+  await target.ask('plain 3')
+  const second = new native.RingReader({
+    mapFd: recording.ringFd,
+    ringBytes,
+    flushIntervalMs: 5,
+    pendingLimitBytes: 1 << 20,
+    onDoorbell: () => undefined,
+  })
+  t.after(() => second.close())
+  await second.drain()
+  assert.equal(second.take()?.byteLength, 3 * RECORD_BYTES)
 })
 
 test('uses no CPU while nothing happens', { skip: withoutRights }, async (t) => {
@@ -107,12 +157,8 @@ test('uses no CPU while nothing happens', { skip: withoutRights }, async (t) => 
   await target.ask('plain 1000')
   await recording.reader.drain()
   // It has gone to sleep for good when it has not woken for many intervals.
-  let before = usage(recording)
-  await waitFor('the reader to sleep', async () => {
-    before = usage(recording)
-    await new Promise((resolve) => setTimeout(resolve, 100))
-    return isSleeping(recording) && before.switches === usage(recording).switches
-  })
+  await fallAsleep(recording)
+  const before = usage(recording)
   await new Promise((resolve) => setTimeout(resolve, 300))
   assert.deepEqual(usage(recording), before)
   // And it still wakes.
