@@ -5,8 +5,9 @@
  * each other, so that some come together and some after a silence; at full speed the program does nothing but hit.
  */
 import { readFileSync } from 'node:fs'
-import { type Probe, Tracer } from '../lib/index.js'
+import type { Probe } from '../lib/index.js'
 import { waitFor } from '../test/support/wait.js'
+import { Tracer } from './support/built.js'
 import { table } from './support/markdown.js'
 import { type GoalResult, grouped, judge, type Report, type Settings } from './support/report.js'
 import { type Summary, showQuartiles, summarise } from './support/statistics.js'

@@ -16,6 +16,7 @@ import { hitCost } from './hit-cost.js'
 import { idleCost } from './idle.js'
 import { latency } from './latency.js'
 import { pauseCost } from './pause.js'
+import { ringPath } from './ring-path.js'
 import { machine } from './support/markdown.js'
 import type { Benchmark, Report, Settings } from './support/report.js'
 import { keep, type Result } from './support/results.js'
@@ -24,6 +25,7 @@ import { keep, type Result } from './support/results.js'
 const BENCHMARKS: Readonly<Record<string, Benchmark>> = {
   'hit-cost': hitCost,
   latency,
+  'ring-path': ringPath,
   attach: attachTime,
   elf: readingCost,
   pause: pauseCost,

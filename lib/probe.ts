@@ -336,11 +336,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   #receive(buffer: ArrayBuffer, offsets: readonly number[]): void {
     const { decoder } = this.#parts
     const taken = this.#consumer.accept(new HitBatch(buffer, offsets, decoder))
-    offsets.forEach((offset, index) => {
-      const slot = decoder.slotOf(buffer, offset)
-      const counts = index < taken ? this.#delivered : this.#lostQueue
-      counts[slot] = (counts[slot] ?? 0) + 1
-    })
+    decoder.countSlots(buffer, offsets, 0, taken, this.#delivered)
+    decoder.countSlots(buffer, offsets, taken, offsets.length, this.#lostQueue)
   }
 
   /** Returns how many hits found a listener: all of them if it takes batches, else those up to where the last one left. */

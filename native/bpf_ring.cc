@@ -65,23 +65,41 @@ std::uint32_t BpfRing::LoadHeader() const {
 std::size_t BpfRing::next_record_bytes() const { return RecordBytes(LoadHeader()); }
 
 BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, bool at_least_one, Chunk& chunk) {
+  Stop stop = Stop::kLimit;
+  // Records that follow each other are copied together, from here on.
+  std::uint64_t from = position_;
+  std::size_t bytes = 0;
   while (position_ != limit) {
     const std::uint32_t header = LoadHeader();
-    if ((header & kBusy) != 0) return Stop::kBusy;
+    if ((header & kBusy) != 0) {
+      stop = Stop::kBusy;
+      break;
+    }
     const std::size_t record_bytes = RecordBytes(header);
-    if ((header & kDiscard) == 0) {
-      const std::size_t bytes = chunk.size() + record_bytes;
-      if (bytes > room_bytes && !(chunk.empty() && at_least_one)) return Stop::kRoom;
-      if (bytes > kChunkBytes && !chunk.empty()) return Stop::kChunk;
-      const std::uint8_t* const record = data_ + (position_ & mask_);
-      const std::uint32_t head[2] = {header, 0};  // neither flag is set, so this is the length
-      const std::size_t at = chunk.size();
-      chunk.insert(chunk.end(), record, record + record_bytes);
-      std::memcpy(chunk.data() + at, head, sizeof head);
+    if ((header & kDiscard) != 0) {
+      Append(from, chunk);
+      from = position_ + record_bytes;
+    } else {
+      if (bytes + record_bytes > room_bytes && !(bytes == 0 && at_least_one)) {
+        stop = Stop::kRoom;
+        break;
+      }
+      if (bytes + record_bytes > kChunkBytes && bytes != 0) {
+        stop = Stop::kChunk;
+        break;
+      }
+      bytes += record_bytes;
     }
     position_ += record_bytes;
   }
-  return Stop::kLimit;
+  Append(from, chunk);
+  return stop;
+}
+
+// Appends what lies between `from` and the own position. It is less than the ring, which is mapped twice, so it does not wrap.
+void BpfRing::Append(std::uint64_t from, Chunk& chunk) const {
+  const std::uint8_t* const first = data_ + (from & mask_);
+  chunk.insert(chunk.end(), first, first + (position_ - from));
 }
 
 void BpfRing::Release() {

@@ -26,11 +26,11 @@
 
 namespace uprobe {
 
-// Records as JavaScript gets them: u32 payload bytes, u32 zero, payload, padding to 8.
+// Records as JavaScript gets them, which is as they lie in the ring: u32 payload bytes, u32 of the kernel's own, payload, padding to 8.
 using Chunk = std::vector<std::uint8_t>;
 
-// A chunk stays below this, unless it is a single record.
-constexpr std::size_t kChunkBytes = 1 << 20;
+// A chunk stays below this, unless it is a single record. It is so small that a processor still has it in its cache when JavaScript reads it.
+constexpr std::size_t kChunkBytes = 1 << 18;
 
 class BpfRing {
  public:
@@ -63,6 +63,7 @@ class BpfRing {
 
  private:
   std::uint32_t LoadHeader() const;
+  void Append(std::uint64_t from, Chunk& chunk) const;
 
   Mapping consumer_;
   Mapping producer_;

@@ -130,11 +130,17 @@ Napi::Value RingReader::Take(const Napi::CallbackInfo& info) {
   if (!thread_) return info.Env().Undefined();
   const std::optional<Chunk> chunk = thread_->Take();
   if (!chunk) return info.Env().Undefined();
-  // A copy: buffers that live outside of V8's heap are slower for small batches, and some runtimes refuse them.
-  Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(info.Env(), chunk->size());
-  if (buffer.IsEmpty()) return Napi::Value();
-  std::memcpy(buffer.Data(), chunk->data(), chunk->size());
-  return buffer;
+  // A copy: buffers that live outside of V8's heap are slower for small batches, and some runtimes refuse them. It goes into the memory of a Buffer, which is
+  // not filled with zeros first.
+  void* data = nullptr;
+  napi_value buffer = nullptr;
+  napi_value memory = nullptr;
+  if (napi_create_buffer(env_, chunk->size(), &data, &buffer) != napi_ok ||
+      napi_get_typedarray_info(env_, buffer, nullptr, nullptr, nullptr, &memory, nullptr) != napi_ok) {
+    return Napi::Value();
+  }
+  std::memcpy(data, chunk->data(), chunk->size());
+  return Napi::Value(env_, memory);
 }
 
 Napi::Value RingReader::TakeEvents(const Napi::CallbackInfo& info) {

@@ -8,9 +8,9 @@ import { inspect } from 'node:util'
 import { UprobeError } from '../errors.js'
 import type { ProbeSite } from '../probe-types.js'
 import type { StackFrame } from '../symbolize/frame.js'
-import type { BoundOperand, OperandFormat } from './operands.js'
+import type { OperandFormat } from './operands.js'
 import { COMM_BYTES, FIELD, layoutOf, type RecordClass, type RecordLayout, SMALL_RECORD_BIT, type StringArea } from './record.js'
-import type { CaptureShape } from './shape.js'
+import { type CaptureShape, readableStrings } from './shape.js'
 
 /**
  * The value of an argument.
@@ -58,14 +58,20 @@ export interface HitStacks {
   symbolize(stack: Stack, hit: Pick<Hit, 'timestamp' | 'site'>): Promise<readonly StackFrame[]>
 }
 
+/** What of the layout is needed at every hit, where no time is to be lost in looking it up. */
+const { slot: SLOT, flags: FLAGS, operands: OPERANDS } = FIELD
+
 interface HitSource {
   readonly shape: CaptureShape
   readonly layout: RecordLayout
   readonly stacks: HitStacks | null
+  /** How each operand is read, see {@link formatsOf}. */
+  readonly formats: Uint8Array
 }
 
 /** One execution of a site. */
 export class Hit {
+  // Methods that only this class calls are `private`, not `#`: an object with `#` methods is marked as such when it is made, which costs more than all the rest.
   readonly #view: DataView
   readonly #offset: number
   readonly #source: HitSource
@@ -89,22 +95,22 @@ export class Hit {
 
   /** Process id, in the initial pid namespace. */
   get pid(): number {
-    return this.#u32(FIELD.pid)
+    return this.u32(FIELD.pid)
   }
 
   /** Thread id, in the initial pid namespace. */
   get tid(): number {
-    return this.#u32(FIELD.tid)
+    return this.u32(FIELD.tid)
   }
 
   /** Number of the CPU. */
   get cpu(): number {
-    return this.#u32(FIELD.cpu)
+    return this.u32(FIELD.cpu)
   }
 
   /** Name of the thread at the hit, at most 15 bytes; escape it before printing. */
   get comm(): string {
-    const bytes = this.#bytes(FIELD.comm, COMM_BYTES)
+    const bytes = this.bytesAt(FIELD.comm, COMM_BYTES)
     const end = bytes.indexOf(0)
     return bytes.toString('utf8', 0, end < 0 ? COMM_BYTES : end)
   }
@@ -116,7 +122,19 @@ export class Hit {
 
   /** The arguments, one an operand of the site. */
   get args(): readonly ArgumentValue[] {
-    this.#args ??= this.#source.shape.operands.map((operand, index) => this.#argument(operand, index))
+    if (this.#args === null) {
+      const { formats } = this.#source
+      const flags = this.u32(FLAGS)
+      const args = new Array<ArgumentValue>(formats.length)
+      for (let index = 0; index < formats.length; index++) {
+        const format = formats[index] ?? NOT_A_NUMBER
+        args[index] =
+          format !== NOT_A_NUMBER && ((flags >>> index) & 1) === 0
+            ? readNumber(this.#view, this.#offset + OPERANDS + 8 * index, format)
+            : this.argument(index)
+      }
+      this.#args = args
+    }
     return this.#args
   }
 
@@ -125,9 +143,9 @@ export class Hit {
    * @returns a copy, or `null` if the argument was not asked for as a string or was not readable
    */
   bytes(index: number): Buffer | null {
-    const area = this.#class().strings.find(({ operand }) => operand === index)
-    const length = area === undefined ? -1 : this.#stringLength(area)
-    return area === undefined || length < 0 ? null : Buffer.from(this.#bytes(area.dataAt, length))
+    const area = this.area(index)
+    const length = area === undefined ? -1 : this.stringLength(area)
+    return area === undefined || length < 0 ? null : Buffer.from(this.bytesAt(area.dataAt, length))
   }
 
   /**
@@ -181,43 +199,75 @@ export class Hit {
     return { timestamp, pid, tid, cpu, comm, probe, args }
   }
 
-  #u32(field: number): number {
+  private u32(field: number): number {
     return this.#view.getUint32(this.#offset + field, true)
   }
 
-  #bytes(at: number, length: number): Buffer {
+  private bytesAt(at: number, length: number): Buffer {
     return Buffer.from(this.#view.buffer as ArrayBuffer, this.#view.byteOffset + this.#offset + at, length)
   }
 
-  #class(): RecordClass {
+  private recordClass(): RecordClass {
     const { full, small } = this.#source.layout
-    return small !== null && this.#u32(FIELD.flags) >>> SMALL_RECORD_BIT === 1 ? small : full
+    return small !== null && this.u32(FLAGS) >>> SMALL_RECORD_BIT === 1 ? small : full
+  }
+
+  /** Where the string of an operand is, if it was asked for as one. */
+  private area(index: number): StringArea | undefined {
+    if (this.#source.layout.full.strings.length === 0) return undefined
+    const { strings } = this.recordClass()
+    for (let at = 0; at < strings.length; at++) if (strings[at]?.operand === index) return strings[at]
+    return undefined
   }
 
   /** Bytes of a string without its NUL, at most the limit; negative if it was not readable. */
-  #stringLength(area: StringArea): number {
-    const returned = Number(this.#view.getBigInt64(this.#offset + area.lengthAt, true))
+  private stringLength(area: StringArea): number {
+    const returned = this.returned(area)
     return returned < 0 ? -1 : Math.min(Math.max(returned - 1, 0), area.bytes - 2)
   }
 
-  #argument(operand: BoundOperand, index: number): ArgumentValue {
-    if (operand.kind === 'unsupported') return { unsupported: operand.text }
-    const at = this.#offset + FIELD.operands + 8 * index
-    if (((this.#u32(FIELD.flags) >>> index) & 1) === 1) return { unreadable: hex(this.#view.getBigUint64(at, true)) }
-    const area = this.#class().strings.find((candidate) => candidate.operand === index)
-    return area === undefined ? readNumber(this.#view, at, operand) : this.#string(area, at, operand.size)
+  /** What the helper returned: a length, or a negative errno. Both fit into the lower half of the field. */
+  private returned(area: StringArea): number {
+    return this.#view.getInt32(this.#offset + area.lengthAt, true)
   }
 
-  #string(area: StringArea, at: number, pointerBytes: OperandFormat['size']): ArgumentValue {
-    const length = this.#stringLength(area)
+  /** An argument that is no plain number. */
+  private argument(index: number): ArgumentValue {
+    const operand = this.#source.shape.operands[index]
+    if (operand === undefined || operand.kind === 'unsupported') return { unsupported: operand?.text ?? '' }
+    const at = this.#offset + OPERANDS + 8 * index
+    const area = ((this.u32(FLAGS) >>> index) & 1) === 1 ? undefined : this.area(index)
+    return area === undefined ? { unreadable: hex(this.#view.getBigUint64(at, true)) } : this.string(area, at, operand.size)
+  }
+
+  private string(area: StringArea, at: number, pointerBytes: OperandFormat['size']): ArgumentValue {
+    const length = this.stringLength(area)
     // The record has the whole register; the program narrowed it before it read there.
     if (length < 0) return { unreadable: hex(BigInt.asUintN(8 * pointerBytes, this.#view.getBigUint64(at, true))) }
-    const bytes = this.#bytes(area.dataAt, length)
-    const returned = Number(this.#view.getBigInt64(this.#offset + area.lengthAt, true))
     // The kernel was given two bytes more than may be delivered; it used them all only if the string is longer.
-    if (returned < area.bytes) return bytes.toString('utf8')
+    if (this.returned(area) < area.bytes) return readText(this.#view, this.#offset + area.dataAt, length)
+    const bytes = this.bytesAt(area.dataAt, length)
     return { string: bytes.subarray(0, wholeCharacters(bytes)).toString('utf8'), truncated: true }
   }
+}
+
+/** The batch that a string was read from last, as a Buffer: a view made anew for each string would cost more than the string. */
+let lastBatch = Buffer.alloc(0)
+
+/** Reads UTF-8. Most text is ASCII, which is Latin-1 as well, and that is far quicker to make a string of. */
+function readText(view: DataView, at: number, length: number): string {
+  const batch = view.buffer as ArrayBuffer
+  if (lastBatch.buffer !== batch) lastBatch = Buffer.from(batch)
+  const start = view.byteOffset + at
+  return lastBatch.toString(isAscii(view, at, length) ? 'latin1' : 'utf8', start, start + length)
+}
+
+function isAscii(view: DataView, at: number, length: number): boolean {
+  const whole = length & ~3
+  let bits = 0
+  for (let index = 0; index < whole; index += 4) bits |= view.getInt32(at + index, true)
+  for (let index = whole; index < length; index++) bits |= view.getInt8(at + index)
+  return (bits & 0x8080_8080) === 0
 }
 
 /** How many bytes are left when a UTF-8 character that was cut at the end is taken away. */
@@ -231,19 +281,41 @@ export function wholeCharacters(bytes: Uint8Array): number {
   return bytes.length
 }
 
-function readNumber(view: DataView, at: number, operand: Exclude<BoundOperand, { kind: 'unsupported' }>): number | bigint {
-  const { size, signed, float } = operand
-  switch (size) {
+/** The format of an operand that is a string, or that cannot be read. The others: the size in the low bits, and what the number is like above. */
+const NOT_A_NUMBER = 0
+const SIGNED = 16
+const FLOAT = 32
+
+function formatsOf(shape: CaptureShape): Uint8Array {
+  const strings = new Set(readableStrings(shape))
+  return Uint8Array.from(shape.operands, (operand, index) => {
+    if (operand.kind === 'unsupported' || strings.has(index)) return NOT_A_NUMBER
+    return operand.size | (operand.float ? FLOAT : operand.signed ? SIGNED : 0)
+  })
+}
+
+function readNumber(view: DataView, at: number, format: number): number | bigint {
+  switch (format) {
+    case 1 | SIGNED:
+      return view.getInt8(at)
     case 1:
-      return signed ? view.getInt8(at) : view.getUint8(at)
+      return view.getUint8(at)
+    case 2 | SIGNED:
+      return view.getInt16(at, true)
     case 2:
-      return signed ? view.getInt16(at, true) : view.getUint16(at, true)
+      return view.getUint16(at, true)
+    case 4 | SIGNED:
+      return view.getInt32(at, true)
     case 4:
-      if (float) return view.getFloat32(at, true)
-      return signed ? view.getInt32(at, true) : view.getUint32(at, true)
-    case 8:
-      if (float) return view.getFloat64(at, true)
-      return signed ? view.getBigInt64(at, true) : view.getBigUint64(at, true)
+      return view.getUint32(at, true)
+    case 8 | SIGNED:
+      return view.getBigInt64(at, true)
+    case 4 | FLOAT:
+      return view.getFloat32(at, true)
+    case 8 | FLOAT:
+      return view.getFloat64(at, true)
+    default:
+      return view.getBigUint64(at, true)
   }
 }
 
@@ -264,7 +336,8 @@ export function argsToJson(args: readonly ArgumentValue[]): ArgJson[] {
 /** Decodes the records of one probe. */
 export class HitDecoder {
   readonly #sources: readonly HitSource[]
-  #view = new DataView(new ArrayBuffer(0))
+  #buffer = new ArrayBuffer(0)
+  #view = new DataView(this.#buffer)
 
   /**
    * @param shapes - by slot
@@ -276,25 +349,42 @@ export class HitDecoder {
     private readonly siteOf: (slot: number) => ProbeSite,
     stacks: HitStacks | null = null,
   ) {
-    this.#sources = shapes.map((shape) => ({ shape, layout: layoutOf(shape), stacks: shape.stack ? stacks : null }))
+    this.#sources = shapes.map((shape) => ({
+      shape,
+      layout: layoutOf(shape),
+      formats: formatsOf(shape),
+      stacks: shape.stack ? stacks : null,
+    }))
   }
 
-  /** The slot of the record at `offset`. */
-  slotOf(buffer: ArrayBuffer, offset: number): number {
-    return this.#viewOf(buffer).getUint32(offset + FIELD.slot, true)
+  /** Adds 1 to `counts`, one a slot, for each of the records at `offsets`, from `start` up to `end`. */
+  countSlots(buffer: ArrayBuffer, offsets: readonly number[], start: number, end: number, counts: Float64Array): void {
+    if (counts.length === 1) {
+      counts[0] = (counts[0] ?? 0) + end - start
+      return
+    }
+    const view = this.#viewOf(buffer)
+    for (let index = start; index < end; index++) {
+      const slot = view.getUint32((offsets[index] ?? 0) + SLOT, true)
+      counts[slot] = (counts[slot] ?? 0) + 1
+    }
   }
 
   /** The hit of the record at `offset`. */
   decode(buffer: ArrayBuffer, offset: number): Hit {
     const view = this.#viewOf(buffer)
-    const slot = view.getUint32(offset + FIELD.slot, true)
+    const slot = view.getUint32(offset + SLOT, true)
     const source = this.#sources[slot]
     if (source === undefined) throw new RangeError(`a record names slot ${slot}, which does not exist`)
     return new Hit(view, offset, source, this.siteOf(slot))
   }
 
   #viewOf(buffer: ArrayBuffer): DataView {
-    if (this.#view.buffer !== buffer) this.#view = new DataView(buffer)
+    // Not asked of the view, whose getter is a call.
+    if (this.#buffer !== buffer) {
+      this.#buffer = buffer
+      this.#view = new DataView(buffer)
+    }
     return this.#view
   }
 }

@@ -106,19 +106,5 @@ function align8(bytes: number): number {
   return Math.ceil(bytes / 8) * 8
 }
 
-/** Bytes before each record in a batch: u32 length of the record, u32 zero. */
+/** Bytes before each record in a batch: u32 length of the record, u32 of the kernel's own. */
 export const BATCH_HEAD = 8
-
-/**
- * Calls back for each record of a batch as the reader hands it out.
- * @param callback - gets the number of the probe and where the record begins
- */
-export function forEachRecord(buffer: ArrayBuffer, callback: (probeId: number, offset: number) => void): void {
-  const view = new DataView(buffer)
-  for (let at = 0; at + BATCH_HEAD <= buffer.byteLength; ) {
-    const bytes = view.getUint32(at, true)
-    const record = at + BATCH_HEAD
-    callback(view.getUint32(record + FIELD.probeId, true), record)
-    at = record + align8(bytes)
-  }
-}

@@ -46,7 +46,29 @@ export class HitBatch implements Iterable<Hit> {
     return new HitBatch(this.#buffer, this.#offsets.slice(start, end), this.#decoder)
   }
 
-  *[Symbol.iterator](): Iterator<Hit> {
-    for (const offset of this.#offsets) yield this.#decoder.decode(this.#buffer, offset)
+  [Symbol.iterator](): IterableIterator<Hit> {
+    return new HitIterator(this.#buffer, this.#offsets, this.#decoder)
+  }
+}
+
+/** Does what a generator would do, in a form that the compiler sees through: no object is made for a step, and the hit only if somebody keeps it. */
+class HitIterator implements IterableIterator<Hit> {
+  #next = 0
+
+  constructor(
+    private readonly buffer: ArrayBuffer,
+    private readonly offsets: readonly number[],
+    private readonly decoder: Decoder,
+  ) {}
+
+  next(): IteratorResult<Hit, undefined> {
+    const offset = this.offsets[this.#next]
+    if (offset === undefined) return { done: true, value: undefined }
+    this.#next++
+    return { done: false, value: this.decoder.decode(this.buffer, offset) }
+  }
+
+  [Symbol.iterator](): this {
+    return this
   }
 }

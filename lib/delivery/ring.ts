@@ -6,10 +6,11 @@
  */
 import { AsyncResource } from 'node:async_hooks'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { BATCH_HEAD, forEachRecord, MAX_RECORD_BYTES } from '../capture/record.js'
+import { BATCH_HEAD, MAX_RECORD_BYTES } from '../capture/record.js'
 import type { Logger } from '../log.js'
 import type { Native, RingReader, SidebandEvent, TargetEvent, WatchEvent } from '../native.js'
 import { BPF_MAP_TYPE_RINGBUF, createMap } from '../register/bpf-objects.js'
+import { sortRecords } from './sort.js'
 
 /** Who gets the records of one probe. */
 export interface RecordSink {
@@ -165,17 +166,7 @@ export class Ring {
   #takeOne(): number {
     const buffer = this.reader.take()
     if (buffer === undefined) return 0
-    const byProbe = new Map<number, number[]>()
-    let lastId = -1
-    let lastOffsets: number[] = []
-    forEachRecord(buffer, (probeId, offset) => {
-      if (probeId !== lastId) {
-        lastId = probeId
-        lastOffsets = byProbe.get(probeId) ?? []
-        byProbe.set(probeId, lastOffsets)
-      }
-      lastOffsets.push(offset)
-    })
+    const byProbe = sortRecords(buffer)
     for (const early of [true, false]) {
       for (const [probeId, offsets] of byProbe) {
         const sink = this.#sinks.get(probeId)
