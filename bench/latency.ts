@@ -29,6 +29,7 @@ interface Outcome {
   readonly p50: number[]
   readonly p99: number[]
   readonly wakeUpsPerSecond: number[]
+  readonly hitsPerSecond: number[]
 }
 
 /** Notes the latency of every hit, in microseconds. */
@@ -80,14 +81,14 @@ export function latency({ quick }: Settings): Promise<Report> {
     const probe = await tracer.attach(`usdt:${path}:bench:ints0`, { pid: target.pid })
     const watch = new Watch(probe)
     const reader = threadsNamed('uprobe-reader')[0] ?? 0
-    const outcomes: Outcome[] = LOADS.map(({ name }) => ({ name, p50: [], p99: [], wakeUpsPerSecond: [] }))
+    const outcomes: Outcome[] = LOADS.map(({ name }) => ({ name, p50: [], p99: [], wakeUpsPerSecond: [], hitsPerSecond: [] }))
     const rounds = quick ? ROUNDS.quick : ROUNDS.full
     for (let round = 0; round < WARM_UP_ROUNDS + rounds; round++) {
       for (const [index, { rate, hits }] of LOADS.entries()) {
         const count = quick ? hits.quick : hits.full
         const sleeps = sleepsOf(reader)
         const start = performance.now()
-        await target.askNumber(rate === null ? `run ints0 ${count}` : `pace ints0 ${count} ${rate}`)
+        await target.askNumber(rate === null ? `wall ints0 ${count}` : `pace ints0 ${count} ${rate}`)
         const seconds = (performance.now() - start) / 1000
         const wakeUps = (sleepsOf(reader) - sleeps) / seconds
         const latencies = await watch.take()
@@ -95,19 +96,24 @@ export function latency({ quick }: Settings): Promise<Report> {
         outcomes[index]?.p50.push(quantile(latencies, 0.5))
         outcomes[index]?.p99.push(quantile(latencies, 0.99))
         outcomes[index]?.wakeUpsPerSecond.push(wakeUps)
+        outcomes[index]?.hitsPerSecond.push(count / seconds)
       }
     }
     await probe.detach()
     const { delivered, lost } = probe.stats()
     const show = (summary: Summary): string => grouped(summary.median)
-    const rows = outcomes.map(({ name, p50, p99, wakeUpsPerSecond }) => {
-      const [half, most, wakeUps] = [summarise(p50), summarise(p99), summarise(wakeUpsPerSecond)]
-      return [name, show(half), showQuartiles(half), show(most), showQuartiles(most), show(wakeUps)]
+    const rows = outcomes.map(({ name, p50, p99, wakeUpsPerSecond, hitsPerSecond }) => {
+      const [half, most] = [summarise(p50), summarise(p99)]
+      const [hits, wakeUps] = [summarise(hitsPerSecond), summarise(wakeUpsPerSecond)]
+      return [name, show(hits), show(half), showQuartiles(half), show(most), showQuartiles(most), show(wakeUps)]
     })
     return {
       markdown: [
         '## How long a hit takes to JavaScript',
-        table(['load', 'p50, µs', 'half of the rounds', 'p99, µs', 'half of the rounds', 'wake-ups of the reader a second'], rows),
+        table(
+          ['load', 'hits a second', 'p50, µs', 'half of the rounds', 'p99, µs', 'half of the rounds', 'wake-ups of the reader a second'],
+          rows,
+        ),
         `${rounds} rounds, one program with one thread; from the time in the record to the listener for \`'hit'\`. ${grouped(delivered)} delivered, ${grouped(lost)} lost.`,
       ].join('\n\n'),
       goals: goalsOf(outcomes),

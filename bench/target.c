@@ -13,7 +13,7 @@
  *
  *   run NAME N       executes the probe NAME N times; the answer is the CPU time that it took, in nanoseconds. CPU time leaves out what other
  *                    programs did meanwhile on the same CPU, and has in it all that the kernel did on account of the hits.
- *   wall NAME N      the same; the answer is the time that passed, in nanoseconds
+ *   wall NAME N      the same, and the answer is the time that passed
  *   pace NAME N RATE  executes the probe NAME N times, RATE times a second on average, at moments that do not depend on each other
  */
 #define _GNU_SOURCE
