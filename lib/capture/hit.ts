@@ -156,7 +156,7 @@ export class Hit {
   get stack(): readonly bigint[] | { readonly unavailable: 'forgotten' } | null {
     const stacks = this.#source.stacks
     if (stacks === null) return null
-    return this.#stack(stacks)?.addresses ?? { unavailable: 'forgotten' }
+    return this.keptStack(stacks)?.addresses ?? { unavailable: 'forgotten' }
   }
 
   /**
@@ -168,12 +168,12 @@ export class Hit {
   async symbolize(): Promise<readonly StackFrame[]> {
     const stacks = this.#source.stacks
     if (stacks === null) throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'The probe records no stacks. Attach it with `stack: true`.')
-    const stack = this.#stack(stacks)
+    const stack = this.keptStack(stacks)
     return stack === null ? [] : stacks.symbolize(stack, this)
   }
 
-  #stack(stacks: HitStacks): Stack | null {
-    const { stackAt } = this.#class()
+  private keptStack(stacks: HitStacks): Stack | null {
+    const { stackAt } = this.recordClass()
     return stackAt === null ? null : stacks.at(this.#view, this.#offset + stackAt)
   }
 
