@@ -72,7 +72,7 @@ test('what the host preloads is not loaded into the thread, where it would start
   assert.equal(stdout, 'preloaded\nanswered\n', stderr)
 })
 
-test('a thread that finds no descriptor says so, and is there when there are some again', needs(), () => {
+test('a thread that finds no descriptor says so, and is there when there are some again', needs({ programs: ['prlimit'] }), () => {
   const symbolizer = join(__dirname, '..', '..', 'lib', 'symbolize', 'symbolizer')
   const program = `require('tsx/cjs')
     const { openSync, closeSync } = require('node:fs')
