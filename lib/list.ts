@@ -3,9 +3,6 @@
  */
 import { listElf, listFile, type UsdtListing } from './elf/list.js'
 import { UprobeError } from './errors.js'
-import { loadNative } from './native.js'
-import { TargetProcess } from './target/process.js'
-import { resolveFiles } from './target/resolve.js'
 
 export type { UsdtListing }
 
@@ -22,8 +19,16 @@ export async function list(pathOrPid: string | number, pattern?: string): Promis
   if (!Number.isInteger(pathOrPid) || pathOrPid < 1) {
     throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'Name a file by its path, or a process by its positive pid.')
   }
+  return listProcess(pathOrPid, pattern)
+}
+
+async function listProcess(pid: number, pattern: string | undefined): Promise<UsdtListing[]> {
+  // Loaded when they are needed: a file needs none of it, and `uprobe list FILE` is mostly loading.
+  const { loadNative } = require('./native.js') as typeof import('./native.js')
+  const { TargetProcess } = require('./target/process.js') as typeof import('./target/process.js')
+  const { resolveFiles } = require('./target/resolve.js') as typeof import('./target/resolve.js')
   const native = loadNative()
-  const target = TargetProcess.open(native, pathOrPid)
+  const target = TargetProcess.open(native, pid)
   try {
     const files = await resolveFiles(native, null, [target])
     try {

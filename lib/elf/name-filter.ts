@@ -16,14 +16,23 @@ export interface NameFilter {
   mayMatch(names: Buffer, at: number): boolean
   /** Whether a name, without its version, is wanted. */
   matches(name: string): boolean
+  /** If one name is wanted: where it is in a part of a table of names; `null` if so often that looking at each symbol costs less. */
+  places?(names: Buffer): readonly number[] | null
 }
+
+/** A linker writes a name once, and once more for each version. */
+const MAX_PLACES = 64
 
 /** One exact name, or those that match `*` and `?`. */
 export function filterByPattern(pattern: string): NameFilter {
   const matches = compileGlob(pattern)
   if (!hasWildcard(pattern)) {
     const wanted = Buffer.from(pattern)
-    return { mayMatch: (names, at) => beginsWith(names, at, wanted) && endsAt(names, at + wanted.length), matches }
+    return {
+      mayMatch: (names, at) => beginsWith(names, at, wanted) && endsAt(names, at + wanted.length),
+      matches,
+      places: (names) => placesOf(names, wanted),
+    }
   }
   const prefix = Buffer.from(pattern.slice(0, pattern.search(/[*?]/)))
   return { mayMatch: (names, at) => beginsWith(names, at, prefix), matches }
@@ -47,6 +56,19 @@ export function filterByNames(wanted: ReadonlySet<string>): NameFilter {
     mayMatch: (names, at) => beginnings[((names[at] ?? 0) << 8) | (names[at + 1] ?? 0)] === 1,
     matches: (name) => wanted.has(name),
   }
+}
+
+/** Searching the names once as plain bytes takes a tenth of what it takes to look for each symbol at the beginning of its name, which is anywhere. */
+function placesOf(names: Buffer, wanted: Buffer): number[] | null {
+  const places: number[] = []
+  for (const end of [0, AT]) {
+    const bytes = Buffer.concat([wanted, Buffer.from([end])])
+    for (let at = names.indexOf(bytes); at >= 0; at = names.indexOf(bytes, at + 1)) {
+      if (places.length === MAX_PLACES) return null
+      places.push(at)
+    }
+  }
+  return places
 }
 
 function beginsWith(names: Buffer, at: number, bytes: Buffer): boolean {

@@ -126,6 +126,18 @@ export class Symbols {
     return this.#data.getUint32(entry * this.#entryBytes, this.littleEndian)
   }
 
+  /** The first symbol from `entry` to before `last` that has one of the names that begin at `wanted`, or one that begins behind all names; `last` if there is none. */
+  firstNamed(entry: number, last: number, wanted: ReadonlySet<number>, namesBytes: number): number {
+    const data = this.#data
+    const { littleEndian } = this
+    let at = entry * this.#entryBytes
+    for (let next = entry; next < last; next++, at += this.#entryBytes) {
+      const nameOffset = data.getUint32(at, littleEndian)
+      if (nameOffset >= namesBytes || wanted.has(nameOffset)) return next
+    }
+    return last
+  }
+
   /** STT_*. */
   type(entry: number): number {
     return this.#data.getUint8(entry * this.#entryBytes + (this.wide ? 4 : 12)) & 15
@@ -179,14 +191,31 @@ export async function* namedSymbols(
   for (let from = 0; from < names.bytes; from += WINDOW_BYTES) {
     // A name that begins in the window may end behind it.
     const window = await elf.read(names.offset + BigInt(from), Math.min(WINDOW_BYTES + MAX_NAME_BYTES, names.bytes - from))
+    const wanted = await placesIn(window, from, filter, slice)
     for await (const symbols of readSymbols(elf, table)) {
       for (let entry = 0; entry < symbols.count; entry += STEP) {
-        const found = search.look(window, from, symbols, entry, Math.min(entry + STEP, symbols.count))
+        const last = Math.min(entry + STEP, symbols.count)
+        const first = wanted === null ? entry : symbols.firstNamed(entry, last, wanted, names.bytes)
+        const found = search.look(window, from, symbols, first, last)
         if (found.length > 0) yield found
         if (slice.isOver) await slice.rest()
       }
     }
   }
+}
+
+/** Where in the table of names the one name that is wanted begins, within a window at `from`; `null` if each symbol must be looked at. */
+async function placesIn(window: Buffer, from: number, filter: NameFilter, slice: TimeSlice): Promise<ReadonlySet<number> | null> {
+  if (filter.places === undefined) return null
+  const wanted = new Set<number>()
+  for (let at = 0; at < window.length; at += PIECE_BYTES) {
+    // A name that begins in the piece may end behind it.
+    const places = filter.places(window.subarray(at, at + PIECE_BYTES + MAX_NAME_BYTES))
+    if (places === null) return null
+    for (const place of places) wanted.add(from + at + place)
+    if (slice.isOver) await slice.rest()
+  }
+  return wanted
 }
 
 /** The inner loop of {@link namedSymbols}, apart from what is asynchronous, since V8 optimizes it only so while it runs. */
