@@ -306,3 +306,26 @@ test('closes what it opened, and only that', async (t) => {
   assert.equal(open(), before)
   await assert.rejects(findFunctions(elf, 'f'), { code: 'ERR_UPROBE_CLOSED' })
 })
+
+test('finds an exact name wherever it lies among the names', async (t) => {
+  // The names are searched in pieces of 1 MiB: one of these lies across the end of the first.
+  const filler = Array.from({ length: 40 }, (_, index) => ({ name: `filler_${index}_${'x'.repeat(30_000)}`, value: 0x1000 }))
+  const before = 2 ** 20 - 40
+  const used = filler.reduce((sum, { name }) => sum + name.length + 1, 1)
+  assert.ok(used > before)
+  const kept = filler.slice(0, 34)
+  const rest = before - kept.reduce((sum, { name }) => sum + name.length + 1, 1) - 1
+  const symbols = [
+    ...kept,
+    { name: 'y'.repeat(rest), value: 0x1000 },
+    { name: 'across'.repeat(12), value: 0x1100 },
+    { name: 'last', value: 0x1200 },
+  ]
+  const elf = await opened(t, writeElf(t, symbolFile(FORMATS[0] ?? assert.fail(), symbols)))
+  for (const name of [kept[3]?.name ?? '', 'across'.repeat(12), 'last'])
+    assert.deepEqual(
+      (await findFunctions(elf, name)).map((symbol) => symbol.name),
+      [name],
+    )
+  assert.deepEqual(await findFunctions(elf, 'across'), [])
+})
