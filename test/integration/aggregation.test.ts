@@ -26,7 +26,7 @@ import {
 import { histogramOf, nearBounds } from '../aggregate/model.js'
 import { buildTarget } from '../support/build.js'
 import { HAS_MULTI, REGISTRATIONS } from '../support/features.js'
-import { holdings } from '../support/leftovers.js'
+import { assertLeavesNothing } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
 import { testSeed } from '../support/random.js'
 import { Target } from '../support/target.js'
@@ -331,10 +331,7 @@ test('an aggregation that ended, and one that could not begin, leave nothing ope
     await refused(tracer.aggregate('usdt:t:begin', { ...options, sum: 'arg1' }), 'ERR_UPROBE_BAD_OPTION')
     await Promise.all(attached.map((aggregation) => aggregation.detach()))
   }
-  await once()
-  const before = holdings()
-  await once()
-  assert.deepEqual(holdings(), before)
+  await assertLeavesNothing(once)
 })
 
 test('programs with many kinds of operands, the finest buckets and long keys are taken by the kernel', needs({}), async (t) => {
