@@ -30,6 +30,7 @@ describe('importing the package', () => {
       'ERROR_CODES',
       'Tracer',
       'UprobeError',
+      'bucketBounds',
       'counters',
       'doctor',
       'foldStack',
