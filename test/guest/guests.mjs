@@ -12,6 +12,7 @@ import { join } from 'node:path'
  * uprobe_multi; 6.12 has it, with its first correct filter by process; 6.18 replaces nops of five bytes; the newest one shows what will be; arm64 has other registers, instructions and breakpoints.
  */
 export const GUESTS = {
+  'arm64-6.12': { architecture: 'arm64', suites: ['trixie'], lacks: '', kernel: /^linux-image-6\.12\.\d.*-cloud-arm64$/ },
   newest: {
     architecture: 'amd64',
     suites: ['trixie-backports', 'sid'],
@@ -28,7 +29,6 @@ export const GUESTS = {
     kernel: /^linux-image-6\.18\.\d.*-cloud-amd64$/,
     only: /nop5|integration\/usdt/,
   },
-  'arm64-6.12': { architecture: 'arm64', suites: ['trixie'], lacks: '', kernel: /^linux-image-6\.12\.\d.*-cloud-arm64$/ },
 }
 
 /** Folders of tests whose outcome can depend on the kernel. */

@@ -1,5 +1,7 @@
 /**
  * Stacks of programs with frame pointers, whose chains of calls are known: every frame in its order, each hit with its own stack, equal stacks once.
+ *
+ * In guests on 5.10, newest and arm64-6.12 only: it takes long, and the others lie between the first two.
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
