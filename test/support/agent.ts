@@ -72,8 +72,12 @@ async function main(): Promise<void> {
     },
   }
   const exit = async (): Promise<never> => {
-    for (const probe of probes.values()) void probe.detach()
-    await waitFor('the closing thread', () => threadNames().includes('uprobe-closer'))
+    // The thread ends with its work, which may be done before this process gets a processor to see it.
+    let over = false
+    void Promise.all([...probes.values()].map((probe) => probe.detach())).then(() => {
+      over = true
+    })
+    await waitFor('the closing thread', () => over || threadNames().includes('uprobe-closer'))
     process.exit(0)
   }
   console.log('ready')
