@@ -223,11 +223,13 @@ export class TargetProcess {
 
 /** The leader if it lives, else the first living thread; `null` when the process has none. */
 function livingThread(pid: number): number | null {
-  if (!isDead(readStat(`/proc/${pid}`))) return pid
+  const leaderLives = (): boolean => !isDead(readStat(`/proc/${pid}`))
+  if (leaderLives()) return pid
   for (const name of safeList(`/proc/${pid}/task`)) {
     if (!isDead(readStat(`/proc/${pid}/task/${name}`))) return Number(name)
   }
-  return null
+  // Another thread that calls exec takes the number of the leader (`de_thread`, fs/exec.c), and may have done so in between.
+  return leaderLives() ? pid : null
 }
 
 function openPidfd(native: Native, pid: number, absent: string): number {
