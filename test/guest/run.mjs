@@ -19,7 +19,7 @@ import { makeImage } from './image.mjs'
 import { boot } from './machine.mjs'
 import { kernelOf, Packages } from './packages.mjs'
 
-const LIMIT_MS = 35 * 60_000
+const LIMIT_MS = 50 * 60_000
 /** Where programs and libraries of guests come from. */
 const PROGRAMS_SUITE = 'trixie'
 

@@ -1,7 +1,7 @@
 /**
  * An agent that is killed at any step of taking or giving back a claim: whatever it leaves, the next tracer finds it and clears it.
  *
- * In guests on 5.10 and newest only: its many agents take long, and the others have the same ways to register.
+ * In guests on 5.10 only: its many agents take long, and other kernels have the same ways to register.
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
