@@ -97,7 +97,8 @@ export async function repairCounter(context: RepairContext, inspected: Inspected
 /** Writes down what was done, or was to be done and could not be, and on whose behalf. */
 export function audit(log: Logger, { pid, path, address, problem, before, after, applied, note }: RepairEntry): void {
   const hex = address === null ? null : `0x${address.toString(16)}`
-  log.warn({ audit: 'repair', pid, path, address: hex, problem, before, after, applied, uid: process.getuid?.() }, note)
+  // `pid` is the name under which pino notes the process that logs.
+  log.warn({ audit: 'repair', target: pid, path, address: hex, problem, before, after, applied, uid: process.getuid?.() }, note)
 }
 
 /** An entry for a claim of a dead agent that recover.ts, which sees to all of them, has left. */

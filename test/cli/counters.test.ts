@@ -118,10 +118,10 @@ test('repair: a dry run without --apply, exactly the fields of the contract and 
   // A record of what was changed, and by whom.
   const [record, ...more] = jsonOf(applied.stderr) as Array<Record<string, unknown>>
   assert.deepEqual(more, [])
-  const { audit, pid, path, problem, before, after, uid } = record ?? assert.fail()
+  const { audit, target: changed, path, problem, before, after, uid } = record ?? assert.fail()
   assert.deepEqual(
-    { audit, pid, path, problem, before, after, uid },
-    { audit: 'repair', pid: target.pid, path: target.program, problem: 'leaked-count', before: 2, after: 0, uid: 0 },
+    { audit, target: changed, path, problem, before, after, uid },
+    { audit: 'repair', target: target.pid, path: target.program, problem: 'leaked-count', before: 2, after: 0, uid: 0 },
   )
   assert.equal(await target.ask('counters'), '0 0 0 0')
   assert.deepEqual(await entries(), [])

@@ -271,9 +271,9 @@ test('each change is written to the log, with who asked', GCC, async (t) => {
   await repair({ pid: target.pid, leaseDir, logger })
   assert.deepEqual(lines, [])
   await repair({ pid: target.pid, leaseDir, logger, dryRun: false })
-  const { audit, pid, problem, before, after, applied, uid } = lines[0] ?? assert.fail()
+  const { audit, target: changed, problem, before, after, applied, uid } = lines[0] ?? assert.fail()
   assert.deepEqual(
-    [audit, pid, problem, before, after, applied, uid],
+    [audit, changed, problem, before, after, applied, uid],
     ['repair', target.pid, 'leaked-count', 1, 0, true, process.getuid?.()],
   )
   assert.equal(lines.length, 1)
@@ -289,7 +289,15 @@ test('a claim that is cleared is written to the log as every other change', GCC,
   const [entry] = await repair({ pid: target.pid, leaseDir, logger, dryRun: false })
   const audits = lines.filter(({ audit }) => audit === 'repair')
   assert.deepEqual(
-    audits.map(({ pid, address, problem, before, after, applied, uid }) => [pid, address, problem, before, after, applied, uid]),
+    audits.map(({ target: changed, address, problem, before, after, applied, uid }) => [
+      changed,
+      address,
+      problem,
+      before,
+      after,
+      applied,
+      uid,
+    ]),
     [[target.pid, `0x${entry?.address?.toString(16)}`, 'orphan-claim', 0x8000, 0, true, process.getuid?.()]],
   )
 })
