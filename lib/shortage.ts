@@ -26,3 +26,8 @@ export function limitError(error: unknown, doing: string): UprobeError | null {
     syscall: error.syscall,
   })
 }
+
+/** Whether a system call failed, and not for want of anything: what it was asked for is not there, or not for us. */
+export function saysAbsent(error: unknown): boolean {
+  return isSystemCallError(error) && limitError(error, '') === null
+}

@@ -5,20 +5,11 @@ import { Assembler } from '../capture/bpf.js'
 import { FRAME, STACK } from '../capture/frame.js'
 import { UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
+import { once } from '../once.js'
 import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, loadProgram } from '../register/bpf-objects.js'
 
-let known: Promise<boolean> | null = null
-
-/** Tries it once in the life of this process, unless the trial itself failed. */
-export function hasCompareExchange(native: Native): Promise<boolean> {
-  if (known !== null) return known
-  const trial = tryLoading(native)
-  known = trial
-  trial.catch(() => {
-    if (known === trial) known = null
-  })
-  return trial
-}
+/** Tries it once in the life of this process. */
+export const hasCompareExchange: (native: Native) => Promise<boolean> = once(tryLoading)
 
 async function tryLoading(native: Native): Promise<boolean> {
   const asm = new Assembler()

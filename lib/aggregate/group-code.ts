@@ -12,10 +12,10 @@
  */
 import { type Assembler, Label } from '../capture/bpf.js'
 import { FRAME, STACK } from '../capture/frame.js'
+import { emitInsert, emitLookup } from '../capture/lookup-code.js'
 import { emitForget, emitPosition } from './bucket-code.js'
 import { GENERATION, GROUP, KEY, SCRATCH } from './frame.js'
 import type { GroupLayout, HistogramLayout, Measure } from './layout.js'
-import { emitInsert, emitLookup } from './lookup-code.js'
 import { emitEnter, emitLeave, type TurnMaps } from './turn-code.js'
 
 /** The maps that programs add to. */

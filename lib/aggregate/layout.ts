@@ -10,7 +10,8 @@
  * brought into an unsigned order, signed ones by flipping the sign, and the smallest is the largest of the complements.
  */
 import type { BoundNumber } from '../capture/filter-bind.js'
-import type { BoundOperand } from '../capture/operands.js'
+import { isInMemory } from '../capture/operand-code.js'
+import { align8, COMM_BYTES } from '../capture/record.js'
 import type { CaptureShape } from '../capture/shape.js'
 import { UprobeError } from '../errors.js'
 import { positionCount } from './buckets.js'
@@ -79,8 +80,6 @@ export interface GroupLayout {
   readonly stringLimit: number
 }
 
-const COMM_AREA = 16
-
 /**
  * Lays out the groups of a question for the sites that it was found to be about.
  * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` when the terms do not suit the operands, or the key is too long
@@ -139,7 +138,7 @@ function layoutKey({ by, stringLimit }: Question, from: number, boundEverywhere:
     const bounds = boundEverywhere(term)
     const kind = term.node.kind === 'comm' ? 'comm' : term.node.kind === 'str' ? 'string' : 'number'
     // Two bytes more: the NUL, and a mark for a string that was cut.
-    const bytes = kind === 'comm' ? COMM_AREA : kind === 'string' ? Math.ceil((stringLimit + 2) / 8) * 8 : 8
+    const bytes = kind === 'comm' ? COMM_BYTES : kind === 'string' ? align8(stringLimit + 2) : 8
     const numbers = bounds.flatMap((bound) => (bound.is === 'number' ? [bound.number] : []))
     const part = { term, at, bytes, kind, signed: numbers.some(({ signed }) => signed), wide: numbers.some(isWide) } as const
     at += bytes
@@ -160,13 +159,13 @@ function isWide(number: BoundNumber): boolean {
 
 /** Whether a number of a key may have no value: memory that is not there, or a division by 0. Strings say it by themselves. */
 function mayBeUnreadable(bound: BoundTerm): boolean {
-  return bound.is === 'number' ? numberMayFail(bound.number) : bound.subject !== null && inMemory(bound.subject)
+  return bound.is === 'number' ? numberMayFail(bound.number) : bound.subject !== null && isInMemory(bound.subject)
 }
 
 function numberMayFail(number: BoundNumber): boolean {
   switch (number.kind) {
     case 'operand':
-      return inMemory(number.operand)
+      return isInMemory(number.operand)
     case '-':
     case '~':
       return numberMayFail(number.inner)
@@ -175,8 +174,4 @@ function numberMayFail(number: BoundNumber): boolean {
     default:
       return false
   }
-}
-
-function inMemory(operand: BoundOperand): boolean {
-  return operand.kind === 'memory' || operand.kind === 'pc-relative'
 }

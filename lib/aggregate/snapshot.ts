@@ -2,7 +2,7 @@
  * What a program sees of an aggregation.
  */
 import type { ArgumentValue } from '../capture/hit.js'
-import type { ProbeState, ProbeStateChange } from '../probe-types.js'
+import type { ProbeStateChange } from '../probe-types.js'
 
 /** Buckets of one sign, one after another: element i counts bucket `offset + i`. */
 export interface HistogramBuckets {
@@ -82,5 +82,3 @@ export interface AggregationEvents {
   /** Something failed in the background; the aggregation goes on as far as it can. */
   error: [error: Error]
 }
-
-export type { ProbeState }

@@ -16,8 +16,8 @@
  */
 import { type Assembler, Label } from '../capture/bpf.js'
 import { FRAME, STACK } from '../capture/frame.js'
+import { emitLookup } from '../capture/lookup-code.js'
 import { GENERATION, SCRATCH } from './frame.js'
-import { emitLookup } from './lookup-code.js'
 
 /** The maps by which turns are taken. */
 export interface TurnMaps {

@@ -27,6 +27,7 @@ import type { Filter } from './filter.js'
 import { bindFilter, filterReadsMemory } from './filter-bind.js'
 import { emitFilter } from './filter-code.js'
 import { COOKIE, COUNTS, CTX, FRAME, RECORD, type ReadingProgram, STACK } from './frame.js'
+import { emitLookup } from './lookup-code.js'
 import { emitPageIn, isInMemory } from './operand-code.js'
 import { emitOwnStack } from './own-stack.js'
 import { layoutOf, type RecordClass } from './record.js'
@@ -103,10 +104,7 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
   }
   if (program.pauseFd != null) emitPause(asm, program.pauseFd, leave)
   emitSlot(asm, program)
-  asm.loadMap(1, program.statsFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, STACK.key)
-  asm.call(HELPER.map_lookup_elem)
+  emitLookup(asm, program.statsFd, STACK.key)
   asm.jumpIf(0, 'jeq', 0, leave)
   asm.mov(COUNTS, 0)
   emitCount(asm, COUNT.hits)
@@ -150,10 +148,7 @@ export function splitShapes(shapes: readonly CaptureShape[], base: Omit<CaptureP
 function emitPause(asm: Assembler, pauseFd: number, leave: Label): void {
   const live = new Label()
   asm.storeImm(FRAME, STACK.key, 0, 4)
-  asm.loadMap(1, pauseFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, STACK.key)
-  asm.call(HELPER.map_lookup_elem)
+  emitLookup(asm, pauseFd, STACK.key)
   asm.jumpIf(0, 'jeq', 0, leave)
   asm.loadMemory(1, 0, PAUSE.paused, 8)
   asm.jumpIf(1, 'jeq', 0, live)

@@ -102,7 +102,8 @@ function classOf(shape: CaptureShape, areaBytes: number, small: boolean): Record
   }
 }
 
-function align8(bytes: number): number {
+/** The next multiple of 8. */
+export function align8(bytes: number): number {
   return Math.ceil(bytes / 8) * 8
 }
 

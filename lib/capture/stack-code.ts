@@ -22,6 +22,7 @@
  */
 import { type Assembler, HELPER, Label, type Register } from './bpf.js'
 import { FRAME, RECORD, type ReadingProgram, STACK } from './frame.js'
+import { emitLookup } from './lookup-code.js'
 import { loadRegister } from './operand-code.js'
 import type { StackShape } from './shape.js'
 
@@ -75,8 +76,7 @@ export function emitStack(
   const known = new Label()
   const marked = new Label()
   emitWalk(asm, program, shape, false)
-  loadKey(asm, seenFd)
-  asm.call(HELPER.map_lookup_elem)
+  emitLookup(asm, seenFd, STACK.stackKey)
   asm.jumpIf(0, 'jne', 0, known)
   reserve(bytes)
   emitWalk(asm, program, shape, true)
@@ -89,7 +89,9 @@ export function emitStack(
     asm.loadMemory(1, FRAME, STACK.stackKey + half, 8)
     asm.storeMemory(RECORD, STACK_FIELD.key + half, 1, 8)
   }
-  loadKey(asm, seenFd)
+  asm.loadMap(1, seenFd)
+  asm.mov(2, FRAME)
+  asm.addImm(2, STACK.stackKey)
   asm.mov(3, FRAME)
   asm.addImm(3, STACK.stackKey)
   asm.load(4, BPF_NOEXIST)
@@ -110,13 +112,6 @@ export function emitStackKey(asm: Assembler, at: number): void {
     asm.loadMemory(1, FRAME, STACK.stackKey + half, 8)
     asm.storeMemory(RECORD, at + half, 1, 8)
   }
-}
-
-/** r1 = the map, r2 = what the stack is known by. */
-function loadKey(asm: Assembler, seenFd: number): void {
-  asm.loadMap(1, seenFd)
-  asm.mov(2, FRAME)
-  asm.addImm(2, STACK.stackKey)
 }
 
 /**

@@ -4,7 +4,7 @@ import type { AttachOptions, Probe } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { byOption, collectPids, counterOption, filterOption, parseDurationMs } from './options.js'
+import { byOption, counterOption, durationOption, filterOption, pidOption } from './options.js'
 import { Output } from './output.js'
 import { runSession, type SessionSettings } from './session.js'
 import { alignColumns, jsonLine } from './text.js'
@@ -82,11 +82,11 @@ export function addCount(program: Command): void {
     .summary('count the hits of probes')
     .description('Count the hits of the probes, until interrupted.')
     .argument('<spec...>', 'probes, as in usdt:PROVIDER:NAME')
-    .option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH', collectPids)
+    .addOption(pidOption())
     .addOption(counterOption())
     .addOption(filterOption())
     .addOption(byOption())
-    .option('-d, --duration <seconds>', 'stop after this time', parseDurationMs)
+    .addOption(durationOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: CountFlags) => {

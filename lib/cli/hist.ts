@@ -5,7 +5,7 @@ import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { displayNs, drawHistogram } from './hist-format.js'
-import { byOption, collectPids, counterOption, filterOption, parseDurationMs, parseMeasured, parseScale } from './options.js'
+import { byOption, counterOption, durationOption, filterOption, parseMeasured, parseScale, pidOption } from './options.js'
 import { Output } from './output.js'
 import { jsonInteger, jsonLine } from './text.js'
 
@@ -100,10 +100,10 @@ export function addHist(program: Command): void {
     .option('--match <how>', "with --to: 'thread' (default), or an argument that both probes have, such as arg0")
     .addOption(byOption())
     .option('--scale <n>', '2^n buckets for each power of two, from -5 to 5; by default 0', parseScale)
-    .option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH', collectPids)
+    .addOption(pidOption())
     .addOption(counterOption())
     .addOption(filterOption())
-    .option('-d, --duration <seconds>', 'stop after this time', parseDurationMs)
+    .addOption(durationOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: HistFlags) => {

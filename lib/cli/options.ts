@@ -30,6 +30,13 @@ export function collectPids(text: string, before: readonly number[] = []): numbe
   return [...before, parsePid(text)]
 }
 
+/** `-p PID`, repeated. */
+export function pidOption(): Option {
+  return new Option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH').argParser(
+    collectPids,
+  )
+}
+
 /** `--str N`, repeated: the number of an argument, from 0. */
 export function collectArgumentNumbers(text: string, before: readonly number[] = []): number[] {
   return [...before, wholeNumber(text, 0, 31)]
@@ -80,4 +87,9 @@ export function parseDurationMs(text: string): number {
     throw new InvalidArgumentError(`It must be a number of seconds above 0 and up to ${MAX_TIMER_SECONDS}.`)
   }
   return Math.max(1, Math.round(seconds * 1000))
+}
+
+/** `-d SECONDS`. */
+export function durationOption(): Option {
+  return new Option('-d, --duration <seconds>', 'stop after this time').argParser(parseDurationMs)
 }

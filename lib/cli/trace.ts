@@ -5,7 +5,7 @@ import { EXIT_CODES_HELP } from './failure.js'
 import { FoldedStacks } from './folded.js'
 import { HitFormat } from './hit-format.js'
 import { mergeByTime } from './merge.js'
-import { collectArgumentNumbers, collectPids, counterOption, filterOption, parseDurationMs, parseHits } from './options.js'
+import { collectArgumentNumbers, counterOption, durationOption, filterOption, parseHits, pidOption } from './options.js'
 import { Output } from './output.js'
 import { type Consume, runSession } from './session.js'
 import { displaySummary, summarize } from './summary.js'
@@ -85,7 +85,7 @@ export function addTrace(program: Command): void {
     .summary('print the hits of probes')
     .description('Print each hit of the probes, until interrupted.')
     .argument('<spec...>', 'probes, as in usdt:PROVIDER:NAME')
-    .option('-p, --pid <pid>', 'the process to trace; may be repeated. Without it, every process that maps PATH', collectPids)
+    .addOption(pidOption())
     .addOption(counterOption())
     .option('--str <n>', 'read argument N (from 0) as a string; may be repeated', collectArgumentNumbers)
     .addOption(filterOption())
@@ -94,7 +94,7 @@ export function addTrace(program: Command): void {
       new Option('--folded', 'print no hits, and at the end their stacks for a flame graph, with counts').conflicts(['json', 'stack']),
     )
     .option('-n, --hits <hits>', 'stop after this many hits', parseHits)
-    .option('-d, --duration <seconds>', 'stop after this time', parseDurationMs)
+    .addOption(durationOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: TraceFlags) => {

@@ -54,6 +54,12 @@ export function readCounter(target: Memory, address: bigint): number | null {
   return target.readMemory(address, 2)?.readUInt16LE(0) ?? null
 }
 
+/** The same for the counter that the kernel finds by its offset in the file; `null` also if it finds none. */
+export function readCounterOf(target: Memory, ofFile: readonly Mapping[], refCtrOffset: bigint): number | null {
+  const address = counterAddress(ofFile, refCtrOffset)
+  return address === null ? null : readCounter(target, address)
+}
+
 /** A site that shares a counter: where it is, and what the file has there. */
 export interface CounterSite {
   readonly fileOffset: bigint

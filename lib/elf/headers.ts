@@ -166,3 +166,8 @@ export function parseSection(view: ElfView, at: number, nameOf: (nameOffset: num
     info: view.u32(at + 12 + 4 * word),
   }
 }
+
+/** The next multiple of 4, to which the parts of a note are padded. */
+export function align4(bytes: number): number {
+  return Math.ceil(bytes / 4) * 4
+}

@@ -12,7 +12,7 @@
  */
 import { badElf, decodeName } from './bad-elf.js'
 import type { ElfFile } from './elf-file.js'
-import { type ElfView, type Section, SHT_NOTE } from './headers.js'
+import { align4, type ElfView, type Section, SHT_NOTE } from './headers.js'
 import { TimeSlice } from './time-slice.js'
 
 /** One USDT note. */
@@ -206,8 +206,4 @@ class NoteParser {
 /** Addresses wrap around at the width of the class. */
 function wrap(elf: ElfFile, address: bigint): bigint {
   return BigInt.asUintN(elf.bits, address)
-}
-
-function align4(bytes: number): number {
-  return Math.ceil(bytes / 4) * 4
 }

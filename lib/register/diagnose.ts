@@ -5,14 +5,14 @@
  * asking again in ways that change nothing.
  */
 
-import { CLAIM, readCounter } from '../counter/read.js'
+import { CLAIM, readCounterOf } from '../counter/read.js'
 import { negativeMessage } from '../counter/unreachable.js'
 import { EACCES, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOTSUPP, EPERM, ESRCH } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
-import { counterAddress, mappingsOf } from '../target/maps.js'
+import { mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
 import { closeRegistrations } from './close.js'
@@ -164,8 +164,7 @@ async function mismatchesForOwnProcess({ native, pmu, file, site }: RefusedSite)
 async function findNegativeCounter({ native, file, site, target }: RefusedSite): Promise<{ pid: number; value: number } | null> {
   if (site.refCtrOffset === null) return null
   for await (const process of target === null ? processesMapping(native, file.identity) : [target]) {
-    const address = counterAddress(mappingsOf(process.procDirectory, await process.maps(), file.identity), site.refCtrOffset)
-    const value = address === null ? null : readCounter(process, address)
+    const value = readCounterOf(process, mappingsOf(process.procDirectory, await process.maps(), file.identity), site.refCtrOffset)
     if (value !== null && (value & CLAIM) !== 0) return { pid: process.pid, value }
   }
   return null

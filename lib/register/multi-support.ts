@@ -10,6 +10,7 @@ import { compileCapture, cookieOf, STATS_VALUE_BYTES } from '../capture/compile.
 import { readUsdtNotes } from '../elf/stapsdt.js'
 import { UprobeError } from '../errors.js'
 import { addonPath, type Native } from '../native.js'
+import { once } from '../once.js'
 import { TargetFile } from '../target/file.js'
 import {
   BPF_LICENSE,
@@ -34,19 +35,8 @@ export interface MultiSupport {
 
 const TRIES = 3
 
-let known: Promise<MultiSupport> | null = null
-
-/** Tries the link once in the life of this process; later calls give the same answer, unless the trial itself failed. Takes about 30 ms. */
-export function multiSupport(native: Native): Promise<MultiSupport> {
-  if (known !== null) return known
-  const trial = tryLink(native)
-  known = trial
-  // Want of a descriptor or of memory says nothing about the next time.
-  trial.catch(() => {
-    if (known === trial) known = null
-  })
-  return trial
-}
+/** Tries the link once in the life of this process. Takes about 30 ms. */
+export const multiSupport: (native: Native) => Promise<MultiSupport> = once(tryLink)
 
 async function tryLink(native: Native): Promise<MultiSupport> {
   const none = (reason: string): MultiSupport => ({ allProcesses: false, oneProcess: false, reason })

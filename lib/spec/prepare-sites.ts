@@ -9,7 +9,7 @@ import type { Arch } from '../capture/operands.js'
 import { bindOperands, functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
 import type { CaptureShape, StackShape } from '../capture/shape.js'
 import { counterPlaces, kernelFindsCounter } from '../counter/places.js'
-import { BREAKPOINT_BYTES, CLAIM, type FileCounter, readCounter, type SharingSite } from '../counter/read.js'
+import { BREAKPOINT_BYTES, CLAIM, type FileCounter, readCounterOf, type SharingSite } from '../counter/read.js'
 import { negativeCounter, unclaimable, unreachableByKernel } from '../counter/unreachable.js'
 import type { FileFacts } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
@@ -24,7 +24,7 @@ import { elfInstructions } from '../register/elf-instructions.js'
 import { checkSite } from '../register/hazards.js'
 import { describeSite, type Site } from '../register/site.js'
 import type { TargetFile } from '../target/file.js'
-import { codeAddress, counterAddress, type Mapping, mappingsOf } from '../target/maps.js'
+import { codeAddress, type Mapping, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import type { ResolvedFile } from '../target/resolve.js'
 import { type FoundSite, findSites } from './find-sites.js'
@@ -239,8 +239,7 @@ function checkCounter({ settings }: PrepareRequest, facts: FileFacts, views: rea
  * down (`update_ref_ctr` and `uprobe_write_opcode`, kernel/events/uprobes.c). Claims are guarded: the kernel refuses before it looks.
  */
 function readNegative(target: TargetProcess, mappings: readonly Mapping[], { refCtrOffset }: FileCounter): number | null {
-  const address = refCtrOffset === null ? null : counterAddress(mappings, refCtrOffset)
-  const value = address === null ? null : readCounter(target, address)
+  const value = refCtrOffset === null ? null : readCounterOf(target, mappings, refCtrOffset)
   return value !== null && value > CLAIM ? value : null
 }
 

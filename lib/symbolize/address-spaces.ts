@@ -14,10 +14,10 @@
  * What has been unmapped and replaced at the same address between hit and reading is not noticed.
  */
 import { readdirSync, readFileSync } from 'node:fs'
-import { NS_PER_TICK } from '../counter/boot-clock.js'
-import { isSystemCallError } from '../errors.js'
-import { limitError } from '../shortage.js'
+import { machineTicks, NS_PER_TICK, ticksSinceBoot } from '../counter/boot-clock.js'
+import { saysAbsent } from '../shortage.js'
 import { type Mapping, readMaps } from '../target/maps.js'
+import { statFields } from '../target/process.js'
 import type { StackFrame } from './frame.js'
 import type { SymbolizeRequest } from './messages.js'
 import { type Module, Modules } from './modules.js'
@@ -146,7 +146,7 @@ export class AddressSpaces {
       return { identity: before.text, beganNs: beganNs(before.startTicks), firstNs, lastNs: firstNs, code, procDirectory: directory }
     } catch (error) {
       // It exited, or may not be looked at: its addresses stay unexplained.
-      if (isSystemCallError(error) && limitError(error, '') === null) return null
+      if (saysAbsent(error)) return null
       throw error
     }
   }
@@ -238,18 +238,16 @@ function readIdentity(pid: number): Identity | null {
   try {
     text = readFileSync(`/proc/${pid}/stat`, 'utf8')
   } catch (error) {
-    if (isSystemCallError(error) && limitError(error, '') === null) return null
+    if (saysAbsent(error)) return null
     throw error
   }
-  // Fields are counted from the last parenthesis, since the name may hold anything: 22 start time, 26 to 28 where code begins and ends and where the stack begins (proc_pid_stat(5)).
-  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+  // 22 start time, 26 to 28 where code begins and ends and where the stack begins (proc_pid_stat(5)).
+  const fields = statFields(text)
   const [startTicks = '0', startCode = '0', endCode = '0', startStack = '0'] = [fields[19], fields[23], fields[24], fields[25]]
   return { text: [startTicks, startCode, endCode, startStack].join(':'), startTicks: BigInt(startTicks) }
 }
 
 /** When a process began, by the clock of hits; early rather than late, since ticks are rounded down. */
 function beganNs(startTicks: bigint): bigint {
-  const [, seconds = '0', hundredths = '0'] = /^(\d+)\.(\d\d) /.exec(readFileSync('/proc/uptime', 'utf8')) ?? []
-  const nowTicks = BigInt(seconds) * 100n + BigInt(hundredths)
-  return process.hrtime.bigint() - (nowTicks - startTicks + 2n) * NS_PER_TICK
+  return process.hrtime.bigint() - (ticksSinceBoot() - machineTicks(startTicks) + 2n) * NS_PER_TICK
 }

@@ -4,7 +4,7 @@
  * A note is: u32 bytes of its name, u32 bytes of its content, u32 type, the name and the content, each padded to 4 bytes (gABI, "Note Section").
  */
 import type { ElfFile } from '../elf/elf-file.js'
-import { SHT_NOTE } from '../elf/headers.js'
+import { align4, SHT_NOTE } from '../elf/headers.js'
 import { UprobeError } from '../errors.js'
 
 const PT_NOTE = 4
@@ -47,8 +47,4 @@ async function findIn(elf: ElfFile, offset: bigint, bytes: number): Promise<stri
     at = end
   }
   return null
-}
-
-function align4(bytes: number): number {
-  return Math.ceil(bytes / 4) * 4
 }

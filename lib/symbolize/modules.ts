@@ -7,9 +7,9 @@
 import { closeSync, constants, fstatSync, openSync, statSync } from 'node:fs'
 import { ElfFile } from '../elf/elf-file.js'
 import { SHT_SYMTAB } from '../elf/headers.js'
-import { isSystemCallError, UprobeError } from '../errors.js'
+import { UprobeError } from '../errors.js'
 import { loadNative } from '../native.js'
-import { limitError } from '../shortage.js'
+import { saysAbsent } from '../shortage.js'
 import { type Mapping, mapFilesPath } from '../target/maps.js'
 import { readBuildId } from './build-id.js'
 import { SymbolIndex } from './symbol-index.js'
@@ -171,7 +171,7 @@ function optional<T>(call: () => T): T | null {
   try {
     return call()
   } catch (error) {
-    if (isSystemCallError(error) && limitError(error, '') === null) return null
+    if (saysAbsent(error)) return null
     throw error
   }
 }

@@ -6,10 +6,9 @@
  * that it can be read when the process is gone, and read on when it has grown.
  */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
-import { isSystemCallError } from '../errors.js'
 import { loadNative } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
-import { limitError } from '../shortage.js'
+import { saysAbsent } from '../shortage.js'
 
 /** What is read of one file: a Node.js server that has run for days has some ten megabytes. */
 const MAX_BYTES = 128 * 1024 * 1024
@@ -103,7 +102,7 @@ export class PerfMap {
       }
     } catch (error) {
       // There is none, or it is a link.
-      if (!isSystemCallError(error) || limitError(error, '') !== null) throw error
+      if (!saysAbsent(error)) throw error
     }
   }
 

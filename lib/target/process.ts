@@ -36,9 +36,14 @@ const MAX_EXEC_MS = 1000
 /** PF_EXITING of include/linux/sched.h. */
 const PF_EXITING = 0x4
 
-/** Parses /proc/PID/stat. The command name may hold anything, so fields are counted from its last parenthesis. */
+/** The fields of /proc/PID/stat from the third, the state, on. The command name before may hold anything, so they are counted from its last parenthesis. */
+export function statFields(text: string): string[] {
+  return text.slice(text.lastIndexOf(')') + 2).split(' ')
+}
+
+/** Parses /proc/PID/stat. */
 export function parseStat(text: string): ProcessStat {
-  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+  const fields = statFields(text)
   return {
     state: fields[0] ?? '?',
     exiting: (Number(fields[6] ?? '0') & PF_EXITING) !== 0,

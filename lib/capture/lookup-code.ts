@@ -1,8 +1,8 @@
 /**
  * BPF code that looks for, adds and removes the entries of maps, by keys on the stack.
  */
-import { type Assembler, HELPER } from '../capture/bpf.js'
-import { FRAME } from '../capture/frame.js'
+import { type Assembler, HELPER } from './bpf.js'
+import { FRAME } from './frame.js'
 
 const BPF_NOEXIST = 1
 
