@@ -39,6 +39,7 @@ import { ProbeStacks } from './symbolize/probe-stacks.js'
 import { TargetProcess } from './target/process.js'
 import { resolveFiles } from './target/resolve.js'
 import { processesMapping } from './target/scan.js'
+import { Undo } from './undo.js'
 
 /** What a tracer lends to an attach. */
 export interface AttachContext {
@@ -61,31 +62,6 @@ export interface AttachContext {
  * attach fails later.
  */
 export type MakeSink = (sites: readonly Site[], signal: AbortSignal) => Promise<HitSink>
-
-/** What is undone when a later step fails, last first. */
-class Undo {
-  readonly #steps: Array<() => void | Promise<void>> = []
-
-  add(step: () => void | Promise<void>): void {
-    this.#steps.push(step)
-  }
-
-  /** Forgets the steps so far in favour of one that covers them. */
-  replace(step: () => void | Promise<void>): void {
-    this.#steps.splice(0, Infinity, step)
-  }
-
-  /** A step that fails does not keep the others from being done, nor hides why they are. */
-  async run(log: Logger): Promise<void> {
-    for (const step of this.#steps.reverse()) {
-      try {
-        await step()
-      } catch (error) {
-        log.error({ err: error }, 'what a failed attach had opened could not be closed')
-      }
-    }
-  }
-}
 
 /** Attaches a probe. Throws {@link UprobeError}, or the reason of an aborted signal; nothing is left behind then. */
 export async function attach(

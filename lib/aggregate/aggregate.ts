@@ -13,6 +13,7 @@ import { type AttachSettings, bad } from '../options.js'
 import type { Probe } from '../probe.js'
 import type { Site } from '../register/site.js'
 import { parseSpec } from '../spec/spec.js'
+import { Undo } from '../undo.js'
 import { Aggregation } from './aggregation.js'
 import { hasCompareExchange } from './compare-exchange.js'
 import type { GroupCode } from './group-code.js'
@@ -36,38 +37,26 @@ export interface AggregateContext {
 /** Attaches one probe of an aggregation. */
 export type AttachPart = (spec: string, settings: AttachSettings, makeSink: MakeSink) => Promise<Probe>
 
-/** What is made in the course of an attach, and closed when it fails. */
-class Made {
-  store: GroupStore | null = null
-  groups: Groups | null = null
-  starts: Starts | null = null
-  end: Probe | null = null
-
-  async close(): Promise<void> {
-    try {
-      await this.end?.detach()
-      await this.starts?.close()
-    } finally {
-      this.store?.close()
-    }
-  }
+/** What is made in the course of an attach. */
+interface Made {
+  store: GroupStore | null
+  groups: Groups | null
+  starts: Starts | null
+  end: Probe | null
 }
 
 /** Starts an aggregation. Nothing is left behind when it fails. */
 export async function aggregate(context: AggregateContext, settings: AggregateSettings, attachPart: AttachPart): Promise<Aggregation> {
   const { log } = context
-  const made = new Made()
+  const made: Made = { store: null, groups: null, starts: null, end: null }
+  const undo = new Undo()
   try {
-    const start = await attachPart(settings.spec, settings.attach, (sites) => makeSink(context, settings, attachPart, sites, made))
+    const start = await attachPart(settings.spec, settings.attach, (sites) => makeSink(context, settings, attachPart, sites, made, undo))
     const { store, groups, starts, end } = made
     if (store === null || groups === null) throw new TypeError('a probe was attached without asking what takes its hits')
     return new Aggregation({ start, end, store, groups, starts, log, onEnded: (ended) => context.onEnded(ended) })
   } catch (error) {
-    try {
-      await made.close()
-    } catch (failure) {
-      log.error({ err: failure }, 'what a failed aggregation had opened could not be closed')
-    }
+    await undo.run(log)
     throw error
   }
 }
@@ -79,10 +68,12 @@ async function makeSink(
   attachPart: AttachPart,
   sites: readonly Site[],
   made: Made,
+  undo: Undo,
 ): Promise<HitSink> {
   const layout = layoutGroups(settings.question, sites)
   const compareExchange = await hasCompareExchange(native)
   const store = new GroupStore(native, layout, settings.maxGroups)
+  undo.add(() => store.close())
   made.store = store
   made.groups = new Groups(layout, store.maxGroups)
   const code: GroupCode = { layout, maps: store.maps, compareExchange }
@@ -90,6 +81,7 @@ async function makeSink(
   if (end === null) return new ValueSink(code)
   const { matching } = end
   const starts = await Starts.open(native, matching.by, layout.keyBytes, store.maps.lossFd)
+  undo.add(() => starts.close())
   made.starts = starts
   const termAt = (spec: string): Term | null => {
     if (matching.by !== 'argument') return null
@@ -103,8 +95,10 @@ async function makeSink(
   }
   const startTerm = checked(termAt(settings.spec), sites)
   const endTerm = termAt(end.spec)
-  made.end = await attachPart(end.spec, { ...settings.attach, filter: null }, async (endSites) => {
+  const probe = await attachPart(end.spec, { ...settings.attach, filter: null }, async (endSites) => {
     return new EndSink(code, starts.maps, checked(endTerm, endSites))
   })
+  undo.add(() => probe.detach())
+  made.end = probe
   return new StartSink(code, starts.maps, startTerm)
 }
