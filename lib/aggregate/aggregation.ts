@@ -128,8 +128,11 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
       return
     }
     this.#background(async () => {
-      await this.#end()
-      this.#tell(change)
+      try {
+        await this.#end()
+      } finally {
+        this.#tell(change)
+      }
     })
   }
 
@@ -147,8 +150,7 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
       try {
         await end?.detach()
       } finally {
-        await this.#inTurn(() => this.#closeMaps())
-        onEnded(this)
+        await this.#inTurn(() => this.#closeMaps()).finally(() => onEnded(this))
       }
     }
   }

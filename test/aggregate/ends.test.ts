@@ -1,0 +1,30 @@
+/**
+ * The end of an aggregation whose probe could not be detached in order, as when somebody else has written its counter: whoever waits for the end is told all the same.
+ */
+import assert from 'node:assert/strict'
+import { EventEmitter } from 'node:events'
+import test from 'node:test'
+import { Aggregation, type AggregationParts } from '../../lib/aggregate/aggregation.js'
+import type { ProbeStateChange } from '../../lib/index.js'
+import { childLogger } from '../../lib/log.js'
+
+test('an end that fails is reported, and the last state and the end of the aggregation are told', async () => {
+  const failure = new Error('the counter was written by somebody else')
+  const start = Object.assign(new EventEmitter(), { state: 'attached', detach: () => Promise.reject(failure) })
+  const calls: string[] = []
+  const store = {
+    takeRest: () => Promise.reject(new Error('the maps cannot be read')),
+    losses: () => ({ unreadable: 0, contended: 0, start: 0, unmatched: 0, unfinished: 0, rejected: 0 }),
+    close: () => calls.push('maps closed'),
+  }
+  const parts = { start, end: null, starts: null, groups: {}, store, log: childLogger(false, 'test'), onEnded: () => calls.push('ended') }
+  const aggregation = new Aggregation(parts as unknown as AggregationParts)
+  const told: unknown[] = []
+  aggregation.on('state', ({ state }) => told.push(state))
+  const reported = new Promise((resolve) => aggregation.once('error', resolve))
+  const change: ProbeStateChange = { state: 'target-exited', reason: 'exit', pid: 7, mayHaveMissed: false }
+  start.emit('state', change)
+  assert.equal(await reported, await aggregation.detach().catch((error: unknown) => error))
+  assert.deepEqual(told, ['target-exited'])
+  assert.deepEqual(calls, ['maps closed', 'ended'])
+})
