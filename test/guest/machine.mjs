@@ -36,7 +36,7 @@ const ESCAPES = new RegExp(`${String.fromCharCode(27)}(\\[[\\d;?]*[a-zA-Z]|c)`, 
  * @param settings - variables for the environment of its first process
  * @param limitMs - it is killed after this time
  * @param print - is given each line it prints
- * @returns how many tests passed and failed as the guest says itself, and why it does not count as passed, if so
+ * @returns how many tests passed and failed as the guest says itself, what failed, and why it does not count as passed, if so
  */
 export function boot({ architecture, kernel, image, settings, limitMs, print }) {
   const machine = MACHINES[architecture]
@@ -56,7 +56,7 @@ export function boot({ architecture, kernel, image, settings, limitMs, print }) 
       late = true
       child.kill('SIGKILL')
     }, limitMs)
-    const result = { passed: 0, failed: 0, skipped: 0, status: null, processorSeconds: 0 }
+    const result = { passed: 0, failed: 0, skipped: 0, failures: [], status: null, processorSeconds: 0 }
     const meter = setInterval(() => {
       result.processorSeconds = processorSeconds(child.pid) ?? result.processorSeconds
     }, 1000)
@@ -64,6 +64,8 @@ export function boot({ architecture, kernel, image, settings, limitMs, print }) 
       const line = raw.replace(ESCAPES, '').trimEnd()
       const counts = /^guest: (\d+) passed, (\d+) failed, (\d+) skipped$/.exec(line)
       if (counts !== null) [result.passed, result.failed, result.skipped] = counts.slice(1).map(Number)
+      const failure = /^guest: failed: (.*)$/.exec(line)?.[1]
+      if (failure !== undefined) result.failures.push(failure)
       result.status = /^guest: status (\d+)$/.exec(line)?.[1] ?? result.status
       if (line !== '') print(line)
     })

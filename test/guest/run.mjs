@@ -141,6 +141,7 @@ async function main() {
       })
       results.set(name, { ...result, seconds: (performance.now() - begin) / 1000 })
     })
+    for (const [name, { failures }] of results) for (const line of failures) console.log(`${name.padEnd(10)} | ${line}`)
     for (const name of names) {
       const { passed, failed, skipped, wrong, seconds, processorSeconds } = results.get(name)
       console.log(
