@@ -10,6 +10,7 @@ import { spawnSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { agentCost } from './agent.js'
 import { attachTime } from './attach.js'
 import { readingCost } from './elf.js'
 import { hitCost } from './hit-cost.js'
@@ -29,6 +30,7 @@ const BENCHMARKS: Readonly<Record<string, Benchmark>> = {
   attach: attachTime,
   elf: readingCost,
   pause: pauseCost,
+  agent: agentCost,
   idle: idleCost,
 }
 
