@@ -29,5 +29,14 @@ export function limitError(error: unknown, doing: string): UprobeError | null {
 
 /** Whether a system call failed, and not for want of anything: what it was asked for is not there, or not for us. */
 export function saysAbsent(error: unknown): boolean {
-  return isSystemCallError(error) && limitError(error, '') === null
+  return isSystemCallError(error) && limitError(error, '') === null && !isLimit(error)
+}
+
+/** Whether a failure that was explained says something of what was asked for: it is broken, or not there. A limit that is reached says nothing of it. */
+export function saysUnusable(error: unknown): boolean {
+  return error instanceof UprobeError && !isLimit(error)
+}
+
+function isLimit(error: unknown): boolean {
+  return error instanceof UprobeError && error.code === 'ERR_UPROBE_LIMIT'
 }

@@ -10,6 +10,7 @@ import { type BigIntStats, close, constants, fstat, open, read } from 'node:fs'
 import { promisify } from 'node:util'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
+import { limitError } from '../shortage.js'
 import { badElf, decodeName } from './bad-elf.js'
 import {
   ElfView,
@@ -79,7 +80,7 @@ export class ElfFile {
 
   /**
    * Opens a file and reads its headers; the caller closes it.
-   * @throws {UprobeError} `ERR_UPROBE_FILE` if it cannot be read or is no regular file; `ERR_UPROBE_BAD_ELF`
+   * @throws {UprobeError} `ERR_UPROBE_FILE` if it cannot be read or is no regular file; `ERR_UPROBE_BAD_ELF`; `ERR_UPROBE_LIMIT`
    */
   static async open(path: string): Promise<ElfFile> {
     // Non-blocking, so that a FIFO in the place of a file does not hang us.
@@ -280,7 +281,7 @@ export class ElfFile {
 
   /**
    * Reads exactly `bytes` bytes, at most 16 MiB.
-   * @throws {UprobeError} `ERR_UPROBE_BAD_ELF` if the file is shorter; `ERR_UPROBE_FILE` if reading fails
+   * @throws {UprobeError} `ERR_UPROBE_BAD_ELF` if the file is shorter; `ERR_UPROBE_FILE` if reading fails; `ERR_UPROBE_LIMIT` for want of memory
    */
   async read(fileOffset: bigint, bytes: number): Promise<Buffer> {
     if (bytes > MAX_READ_BYTES)
@@ -323,6 +324,8 @@ async function onFile<T>(path: string, verb: string, call: () => Promise<T>): Pr
     return await call()
   } catch (cause) {
     const shown = escapeForDisplay(path)
+    const limit = limitError(cause, `${shown} cannot be ${verb}`)
+    if (limit !== null) throw limit
     const why = isSystemCallError(cause) ? cause.code : String(cause)
     const details = isSystemCallError(cause) ? { syscall: cause.syscall, errno: Math.abs(cause.errno) } : {}
     throw new UprobeError('ERR_UPROBE_FILE', `${shown} cannot be ${verb} (${why}). Check the path and its permissions.`, {

@@ -17,6 +17,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { machineTicks, NS_PER_TICK, ticksSinceBoot } from '../counter/boot-clock.js'
 import { saysAbsent } from '../shortage.js'
 import { type Mapping, readMaps } from '../target/maps.js'
+import { Mounts } from '../target/mounts.js'
 import { statFields } from '../target/process.js'
 import type { StackFrame } from './frame.js'
 import type { SymbolizeRequest } from './messages.js'
@@ -30,7 +31,7 @@ const MAX_PROGRAMS = 4
 /** An executable mapping, and the file behind it. */
 interface Code {
   readonly mapping: Mapping
-  readonly module: Module | null
+  module: Module | null
 }
 
 interface Snapshot {
@@ -57,9 +58,14 @@ interface Identity {
 
 /** All processes that were seen. */
 export class AddressSpaces {
-  readonly #modules = new Modules()
+  readonly #modules: Modules
   /** By pid; the newest program is the last. The process that was asked for last is the last. */
   readonly #processes = new Map<number, Snapshot[]>()
+
+  /** @param mostFiles - how many files are held open */
+  constructor(mostFiles?: number) {
+    this.#modules = new Modules(mostFiles)
+  }
 
   /** Reads a process, unless it is known as it is now. */
   async see(pid: number): Promise<void> {
@@ -104,6 +110,7 @@ export class AddressSpaces {
     }
     const frames: StackFrame[] = []
     for (const [index, address] of addresses.entries()) {
+      if (pid !== null) for (const snapshot of fitting) await this.#reopen(pid, snapshot, codeAt(snapshot, address, index))
       const frame = await explainByAll(fitting, address, index)
       frames.push(frame ?? { ...UNKNOWN, address, ...(index === 0 && site !== null && { module: site.path, fileOffset: site.fileOffset }) })
     }
@@ -129,26 +136,36 @@ export class AddressSpaces {
     })
   }
 
-  async #read(pid: number): Promise<Reading | null> {
-    try {
+  /** Opens a file anew that had to make room for others, as long as the process maps it. */
+  async #reopen(pid: number, snapshot: Snapshot, code: Code | null): Promise<void> {
+    if (code === null || code.module?.closed !== true || readIdentity(pid)?.text !== snapshot.identity) return
+    const { fileKey, start } = code.mapping
+    await whileThere(async () => {
+      const directory = directoryOf(pid)
+      const mapping = (await readMaps(directory)).find((now) => now.fileKey === fileKey && now.start === start)
+      if (mapping === undefined || readIdentity(pid)?.text !== snapshot.identity) return
+      code.module = (await this.#modules.open(directory, mapping, Mounts.of(directory))) ?? code.module
+    })
+  }
+
+  #read(pid: number): Promise<Reading | null> {
+    return whileThere(async () => {
       const before = readIdentity(pid)
       if (before === null) return null
       const firstNs = process.hrtime.bigint()
       const directory = directoryOf(pid)
       const mappings = (await readMaps(directory, true)).filter(({ executable }) => executable)
+      const mounts = Mounts.of(directory)
       const code: Code[] = []
       for (const mapping of mappings) {
-        code.push({ mapping, module: mapping.path.startsWith('/') ? await this.#modules.open(directory, mapping) : null })
+        const answers = mapping.path.startsWith('/') && !mounts.mayHangFile(mapping)
+        code.push({ mapping, module: answers ? await this.#modules.open(directory, mapping, mounts) : null })
       }
       // It called exec, or is another process, since we began.
       if (readIdentity(pid)?.text !== before.text || mappings.length === 0) return null
       code.sort((a, b) => (a.mapping.start < b.mapping.start ? -1 : 1))
       return { identity: before.text, beganNs: beganNs(before.startTicks), firstNs, lastNs: firstNs, code, procDirectory: directory }
-    } catch (error) {
-      // It exited, or may not be looked at: its addresses stay unexplained.
-      if (saysAbsent(error)) return null
-      throw error
-    }
+    })
   }
 
   #remember(pid: number, snapshots: Snapshot[]): void {
@@ -208,8 +225,10 @@ async function explainAddress(snapshot: Snapshot, address: bigint, index: number
   const isFile = mapping.path.startsWith('/')
   const toFile = (place: bigint): bigint => place - mapping.start + mapping.fileOffset
   const place = { ...UNKNOWN, address, module: mapping.path === '' ? null : mapping.path, fileOffset: isFile ? toFile(address) : null }
-  const elf = module === null ? null : await module.elf()
+  const elf = module?.elf ?? null
   if (module !== null && elf !== null) {
+    const file = { ...place, buildId: module.buildId }
+    if (module.closed) return file
     const wanted = elf.vaddrOf(toFile(instruction(address, index)))
     const exact = elf.vaddrOf(toFile(address))
     const symbols = await module.symbols()
@@ -217,10 +236,20 @@ async function explainAddress(snapshot: Snapshot, address: bigint, index: number
     const symbol =
       (wanted === null ? null : await symbols.find(wanted)) ?? (exact === null || exact === wanted ? null : await symbols.find(exact))
     const known = symbol === null || exact === null ? null : { symbol: symbol.name, offset: exact - symbol.start }
-    return { ...place, buildId: await module.buildId(), ...known }
+    return { ...file, ...known }
   }
   const compiled = snapshot.perfMap.find(instruction(address, index))
   return compiled === null ? place : { ...place, symbol: compiled.name, offset: address - compiled.start }
+}
+
+/** What is read of a process; `null` if it exited, or may not be looked at: its addresses stay unexplained. */
+async function whileThere<T>(read: () => Promise<T>): Promise<T | null> {
+  try {
+    return await read()
+  } catch (error) {
+    if (saysAbsent(error)) return null
+    throw error
+  }
 }
 
 /** /proc/PID, or that of another thread if the leader has exited, which has no memory then. */

@@ -5,7 +5,7 @@
  */
 import type { ElfFile } from '../elf/elf-file.js'
 import { align4, SHT_NOTE } from '../elf/headers.js'
-import { UprobeError } from '../errors.js'
+import { saysUnusable } from '../shortage.js'
 
 const PT_NOTE = 4
 const NT_GNU_BUILD_ID = 3
@@ -26,7 +26,7 @@ export async function readBuildId(elf: ElfFile): Promise<string | null> {
       const id = await findIn(elf, offset, Number(size))
       if (id !== null) return id
     } catch (error) {
-      if (!(error instanceof UprobeError)) throw error
+      if (!saysUnusable(error)) throw error
     }
   }
   return null

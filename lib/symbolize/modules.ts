@@ -3,14 +3,15 @@
  *
  * A file is reached through /proc/PID/map_files while the process is there, whatever its name is by now, and is held open from then on, so that a stack can be explained when the process has exited and its
  * container is gone. What a stripped file lacks may be in a file of debug symbols, which is found by the build id: in the root of the process first, then in our own.
+ * Files that may not answer are left alone (target/mounts.ts).
  */
-import { closeSync, constants, fstatSync, openSync, statSync } from 'node:fs'
+import { closeSync, fstatSync, openSync } from 'node:fs'
 import { ElfFile } from '../elf/elf-file.js'
 import { SHT_SYMTAB } from '../elf/headers.js'
-import { UprobeError } from '../errors.js'
 import { loadNative } from '../native.js'
-import { saysAbsent } from '../shortage.js'
+import { saysAbsent, saysUnusable } from '../shortage.js'
 import { type Mapping, mapFilesPath } from '../target/maps.js'
+import type { Mounts } from '../target/mounts.js'
 import { readBuildId } from './build-id.js'
 import { SymbolIndex } from './symbol-index.js'
 
@@ -18,38 +19,51 @@ import { SymbolIndex } from './symbol-index.js'
 const MAX_MODULES = 192
 const MAX_SYMBOLS = 2 ** 23
 
+/** A descriptor that stands for a file without opening it (include/uapi/asm-generic/fcntl.h, the same on x86-64 and arm64): opening a device does something. */
+const O_PATH = 0o10000000
+
 /** A file that code was mapped from. */
 export class Module {
-  #elf: ElfFile | null = null
-  #debug: ElfFile | null = null
-  #buildId: string | null = null
   #symbols: SymbolIndex | null = null
-  #opening: Promise<void> | null = null
+  #closed = false
 
-  constructor(
-    private readonly fd: number,
-    private readonly path: string,
-    private readonly root: string,
+  private constructor(
+    /** The headers; `null` if it is no ELF file that can be read. */
+    readonly elf: ElfFile | null,
+    /** In hexadecimal digits; `null` if it has none. */
+    readonly buildId: string | null,
+    private readonly debug: ElfFile | null,
     private readonly onIndexed: (module: Module) => void,
   ) {}
 
-  /** The headers; `null` if it is no ELF file that can be read. */
-  async elf(): Promise<ElfFile | null> {
-    await this.prepare()
-    return this.#elf
+  /**
+   * Reads what is needed while the process is there: headers, build id, and where debug symbols are.
+   * @param fd - stands for the file; the caller closes it
+   * @param procDirectory - /proc/PID
+   * @throws {UprobeError} `ERR_UPROBE_LIMIT`; nothing is left open then
+   */
+  static async open(fd: number, procDirectory: string, mounts: Mounts, onIndexed: (module: Module) => void): Promise<Module> {
+    const elf = await openElf(fd)
+    if (elf === null) return new Module(null, null, null, onIndexed)
+    try {
+      const buildId = await readBuildId(elf)
+      const debug = buildId === null || hasSymbolTable(elf) ? null : await openDebugFile(procDirectory, mounts, buildId)
+      return new Module(elf, buildId, debug, onIndexed)
+    } catch (error) {
+      await elf.close()
+      throw error
+    }
   }
 
-  /** In hexadecimal digits; `null` if it has none. */
-  async buildId(): Promise<string | null> {
-    await this.prepare()
-    return this.#buildId
+  /** Whether it had to make room for others, so that it must be opened anew. */
+  get closed(): boolean {
+    return this.#closed
   }
 
   /** The functions, from the file and from that of its debug symbols. */
   async symbols(): Promise<SymbolIndex> {
-    await this.prepare()
     if (this.#symbols === null) {
-      const files = [this.#elf, this.#debug].filter((file) => file !== null)
+      const files = [this.elf, this.debug].filter((file) => file !== null)
       this.#symbols = await SymbolIndex.of(files)
       this.onIndexed(this)
     }
@@ -61,30 +75,17 @@ export class Module {
     return this.#symbols?.size ?? 0
   }
 
-  /** Reads what is needed while the process is there: headers, build id, and where debug symbols are. */
-  prepare(): Promise<void> {
-    this.#opening ??= this.#open()
-    return this.#opening
-  }
-
   /** Forgets the symbols; they are read again when asked for. */
   forget(): void {
     this.#symbols = null
   }
 
+  /** Closes the files. Idempotent. */
   async close(): Promise<void> {
-    await this.prepare()
-    await this.#debug?.close()
-    this.#debug = null
-    this.#elf = null
-    closeSync(this.fd)
-  }
-
-  async #open(): Promise<void> {
-    this.#elf = await readable(() => ElfFile.fromFd(this.fd, this.path))
-    if (this.#elf === null) return
-    this.#buildId = await readBuildId(this.#elf)
-    if (this.#buildId !== null && !hasSymbolTable(this.#elf)) this.#debug = await openDebugFile(this.root, this.#buildId)
+    this.#closed = true
+    this.forget()
+    await this.debug?.close()
+    await this.elf?.close()
   }
 }
 
@@ -93,28 +94,36 @@ export class Modules {
   /** The one that was asked for last is the last. */
   readonly #byFile = new Map<string, Module>()
 
-  /** The file of a mapping; `null` if it is not to be had: the process is gone, or may not be looked at. */
-  async open(procDirectory: string, mapping: Mapping): Promise<Module | null> {
-    const path = mapFilesPath(procDirectory, mapping)
-    const stat = optional(() => statSync(path, { bigint: true }))
-    // What is no regular file is not opened: opening a device does something.
-    if (stat === null || !stat.isFile()) return null
-    const key = [stat.dev, stat.ino, stat.size, stat.mtimeNs].join(':')
-    let module = this.#byFile.get(key) ?? null
-    if (module === null) {
-      const fd = optional(() => openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY))
-      if (fd === null) return null
-      module = new Module(fd, mapping.path, `${procDirectory}/root`, () => this.#forgetSome())
+  /** @param most - how many are held open */
+  constructor(private readonly most: number = MAX_MODULES) {}
+
+  /**
+   * The file of a mapping, which answers; `null` if it is not to be had: the process is gone, or may not be looked at. It stays open until as many others were asked for since.
+   * @throws {UprobeError} `ERR_UPROBE_LIMIT`, or a failed system call that says the same
+   */
+  async open(procDirectory: string, mapping: Mapping, mounts: Mounts): Promise<Module | null> {
+    const fd = optional(() => openSync(mapFilesPath(procDirectory, mapping), O_PATH))
+    if (fd === null) return null
+    try {
+      const stat = fstatSync(fd, { bigint: true })
+      if (!stat.isFile()) return null
+      const key = [stat.dev, stat.ino, stat.size, stat.mtimeNs].join(':')
+      const module = this.#byFile.get(key) ?? (await Module.open(fd, procDirectory, mounts, () => this.#forgetSome()))
+      this.#byFile.delete(key)
+      this.#byFile.set(key, module)
+      await this.#makeRoom()
+      return module
+    } finally {
+      closeSync(fd)
     }
-    this.#byFile.delete(key)
-    this.#byFile.set(key, module)
-    await module.prepare()
+  }
+
+  async #makeRoom(): Promise<void> {
     for (const [oldest, old] of this.#byFile) {
-      if (this.#byFile.size <= MAX_MODULES) break
+      if (this.#byFile.size <= this.most) return
       this.#byFile.delete(oldest)
       await old.close()
     }
-    return module
   }
 
   #forgetSome(): void {
@@ -135,33 +144,44 @@ function hasSymbolTable(elf: ElfFile): boolean {
 const DEBUG_DIRECTORY = '/usr/lib/debug/.build-id'
 
 /** The file of debug symbols of a build id, if there is one that says so itself. */
-async function openDebugFile(root: string, buildId: string): Promise<ElfFile | null> {
+async function openDebugFile(procDirectory: string, mounts: Mounts, buildId: string): Promise<ElfFile | null> {
   const path = `${DEBUG_DIRECTORY}/${buildId.slice(0, 2)}/${buildId.slice(2)}.debug`
   const native = loadNative()
-  for (const open of [() => native.openInRoot(root, path), () => native.openFile(path)]) {
-    const fd = optional(open)
+  const ways = [
+    ['own', () => native.openInRoot(`${procDirectory}/root`, path)],
+    ['ours', () => native.openFile(path)],
+  ] as const
+  for (const [root, open] of ways) {
+    const fd = mounts.mayHangPath(root, path) ? null : optional(open)
     if (fd === null) continue
-    // The descriptor is not the ELF file's own, but the file stays reachable through it until it is opened anew.
-    const elf = await readable(async () => {
-      try {
-        return fstatSync(fd).isFile() ? await ElfFile.open(`/proc/self/fd/${fd}`) : null
-      } finally {
-        native.closeFd(fd)
-      }
-    })
-    if (elf === null) continue
-    if (hasSymbolTable(elf) && (await readBuildId(elf)) === buildId) return elf
-    await elf.close()
+    let elf: ElfFile | null
+    try {
+      elf = fstatSync(fd).isFile() ? await openElf(fd) : null
+    } finally {
+      native.closeFd(fd)
+    }
+    if (elf !== null && (await isDebugFile(elf, buildId))) return elf
   }
   return null
 }
 
-/** What an untrusted file gives, or `null` if it is broken. */
-export async function readable<T>(read: () => Promise<T>): Promise<T | null> {
+/** Whether a file holds the symbols that are wanted; it is closed if it does not. */
+async function isDebugFile(elf: ElfFile, buildId: string): Promise<boolean> {
+  let wanted = false
   try {
-    return await read()
+    wanted = hasSymbolTable(elf) && (await readBuildId(elf)) === buildId
+  } finally {
+    if (!wanted) await elf.close()
+  }
+  return wanted
+}
+
+/** Opens the file that a descriptor stands for; `null` if it is none that can be read. */
+async function openElf(fd: number): Promise<ElfFile | null> {
+  try {
+    return await ElfFile.open(`/proc/self/fd/${fd}`)
   } catch (error) {
-    if (error instanceof UprobeError) return null
+    if (saysUnusable(error)) return null
     throw error
   }
 }

@@ -9,6 +9,7 @@ import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { loadNative } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
 import { saysAbsent } from '../shortage.js'
+import { Mounts } from '../target/mounts.js'
 
 /** What is read of one file: a Node.js server that has run for days has some ten megabytes. */
 const MAX_BYTES = 128 * 1024 * 1024
@@ -55,6 +56,7 @@ export class PerfMap {
     private readonly name: string,
     private readonly uids: ReadonlySet<number>,
     private readonly isStill: () => boolean,
+    private readonly mayHang: boolean,
   ) {
     this.#open()
   }
@@ -68,7 +70,8 @@ export class PerfMap {
     const numbers = (field: string): number[] => (new RegExp(`^${field}:\\s+(.*)$`, 'm').exec(status)?.[1] ?? '').split(/\s+/).map(Number)
     // Of a thread that stands in for its leader the map is the leader's. The innermost namespace is the last.
     const pid = numbers('NStgid').at(-1) ?? 0
-    return new PerfMap(`${procDirectory}/root`, `perf-${pid}.map`, new Set([0, ...numbers('Uid')]), isStill)
+    const mayHang = Mounts.of(procDirectory).mayHangPath('own', '/tmp')
+    return new PerfMap(`${procDirectory}/root`, `perf-${pid}.map`, new Set([0, ...numbers('Uid')]), isStill, mayHang)
   }
 
   /** What was compiled to an address. */
@@ -85,6 +88,7 @@ export class PerfMap {
   }
 
   #open(): void {
+    if (this.mayHang) return
     try {
       const native = loadNative()
       // Links of the container's root stay in it; the file itself must be none.

@@ -7,7 +7,7 @@
  */
 import type { ElfFile } from '../elf/elf-file.js'
 import { nameAt, readSymbols, type SymbolTable, symbolTablesOf } from '../elf/symbol-table.js'
-import { UprobeError } from '../errors.js'
+import { saysUnusable } from '../shortage.js'
 
 const STT_NOTYPE = 0
 const STT_FUNC = 2
@@ -88,7 +88,7 @@ export class SymbolIndex {
           await addTable(columns, elf, table, sources.length - 1)
         }
       } catch (error) {
-        if (!(error instanceof UprobeError)) throw error
+        if (!saysUnusable(error)) throw error
       }
     }
     return new SymbolIndex(columns, sources)
@@ -168,7 +168,7 @@ export class SymbolIndex {
     try {
       return (await nameAt(source.elf, source.table, this.#columns.names[index] ?? 0)).name
     } catch (error) {
-      if (error instanceof UprobeError) return null
+      if (saysUnusable(error)) return null
       throw error
     }
   }

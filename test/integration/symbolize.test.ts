@@ -2,8 +2,7 @@
  * What the addresses of stacks are: in libraries, in stripped files with debug symbols elsewhere, in code that a JIT compiler made, and in processes that are gone.
  */
 import assert from 'node:assert/strict'
-import { spawnSync } from 'node:child_process'
-import { copyFileSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'node:test'
 import { Worker } from 'node:worker_threads'
@@ -11,8 +10,9 @@ import type { Hit, StackFrame } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
 import { needs } from '../support/needs.js'
 import { functionOffset } from '../support/notes.js'
+import { buildIdOf, run, strippedRoot } from '../support/stripped.js'
 import { Target } from '../support/target.js'
-import { type Cleanup, freshCopy, tempDirectory } from '../support/temp.js'
+import { type Cleanup, freshCopy } from '../support/temp.js'
 import { collect, detachComplete, newTracer } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
 
@@ -30,17 +30,6 @@ function until(frames: readonly StackFrame[], last: string): (string | null)[] {
 async function framesOf(hit: Hit | undefined): Promise<readonly StackFrame[]> {
   assert.ok(hit !== undefined)
   return hit.symbolize()
-}
-
-/** Runs a tool of binutils. */
-function run(program: string, ...args: string[]): string {
-  const { status, stdout, stderr } = spawnSync(program, args, { encoding: 'utf8', maxBuffer: 1 << 28 })
-  assert.equal(status, 0, stderr)
-  return stdout
-}
-
-function buildIdOf(program: string): string {
-  return /Build ID: ([0-9a-f]+)/.exec(run('readelf', '-n', program))?.[1] ?? ''
 }
 
 test('a library that was loaded after the attach has its names, those without a dynamic symbol too', GCC, async (t) => {
@@ -120,20 +109,6 @@ test('a signal handler is shown on top of what it interrupted, without a name th
   // The kernel's trampoline on arm64 has no name here; on x86-64 it is a function of libc.
   assert.equal(frames[2]?.symbol, process.arch === 'arm64' ? null : '__restore_rt', JSON.stringify(names(frames)))
 })
-
-/** A root of its own with the program `stacks`, stripped; returns the root and the debug symbols, which are not in place. */
-function strippedRoot(t: Cleanup): { root: string; symbols: string; place: string } {
-  const root = tempDirectory(t)
-  const program = buildTarget(t, 'stacks', 'static')
-  const buildId = buildIdOf(program)
-  const symbols = join(root, 'symbols')
-  run('objcopy', '--only-keep-debug', program, symbols)
-  copyFileSync(program, join(root, 'stacks'))
-  run('strip', '--strip-all', '--keep-section=.note.stapsdt', join(root, 'stacks'))
-  const folder = join(root, 'usr/lib/debug/.build-id', buildId.slice(0, 2))
-  mkdirSync(folder, { recursive: true })
-  return { root, symbols, place: join(folder, `${buildId.slice(2)}.debug`) }
-}
 
 const TOOLS = needs({ programs: ['gcc', 'strip', 'objcopy', 'readelf', 'chroot'] })
 
