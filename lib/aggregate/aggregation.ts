@@ -159,14 +159,22 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   async #closeMaps(): Promise<void> {
     const { starts, store } = this.#parts
     try {
-      await this.#take('rest')
+      await this.#readRest()
     } finally {
       try {
-        this.#final = store.losses()
         await starts?.close()
       } finally {
         store.close()
       }
+    }
+  }
+
+  /** The groups, and the counts also if the groups cannot be read. */
+  async #readRest(): Promise<void> {
+    try {
+      await this.#take('rest')
+    } finally {
+      this.#final = this.#parts.store.losses()
     }
   }
 

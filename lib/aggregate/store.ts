@@ -112,8 +112,12 @@ export class GroupStore {
     }
   }
 
-  /** Takes what was added since the last time. Must not be called again before it has resolved. */
+  /**
+   * Takes what was added since the last time. Must not be called again before it has resolved.
+   * @throws {UprobeError} `ERR_UPROBE_CLOSED`
+   */
   async take(callback: TakeGroup): Promise<void> {
+    this.#throwIfClosed()
     const old = this.#generation
     if (this.#cleared) await this.#gracePeriod()
     this.#generation = old === 0 ? 1 : 0
@@ -132,8 +136,12 @@ export class GroupStore {
     for (const generation of [0, 1] as const) await this.#takeGeneration(generation, callback)
   }
 
-  /** The counts of what was not added, since the beginning. */
+  /**
+   * The counts of what was not added, since the beginning.
+   * @throws {UprobeError} `ERR_UPROBE_CLOSED`
+   */
   losses(): Losses {
+    this.#throwIfClosed()
     const sum = this.#read(this.maps.lossFd, LOSS_BYTES)
     const { unreadable, contended, start, unmatched, unfinished, rejected } = LOSS
     return {
@@ -151,6 +159,11 @@ export class GroupStore {
     if (this.#closed) return
     this.#closed = true
     for (const fd of this.#fds) this.native.closeFd(fd)
+  }
+
+  /** The numbers of its descriptors may be those of other files by now. */
+  #throwIfClosed(): void {
+    if (this.#closed) throw new UprobeError('ERR_UPROBE_CLOSED', 'The aggregation has ended, and what it had counted could not be read.')
   }
 
   async #gracePeriod(): Promise<void> {

@@ -28,3 +28,21 @@ test('an end that fails is reported, and the last state and the end of the aggre
   assert.deepEqual(told, ['target-exited'])
   assert.deepEqual(calls, ['maps closed', 'ended'])
 })
+
+test('what has begun is forgotten and the maps are closed also when neither groups nor counts can be read', async () => {
+  const failure = new Error('the counts cannot be read')
+  const start = Object.assign(new EventEmitter(), { state: 'attached', detach: () => Promise.resolve() })
+  const calls: string[] = []
+  const store = {
+    takeRest: () => Promise.reject(new Error('the maps cannot be read')),
+    losses: () => {
+      throw failure
+    },
+    close: () => calls.push('maps closed'),
+  }
+  const starts = { close: async () => calls.push('starts closed') }
+  const parts = { start, end: null, starts, groups: {}, store, log: childLogger(false, 'test'), onEnded: () => calls.push('ended') }
+  const aggregation = new Aggregation(parts as unknown as AggregationParts)
+  await assert.rejects(aggregation.detach(), failure)
+  assert.deepEqual(calls, ['starts closed', 'maps closed', 'ended'])
+})
