@@ -68,7 +68,7 @@ export function emitAdd(asm: Assembler, code: GroupCode, leave: Label, contended
   emitEnter(asm, code.maps, leave)
   emitFindGroup(asm, code, done)
   const extremes = layout.measures.filter(({ kind }) => kind === 'min' || kind === 'max')
-  // First, since only these can fail.
+  // First, since only these can fail. If a later one does, an earlier one shows the hit already; it is not taken back, since others may have been compared with it since.
   for (const measure of extremes) emitExtreme(asm, code, measure, given)
   for (const measure of layout.measures) {
     if (measure.kind === 'sum') {

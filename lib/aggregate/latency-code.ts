@@ -30,7 +30,7 @@ export type StartMaps =
       readonly by: 'argument'
       /** Hash by argument and life of the process: u64 time, and the key. The least recently used one goes when it is full. */
       readonly startsFd: number
-      /** Hash by process: u64 that no other life of a process has, the moment of its first beginning. */
+      /** Hash by process: u64 that no other life of a process has, the moment of its first beginning. The least recently used one goes when it is full. */
       readonly livesFd: number
     }
 
@@ -263,12 +263,16 @@ function emitArgument(asm: Assembler, program: ReadingProgram, shape: CaptureSha
 /** Where threads and programs are over. */
 export type Tracepoint = 'sched_process_exit' | 'sched_process_exec'
 
+/** Which thread's exit is the end of its process: the last one's, as Linux 6.16 and later tell, or the leader's. */
+export type LastExit = 'told' | 'leader'
+
 /**
  * A program for the tracepoints sched_process_exit and sched_process_exec, which run in the thread that is over: what it began will not end, and whoever gets its number next must not find it.
  *
- * At an exec the thread takes the number of the leader; the tracepoint's second argument is the number that it had.
+ * The second argument of the tracepoint is, at an exec, the number that the thread had, since it takes that of the leader; at an exit, whether it is the last thread of its process (include/trace/events/sched.h). Before Linux 6.16
+ * there is none at an exit, and a program that reads it cannot be attached (`bpf_probe_register`, kernel/trace/bpf_trace.c).
  */
-export function compileOver(maps: StartMaps, keyBytes: number, lossFd: number, tracepoint: Tracepoint): Uint8Array {
+export function compileOver(maps: StartMaps, keyBytes: number, lossFd: number, tracepoint: Tracepoint, last: LastExit): Uint8Array {
   const asm = new Assembler()
   const leave = new Label()
   asm.mov(CTX, 1)
@@ -278,8 +282,11 @@ export function compileOver(maps: StartMaps, keyBytes: number, lossFd: number, t
     asm.truncate(1)
     asm.shiftRight(0, 32)
     asm.storeMemory(FRAME, STACK.value, 0, 8)
-    // Of a process, its leader.
-    if (tracepoint === 'sched_process_exit') asm.jumpIfRegister(0, 'jne', 1, leave)
+    if (tracepoint === 'sched_process_exit' && last === 'leader') asm.jumpIfRegister(0, 'jne', 1, leave)
+    if (tracepoint === 'sched_process_exit' && last === 'told') {
+      asm.loadMemory(1, CTX, 8, 8)
+      asm.jumpIf(1, 'jeq', 0, leave)
+    }
     emitDelete(asm, maps.livesFd, STACK.value)
   } else {
     emitThread(asm)

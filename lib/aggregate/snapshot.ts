@@ -63,7 +63,7 @@ export interface AggregationStats {
   readonly lost: number
   /** Hits whose measured value could not be read. */
   readonly lostUnreadable: number
-  /** Hits whose group was changed by others without pause. */
+  /** Hits whose group was changed by others without pause. Where a hit may change several extremes, one of them may show it all the same. */
   readonly lostContended: number
   /** Latency: beginnings that had to go for want of room. */
   readonly lostStarts: number

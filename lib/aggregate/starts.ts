@@ -2,8 +2,11 @@
  * What has begun and not ended yet, of a latency: the maps that hold it, and the tracepoints at which what can no longer end is taken out of them.
  *
  * Both are bounded. A thread that is over is taken out by a program at its exit, in the thread itself, so that nothing leaks and no thread that gets its number finds what was left. By an argument, what a process has begun
- * is found by a number that is its own as long as it lives; when it is over, that number is forgotten, and what it began is pushed out in time by what is used.
+ * is found by a number that is its own as long as it lives; when it is over, that number is forgotten, and what it began is pushed out in time by what is used. Before Linux 6.16 a process counts as over when its leader thread is,
+ * since nobody tells of the last one: what the others began before cannot end, and what they begin then is forgotten when it is pushed out.
  */
+import { EINVAL } from '../errno.js'
+import { errnoOf, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import {
   BPF_LICENSE,
@@ -15,7 +18,7 @@ import {
   loadProgram,
 } from '../register/bpf-objects.js'
 import { closeRegistrations } from '../register/close.js'
-import { compileOver, type StartMaps } from './latency-code.js'
+import { compileOver, type LastExit, type StartMaps, type Tracepoint } from './latency-code.js'
 import type { Matching } from './options.js'
 import { stackBytes } from './stack-code.js'
 
@@ -57,7 +60,7 @@ export class Starts {
         return {
           by,
           startsFd: create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_starts', 16, bytes, atMost(MOST_STARTS, bytes)),
-          livesFd: create(BPF_MAP_TYPE_HASH, 'uprobe_lives', 8, 8, MOST_LIVES),
+          livesFd: create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_lives', 8, 8, MOST_LIVES),
         }
       }
       const bytes = stackBytes(keyBytes)
@@ -69,17 +72,24 @@ export class Starts {
     }
     try {
       const maps = openMaps()
-      for (const tracepoint of ['sched_process_exit', 'sched_process_exec'] as const) {
+      const watch = async (tracepoint: Tracepoint, last: LastExit): Promise<void> => {
         const program = await loadProgram(native, {
           type: BPF_PROG_TYPE_RAW_TRACEPOINT,
           expectedAttachType: 0,
-          insns: compileOver(maps, keyBytes, lossFd, tracepoint),
+          insns: compileOver(maps, keyBytes, lossFd, tracepoint, last),
           license: BPF_LICENSE,
           name: 'uprobe_over',
         })
         fds.push(program)
         fds.push(native.bpfRawTracepointOpen(tracepoint, program))
       }
+      try {
+        await watch('sched_process_exit', 'told')
+      } catch (error) {
+        if (errnoOf(error) !== EINVAL || error instanceof UprobeError) throw error
+        await watch('sched_process_exit', 'leader')
+      }
+      await watch('sched_process_exec', 'told')
       return new Starts(native, maps, fds)
     } catch (error) {
       await closeRegistrations(native, fds)

@@ -12,16 +12,26 @@ import { join } from 'node:path'
  * uprobe_multi; 6.12 has it, with its first correct filter by process; 6.18 replaces nops of five bytes; the newest one shows what will be; arm64 has other registers, instructions and breakpoints.
  */
 export const GUESTS = {
-  'arm64-6.12': { architecture: 'arm64', suites: ['trixie'], lacks: '', kernel: /^linux-image-6\.12\.\d.*-cloud-arm64$/ },
+  'arm64-6.12': { architecture: 'arm64', suites: ['trixie'], lacks: 'last-thread', kernel: /^linux-image-6\.12\.\d.*-cloud-arm64$/ },
   newest: {
     architecture: 'amd64',
     suites: ['trixie-backports', 'sid'],
     lacks: '',
     kernel: /^linux-image-([7-9]|\d\d)\.\d+\.\d.*-cloud-amd64$/,
   },
-  '5.10': { architecture: 'amd64', suites: ['bullseye'], lacks: 'multi,sleepable', kernel: /^linux-image-5\.10\.\d.*-cloud-amd64$/ },
-  6.1: { architecture: 'amd64', suites: ['bookworm'], lacks: 'multi,sleepable', kernel: /^linux-image-6\.1\.\d.*-cloud-amd64$/ },
-  6.12: { architecture: 'amd64', suites: ['trixie'], lacks: '', kernel: /^linux-image-6\.12\.\d.*-cloud-amd64$/ },
+  '5.10': {
+    architecture: 'amd64',
+    suites: ['bullseye'],
+    lacks: 'multi,sleepable,last-thread',
+    kernel: /^linux-image-5\.10\.\d.*-cloud-amd64$/,
+  },
+  6.1: {
+    architecture: 'amd64',
+    suites: ['bookworm'],
+    lacks: 'multi,sleepable,last-thread',
+    kernel: /^linux-image-6\.1\.\d.*-cloud-amd64$/,
+  },
+  6.12: { architecture: 'amd64', suites: ['trixie'], lacks: 'last-thread', kernel: /^linux-image-6\.12\.\d.*-cloud-amd64$/ },
   6.18: {
     architecture: 'amd64',
     suites: ['trixie-backports'],

@@ -7,7 +7,7 @@ import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import type { Aggregation, AggregationStats } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
-import { REGISTRATIONS } from '../support/features.js'
+import { HAS_LAST_THREAD, REGISTRATIONS } from '../support/features.js'
 import { needs } from '../support/needs.js'
 import { Target } from '../support/target.js'
 import { newTracer, refused } from '../support/tracing.js'
@@ -188,6 +188,18 @@ test(
     assertCounts(some, { hits: 8, filtered: 2, aggregated: 3, unfinished: 3, abandoned: 1, unmatched: 3 })
   },
 )
+
+test('matched by an argument, a process lives as long as one of its threads, where the kernel tells of the last', GCC, async (t) => {
+  const program = buildTarget(t, 'latency')
+  const target = await Target.start(t, program)
+  const aggregation = await newTracer(t).aggregate({ ...PAIR, match: 'arg0' }, { path: program, by: 'arg0' })
+  await run(target, 'begin 1')
+  assert.equal(await target.ask('leader-exit'), 'leader gone')
+  await run(target, 'end 1', 'begin 2', 'thread 3', 'end 3', 'end 2')
+  await aggregation.detach()
+  const expected = HAS_LAST_THREAD ? { aggregated: 3 } : { aggregated: 2, unfinished: 1, unmatched: 1 }
+  assertCounts(aggregation, { hits: 3, ...expected })
+})
 
 test('what a program began does not end in the one that takes its place', GCC, async (t) => {
   const program = buildTarget(t, 'latency')

@@ -15,5 +15,8 @@ export const HAS_SLEEPABLE = !lacking.has('sleepable')
 /** Whether probes may be on nops of five bytes: from 6.18 on, until it was repaired, the kernel replaces them in ways that harm the program. */
 export const HAS_SAFE_NOP5 = !lacking.has('nop5')
 
+/** Whether the kernel tells which thread of a process is the last to exit (6.16). */
+export const HAS_LAST_THREAD = !lacking.has('last-thread')
+
 /** The ways to register that can be forced here. */
 export const REGISTRATIONS: ReadonlyArray<'perf' | 'multi'> = HAS_MULTI ? ['perf', 'multi'] : ['perf']

@@ -7,9 +7,11 @@
  *   t:begin, t:end      -4@id; they fire only where they are told to
  *
  * Commands: down N, leave N TIMES, tail N; begin ID, end ID; nest N (N times begin, then N times end), thread ID (a thread that begins and is over), fork ID (a child that begins and
- * is over), pairs T N (T threads that N times begin, call f_down(3), and end, each with an id of its own), exec. The answer is `done`.
+ * is over), pairs T N (T threads that N times begin, call f_down(3), and end, each with an id of its own), exec, leader-exit (another thread goes on). The answer is `done`, after leader-exit
+ * `leader gone`.
  */
 #define _GNU_SOURCE
+#include "leader.h"
 #include "probe.h"
 #include "protocol.h"
 
@@ -83,11 +85,11 @@ static void pairs(int threads, long count) {
   for (int i = 0; i < threads && i < 16; i++) pthread_join(workers[i].thread, NULL);
 }
 
-int main(int count, char **arguments) {
+static char **arguments;
+
+static void commands(void) {
   char line[256];
   char *argument;
-  (void)count;
-  answer("ready");
   while (read_command(line, sizeof line)) {
     if ((argument = argument_of(line, "down"))) {
       f_down(atol(argument));
@@ -122,11 +124,20 @@ int main(int count, char **arguments) {
       pairs(threads, strtol(argument, NULL, 10));
     } else if ((argument = argument_of(line, "exec"))) {
       execv("/proc/self/exe", arguments);
+    } else if ((argument = argument_of(line, "leader-exit"))) {
+      leave_to_follower(commands);
     } else {
       answer("unknown");
       continue;
     }
     answer("done");
   }
+}
+
+int main(int count, char **own_arguments) {
+  (void)count;
+  arguments = own_arguments;
+  answer("ready");
+  commands();
   return 0;
 }

@@ -25,6 +25,7 @@
  *   exit N              ends with this status
  */
 #define _GNU_SOURCE
+#include "leader.h"
 #include "probe.h"
 #include "protocol.h"
 
@@ -183,26 +184,6 @@ static char program[4096];
 static pthread_t leader;
 static void commands(void);
 
-/* Goes on with the commands once the leader thread is a zombie, as /proc shows it. */
-static void *follow_leader(void *unused) {
-  (void)unused;
-  char path[64];
-  char stat[512];
-  snprintf(path, sizeof path, "/proc/self/task/%d/stat", getpid());
-  for (;;) {
-    FILE *file = fopen(path, "r");
-    size_t length = file == NULL ? 0 : fread(stat, 1, sizeof stat - 1, file);
-    if (file != NULL) fclose(file);
-    stat[length] = '\0';
-    char *end = strrchr(stat, ')');
-    if (end != NULL && end[2] == 'Z') break;
-    usleep(1000);
-  }
-  answer("leader gone");
-  commands();
-  exit(0);
-}
-
 #ifdef STATIC_TARGET
 static void load_library(char *path) { answer("error %s: a static program", path); }
 static long fire_library(long count) { return -count; }
@@ -289,13 +270,11 @@ static void command(char *line) {
   } else if ((argument = argument_of(line, "counters"))) {
     answer("%d %d %d %d", t_gated_semaphore, t_ungated_semaphore, t_shared_semaphore, t_twin_semaphore);
   } else if ((argument = argument_of(line, "leader-exit"))) {
-    pthread_t follower;
     if (!pthread_equal(pthread_self(), leader)) {
       answer("error the leader is gone");
       return;
     }
-    if (pthread_create(&follower, NULL, follow_leader, NULL) != 0) abort();
-    pthread_exit(NULL);
+    leave_to_follower(commands);
   } else if ((argument = argument_of(line, "exit"))) {
     _exit(atoi(argument));
   } else {
