@@ -16,7 +16,7 @@ import { parseFilter } from './capture/filter-parse.js'
 import { HitDecoder } from './capture/hit.js'
 import { type ClaimsHost, CounterClaims } from './counter/claims.js'
 import type { ClaimContext } from './counter/process-claim.js'
-import { type CounterMode, counterTable } from './counter/table.js'
+import { counterTable, type HeldByProbe, ProbeHolds } from './counter/table.js'
 import type { Ring } from './delivery/ring.js'
 import { errnoOf, isSystemCallError, UprobeError } from './errors.js'
 import { escapeForDisplay, type Logger } from './log.js'
@@ -183,7 +183,11 @@ async function attachSteps(
     (slot) => probe.siteOfSlot(slot),
     stacks,
   )
-  const holds: Array<() => void> = []
+  const holds = new ProbeHolds(
+    counterTable,
+    settings.counter,
+    prepared.files.flatMap((file) => countersOf(context, file, () => probe.state === 'attached')),
+  )
   const arming: Arming = pauseMap === null ? new CountedArming(attachment, ring) : claimCounters(pauseMap)
   const probe: Probe = new Probe({
     native,
@@ -202,8 +206,8 @@ async function attachSteps(
     countOnly: settings.countOnly,
     queueLimit: settings.queueLimit,
     log,
+    holds,
     onEnded: () => {
-      for (const release of holds) release()
       stacks?.close()
       context.onEnded(probe)
     },
@@ -229,7 +233,7 @@ async function attachSteps(
     return claimed
   }
 
-  for (const file of prepared.files) holdCounters(context, file, settings.counter, probe, holds)
+  holds.enter()
   const { failures: refused, warnings: leftAlone } = await arming.arm(signal)
   warnings.push(...leftAlone)
   settle(spec, refused, prepared.sites.length, warnings)
@@ -251,23 +255,23 @@ async function attachSteps(
   return probe
 }
 
-/**
- * Enters the counters of one file into the table.
- * @param holds - gets what takes each out again, also if a later one is refused
- */
-function holdCounters({ native, tracer }: AttachContext, file: FileSites, mode: CounterMode, probe: Probe, holds: Array<() => void>): void {
-  const { facts, processes, sites } = file
-  for (const counter of facts.counters.values()) {
-    const holder = {
+/** The counters of one file, as the table has them. */
+function countersOf({ native, tracer }: AttachContext, file: FileSites, isActive: () => boolean): HeldByProbe[] {
+  const { identity, path, counters } = file.facts
+  const { processes, sites } = file
+  return [...counters.values()].map((counter) => ({
+    identity,
+    path,
+    counter,
+    holder: {
       tracer,
       sites: sites
         .filter(({ counterVaddr }) => counterVaddr === counter.vaddr)
         .map(({ probe: name, fileOffset }) => ({ probe: name, fileOffset })),
-      isActive: () => probe.state === 'attached',
-      processes: () => (processes === null ? processesMapping(native, facts.identity) : living(processes)),
-    }
-    holds.push(counterTable.hold(facts.identity, facts.path, counter, mode, holder))
-  }
+      isActive,
+      processes: () => (processes === null ? processesMapping(native, identity) : living(processes)),
+    },
+  }))
 }
 
 async function* living(processes: readonly TargetProcess[]): AsyncGenerator<TargetProcess> {

@@ -10,6 +10,7 @@ import type { Arming, ClaimedArming } from './arming.js'
 import type { Hit, HitDecoder } from './capture/hit.js'
 import type { Arrival } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
+import type { ProbeHolds } from './counter/table.js'
 import type { SiteTarget } from './counter/verify.js'
 import { HitBatch } from './delivery/batch.js'
 import { Consumer, callGuarded } from './delivery/consumer.js'
@@ -46,6 +47,8 @@ export interface ProbeParts {
   readonly countOnly: boolean
   readonly queueLimit: number
   readonly log: Logger
+  /** What it has in the table of counters. */
+  readonly holds: ProbeHolds
   readonly onEnded: () => void
 }
 
@@ -157,7 +160,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#inTurn(async () => {
       if (this.#state === 'attached') return
       this.#throwIfEnded()
-      const warnings = await this.#parts.arming.resume(this.#abort.signal)
+      const warnings = await this.#resume()
       this.#laterWarnings.push(...warnings)
       for (const warning of warnings) this.#parts.log.warn(warning)
       this.#change('attached', { reason: 'resume', mayHaveMissed: warnings.length > 0 })
@@ -223,6 +226,17 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     )
   }
 
+  async #resume(): Promise<readonly string[]> {
+    const { arming, holds } = this.#parts
+    const hadGivenWay = holds.enter()
+    try {
+      return await arming.resume(this.#abort.signal)
+    } catch (error) {
+      if (hadGivenWay) holds.leave()
+      throw error
+    }
+  }
+
   /** @internal A process was found later. */
   arrived({ pid, mayHaveMissed }: Arrival): void {
     if (this.#ending === null) this.#change(this.#state, { reason: 'arrival', pid, mayHaveMissed })
@@ -241,10 +255,11 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** @internal Gives its claims up for another tool, and pauses. Returns whether there were any. */
   yield(): Promise<boolean> {
     return this.#inTurn(async () => {
-      const { arming, ring } = this.#parts
+      const { arming, holds, ring } = this.#parts
       if (this.#ending !== null || !arming.claims) return false
       const failure = await arming.disarm()
       await arming.finish()
+      holds.leave()
       await ring.drain()
       this.#change('paused', { reason: 'yield', mayHaveMissed: false })
       if (failure !== null) throw failure
@@ -308,7 +323,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   async #tearDown(): Promise<void> {
-    const { native, ring, probeId, arming, programs, pauseMap, statsFd, files, onEnded } = this.#parts
+    const { native, ring, probeId, arming, programs, pauseMap, statsFd, files, holds, onEnded } = this.#parts
     let failure: unknown = null
     try {
       try {
@@ -328,6 +343,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       pauseMap?.close()
       native.closeFd(statsFd)
       for (const file of files) file.close()
+      holds.leave()
       onEnded()
     }
     if (failure !== null) throw failure

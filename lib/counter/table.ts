@@ -79,5 +79,47 @@ export class CounterTable {
   }
 }
 
+/** A counter that a probe holds. */
+export interface HeldByProbe {
+  readonly identity: FileIdentity
+  readonly path: string
+  readonly counter: FileCounter
+  readonly holder: CounterHolder
+}
+
+/** The entries of one probe in the table. One that gives way takes them out, so that the counters are free for either mode. */
+export class ProbeHolds {
+  #releases: Array<() => void> = []
+
+  constructor(
+    private readonly table: CounterTable,
+    private readonly mode: CounterMode,
+    private readonly held: readonly HeldByProbe[],
+  ) {}
+
+  /**
+   * Enters all, or none.
+   * @returns whether they were out
+   * @throws {UprobeError} as {@link CounterTable.hold}
+   */
+  enter(): boolean {
+    if (this.#releases.length > 0) return false
+    try {
+      for (const { identity, path, counter, holder } of this.held) {
+        this.#releases.push(this.table.hold(identity, path, counter, this.mode, holder))
+      }
+    } catch (error) {
+      this.leave()
+      throw error
+    }
+    return true
+  }
+
+  /** Takes them out. Idempotent. */
+  leave(): void {
+    for (const release of this.#releases.splice(0)) release()
+  }
+}
+
 /** The table of this process; a Worker has its own. */
 export const counterTable = new CounterTable()

@@ -222,6 +222,30 @@ test('a tracer that gives way lets kernel tracers in, and takes the counter agai
   await detachComplete(await theirs.attach('usdt:t:gated', { pid }), 0)
 })
 
+test('what a tracer gave way to may be another of this process that counts with the kernel, until that is gone', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const leaseDir = leaseDirectory()
+  const [ours, theirs] = [newTracer(t, { leaseDir }), newTracer(t, { leaseDir })]
+  const { pid } = target
+  const probe = await ours.attach('usdt:t:gated', { pid, counter: 'msb' })
+  await refused(theirs.attach('usdt:t:gated', { pid }), 'ERR_UPROBE_COUNTER_MODE')
+  await ours.yield()
+  assert.deepEqual(await ours.counters(), [])
+  const other = await theirs.attach('usdt:t:gated', { pid })
+  await refused(probe.resume(), 'ERR_UPROBE_COUNTER_MODE')
+  assert.equal(await target.askNumber('gated 3'), 3)
+  await detachComplete(other, 3)
+  await probe.resume()
+  await refused(theirs.attach('usdt:t:gated', { pid }), 'ERR_UPROBE_COUNTER_MODE')
+  assert.deepEqual(
+    (await ours.counters()).map(({ mode }) => mode),
+    ['msb'],
+  )
+  assert.equal(await target.askNumber('gated 4'), 4)
+  await detachComplete(probe, 4)
+  await detachComplete(await theirs.attach('usdt:t:gated', { pid }), 0)
+})
+
 test('a paused probe that goes on being hit, since the program does not check its counter, is taken out', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const [note] = notesOf(target.program, 't:ungated')
