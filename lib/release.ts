@@ -2,10 +2,11 @@
  * `release()`: asks the agents of this package that hold claims to give way to another tool.
  */
 import { askToGiveWay } from './counter/control.js'
+import { openIfThere } from './counter/gone.js'
 import type { LeaseRecord } from './counter/lease.js'
 import { defaultLeaseDirectory, LeaseDirectory } from './counter/lease-directory.js'
 import { UprobeError } from './errors.js'
-import { loadNative } from './native.js'
+import { loadNative, type Native } from './native.js'
 
 /** Options of {@link release}. */
 export interface ReleaseOptions {
@@ -13,6 +14,15 @@ export interface ReleaseOptions {
   pid?: number | undefined
   /** Directory of the leases; default: that of the tracer. */
   leaseDir?: string | undefined
+  /** Called for each agent that has not answered within a second. It is waited for, 10 seconds in all. */
+  onWaiting?: ((owner: ReleaseOwner) => void) | undefined
+}
+
+/** The agent that holds a claim. */
+export interface ReleaseOwner {
+  readonly pid: number
+  readonly comm: string
+  readonly kind: 'lease'
 }
 
 /** A claim on one counter in one process, and whether its owner gave it up. */
@@ -21,37 +31,54 @@ export interface ReleaseEntry {
   readonly path: string
   readonly provider: string
   readonly name: string
-  /** The agent that holds the claim. */
-  readonly owner: { readonly pid: number; readonly comm: string; readonly kind: 'lease' }
+  readonly owner: ReleaseOwner
   readonly released: boolean
+  /** Why it was not, and what helps; `null` if it was. */
+  readonly reason: string | null
 }
+
+/** When whoever asks is told that an agent is waited for. */
+const SAY_MS = 1000
 
 /**
  * Asks every agent that holds a claim to give way: to clear it, and to close the registrations and guards by which it keeps kernel tracers away. Their probes are paused, and
  * take their counters again when they are resumed.
  *
- * Agents are found by their leases; one that does not answer keeps its claims, and its entries say so. A claim whose agent is dead is no business of anybody's
- * but `repair()`.
+ * Agents are found by their leases; one that does not answer within 10 seconds keeps its claims for now, and its entries say so: once it runs again, it gives way all the same. A claim whose agent is dead,
+ * or could not clear it, is listed as not released, and is for `repair()`.
  * @throws {UprobeError} `ERR_UPROBE_LEASE` if the lease directory cannot be trusted; `ERR_UPROBE_BAD_OPTION`
  */
 export async function release(options: ReleaseOptions = {}): Promise<ReleaseEntry[]> {
   const pid = options.pid ?? null
   if (pid !== null && (!Number.isInteger(pid) || pid < 1))
     throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'Option pid: give a positive pid.')
-  const directory = LeaseDirectory.open(loadNative(), options.leaseDir ?? defaultLeaseDirectory(), 'ignore')
+  const native = loadNative()
+  const directory = LeaseDirectory.open(native, options.leaseDir ?? defaultLeaseDirectory(), 'ignore')
   if (directory === null) return []
   try {
     const byOwner = new Map<string, HeldLease[]>()
-    for (const { name, lease, released, left, ownerId, ownerAlive } of directory.list()) {
-      if (lease === null || released || left || !ownerAlive || (pid !== null && lease.target.pid !== pid)) continue
-      byOwner.set(ownerId, [...(byOwner.get(ownerId) ?? []), { name, lease }])
-    }
     const entries: ReleaseEntry[] = []
-    for (const [ownerId, leases] of byOwner) entries.push(...(await releaseOf(directory, ownerId, leases, pid)))
-    return entries
+    for (const { name, lease, released, left, ownerId, ownerAlive } of directory.list()) {
+      if (lease === null || released || (pid !== null && lease.target.pid !== pid)) continue
+      if (ownerAlive && !left) byOwner.set(ownerId, [...(byOwner.get(ownerId) ?? []), { name, lease }])
+      else if (isThere(native, lease)) entries.push(...entriesOf(lease, whyLeft(lease, ownerAlive)))
+    }
+    const asked = [...byOwner].map(([ownerId, leases]) => releaseOf(directory, ownerId, leases, pid, options.onWaiting))
+    return [...(await Promise.all(asked)).flat(), ...entries]
   } finally {
     directory.close()
   }
+}
+
+/** Whether the process of a lease is there. */
+function isThere(native: Native, { target }: LeaseRecord): boolean {
+  const found = openIfThere(native, target.pid)
+  found?.close()
+  return found?.startTime === target.startTime
+}
+
+function whyLeft({ target }: LeaseRecord, ownerAlive: boolean): string {
+  return `${ownerAlive ? 'the agent could not clear it' : 'the agent is dead'}; \`uprobe repair ${target.pid} --apply\` clears what is left`
 }
 
 interface HeldLease {
@@ -64,25 +91,40 @@ async function releaseOf(
   ownerId: string,
   leases: readonly HeldLease[],
   pid: number | null,
+  onWaiting: ReleaseOptions['onWaiting'],
 ): Promise<ReleaseEntry[]> {
+  const [first] = leases
+  const timer = setTimeout(() => {
+    if (first !== undefined) onWaiting?.(ownerOf(first.lease))
+  }, SAY_MS)
+  let refusal = 'the agent could not clear it'
   try {
     await askToGiveWay(directory, ownerId, pid)
   } catch (error) {
     if (!(error instanceof UprobeError)) throw error
+    refusal = error.message
+  } finally {
+    clearTimeout(timer)
   }
   // What became of each lease says more than an answer: it is gone, or given back; or still there, or given up with something left (lease-owner.ts).
   const kept = new Set(directory.names())
   const isKept = (name: string): boolean => kept.has(name) || kept.has(name.replace(/^lease-/, 'left-'))
-  return leases.flatMap(({ name: file, lease }) => entriesOf(lease, !isKept(file)))
+  return leases.flatMap(({ name: file, lease }) => entriesOf(lease, isKept(file) ? refusal : null))
 }
 
-function entriesOf({ target, file, counters, owner }: LeaseRecord, released: boolean): ReleaseEntry[] {
+function entriesOf(lease: LeaseRecord, reason: string | null): ReleaseEntry[] {
+  const { target, file, counters } = lease
   return counters.map(({ provider, name }) => ({
     pid: target.pid,
     path: file.path,
     provider,
     name,
-    owner: { pid: owner.pid, comm: owner.comm, kind: 'lease' as const },
-    released,
+    owner: ownerOf(lease),
+    released: reason === null,
+    reason,
   }))
+}
+
+function ownerOf({ owner: { pid, comm } }: LeaseRecord): ReleaseOwner {
+  return { pid, comm, kind: 'lease' }
 }

@@ -1,6 +1,6 @@
 /** `uprobe release`: asks the agents of this package that hold claims to give way. */
 import type { Command } from 'commander'
-import { release, UprobeError } from '../index.js'
+import { type ReleaseOwner, release, UprobeError } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { parsePid } from './options.js'
@@ -10,7 +10,8 @@ import { alignColumns, jsonLine } from './text.js'
 const HELP = `
 A claim (counter: 'msb') keeps every other tracer away from its probe, also while it is paused. This asks the agents that
 hold claims, in one process or in all, to clear them and to let other tracers in. Their probes are paused until the agent
-resumes them. A claim whose agent is dead is cleared by \`uprobe repair\`.
+resumes them. An agent that does not answer is waited for, 10 seconds at most; it gives way when it runs again. A claim
+whose agent is dead is cleared by \`uprobe repair\`.
 
 Examples:
   uprobe release 4242
@@ -29,21 +30,27 @@ export function addRelease(program: Command): void {
     .addHelpText('after', HELP)
     .action(async (pid: number | undefined, flags: { json?: true; leaseDir?: string }) => {
       const output = new Output(process.stdout)
-      const entries = await release({ pid, leaseDir: flags.leaseDir })
-      const rows = entries.map(({ pid: target, path, provider, name, owner, released }) => [
+      const entries = await release({
+        pid,
+        leaseDir: flags.leaseDir,
+        onWaiting: (owner) => process.stderr.write(`waiting for ${agent(owner)} to give way\n`),
+      })
+      const rows = entries.map(({ pid: target, path, provider, name, owner, released, reason }) => [
         String(target),
         escapeForDisplay(`usdt:${path}:${provider}:${name}`),
-        `${escapeForDisplay(owner.comm)}[${owner.pid}]`,
-        released ? 'released' : 'not released',
+        agent(owner),
+        released ? 'released' : `not released: ${escapeForDisplay(reason ?? '')}`,
       ])
       await output.lines(flags.json ? entries.map((entry) => jsonLine(entry)) : alignColumns(rows))
       output.check()
-      const kept = entries.filter(({ released }) => !released).length
-      if (kept > 0) {
-        throw new UprobeError(
-          'ERR_UPROBE_LEASE',
-          `${kept} of ${entries.length} claims were not released, since their agents did not answer. Ask again, or end them.`,
-        )
+      const kept = entries.filter(({ released }) => !released)
+      if (kept.length > 0) {
+        const reasons = [...new Set(kept.map(({ reason }) => reason))].join('; ')
+        throw new UprobeError('ERR_UPROBE_LEASE', `${kept.length} of ${entries.length} claims were not released: ${reasons}.`)
       }
     })
+}
+
+function agent({ pid, comm }: ReleaseOwner): string {
+  return `${escapeForDisplay(comm)}[${pid}]`
 }

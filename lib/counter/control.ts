@@ -26,8 +26,8 @@ export interface ReleasedCounter {
 const MAX_QUESTION_BYTES = 4096
 /** Longest answer: some thousands of counters. */
 const MAX_ANSWER_BYTES = 16 * 1024 * 1024
-/** How long to wait for an agent that was asked: closing a hundred perf events alone takes ten seconds. */
-const ANSWER_MS = 30_000
+/** How long to wait for an agent that was asked. One that takes longer (closing a hundred perf events alone takes ten seconds), or is stopped, gives way afterwards. */
+const ANSWER_MS = 10_000
 
 /** The path of an owner's socket, through the directory's descriptor: the name of a socket has at most 107 bytes. */
 function socketPath(directory: LeaseDirectory, ownerId: string): string {
@@ -119,7 +119,7 @@ export async function askToGiveWay(directory: LeaseDirectory, ownerId: string, p
   const refusal = (why: string, cause?: unknown): UprobeError =>
     new UprobeError(
       'ERR_UPROBE_LEASE',
-      `The agent ${ownerId} did not give way: ${why}. Ask again, or end it; what it leaves then is found by \`uprobe repair\`.`,
+      `the agent did not give way: ${why}. Ask again, or end it; what it leaves then is found by \`uprobe repair\``,
       { cause },
     )
   const socket = connect(socketPath(directory, ownerId))
