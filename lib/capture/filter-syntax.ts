@@ -2,6 +2,7 @@
  * The syntax of filters: acorn parses the text as a JavaScript expression, of which only the tokens that filters are made of are let through.
  */
 import { type Expression, parseExpressionAt, type Token, type TokenType, tokTypes } from 'acorn'
+import type { UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import { filterError } from './filter.js'
 
@@ -25,7 +26,7 @@ export function parseExpression(text: string): Expression {
   let prefixes = 0
   // acorn calls itself for each parenthesis and prefix, and the text decides how many there are.
   const onToken = ({ type, start, end: tokenEnd }: Token): void => {
-    if (!TOKENS.has(type)) throw filterError(text, start, `${shown(text.slice(start, tokenEnd))} is not part of a filter`)
+    if (!TOKENS.has(type)) throw notPart(text, start, tokenEnd)
     if (type === tokTypes.parenL) open++
     if (type === tokTypes.parenR) open--
     prefixes = type === tokTypes.prefix || type === tokTypes.plusMin ? prefixes + 1 : 0
@@ -45,9 +46,18 @@ export function parseExpression(text: string): Expression {
     if (!(error instanceof SyntaxError) || !('pos' in error) || typeof error.pos !== 'number') throw error
     const ended = text.slice(error.pos).trim() === ''
     const what = error.message.replace(/ \(\d+:\d+\)$/, '')
+    // It points at what stands before the sign.
+    const [assignment, blank = '', sign = ''] = /^(\s*)([^\s\w"'(]*=)/.exec(text.slice(end)) ?? []
+    if (what === 'Assigning to rvalue' && assignment !== undefined)
+      throw notPart(text, end + blank.length, end + blank.length + sign.length)
     if (what !== 'Unexpected token') throw filterError(text, error.pos, shown(what.charAt(0).toLowerCase() + what.slice(1)))
     throw filterError(text, error.pos, ended ? 'something is missing here' : 'this is not expected here')
   }
+}
+
+function notPart(text: string, start: number, end: number): UprobeError {
+  const token = text.slice(start, end)
+  return filterError(text, start, token === '=' ? '= is not part of a filter; == compares' : `${shown(token)} is not part of a filter`)
 }
 
 /** What was written, or acorn says of it, cut and safe to print. */

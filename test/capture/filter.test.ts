@@ -50,7 +50,11 @@ for (const [text, expected] of [
 for (const [text, column, message] of [
   ['', 1, /something is missing/],
   ['   ', 4, /something is missing/],
-  ['arg0 = 5', 6, /= is not part of a filter/],
+  ['arg0 = 5', 6, /= is not part of a filter; == compares/],
+  ['arg0 + 1 =  5', 10, /= is not part of a filter; == compares/],
+  ['str(arg0)="x"', 10, /= is not part of a filter; == compares/],
+  ['(arg0 = 5)', 7, /= is not part of a filter; == compares/],
+  ['5 += 1', 3, /\+= is not part of a filter/],
   ['arg0 == ', 9, /something is missing/],
   ['arg0 == x', 9, /x is not known; there are arg0/],
   ['arg == 5', 1, /arg is not known/],
