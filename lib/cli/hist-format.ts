@@ -56,3 +56,13 @@ export function displayNs(ns: number): string {
   for (const [size, name] of UNITS) if (ns >= size) return `${Number((ns / size).toPrecision(3))}${name}`
   return `${Number(ns.toPrecision(3))}ns`
 }
+
+/** An average: exactly if it is a whole number; else to six digits, and to three behind the point of a large one. */
+export function displayAverage(sum: bigint, count: number): string {
+  const divisor = BigInt(count)
+  if (sum % divisor === 0n) return String(sum / divisor)
+  const average = Number(sum) / count
+  if (Math.abs(average) < 1000) return String(Number(average.toPrecision(6)))
+  const thousandths = ((sum < 0n ? -sum : sum) * 1000n + divisor / 2n) / divisor
+  return `${sum < 0n ? '-' : ''}${thousandths / 1000n}.${String(thousandths % 1000n).padStart(3, '0')}`
+}

@@ -4,7 +4,7 @@ import type { AggregateOptions, AggregateSpec, Aggregates } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { displayNs, drawHistogram } from './hist-format.js'
+import { displayAverage, displayNs, drawHistogram } from './hist-format.js'
 import { byOption, counterOption, durationOption, filterOption, parseMeasured, parseScale, pidOption } from './options.js'
 import { Output } from './output.js'
 import { jsonInteger, jsonLine } from './text.js'
@@ -77,7 +77,7 @@ function toText(answer: Answer, by: readonly string[], unit: 'number' | 'ns'): s
   const show = (value: bigint): string => (unit === 'ns' ? displayNs(Number(value)) : String(value))
   const draw = (title: string, { count, sum, min, max, histogram }: Aggregates): string[] => {
     if (count === 0 || histogram === null || sum === null || min === null || max === null) return []
-    const average = unit === 'ns' ? displayNs(Number(sum) / count) : String(Number((Number(sum) / count).toPrecision(6)))
+    const average = unit === 'ns' ? displayNs(Number(sum) / count) : displayAverage(sum, count)
     return [`${title}count ${count}, average ${average}, least ${show(min)}, most ${show(max)}`, ...drawHistogram(histogram, unit), '']
   }
   return [
