@@ -4,6 +4,7 @@
  */
 import { CommanderError } from 'commander'
 import { isSystemCallError, UprobeError } from '../errors.js'
+import { inFlags } from './flag-names.js'
 import { jsonLine, singleLine } from './text.js'
 
 export type ExitCode = 0 | 1 | 2
@@ -32,7 +33,7 @@ function describe(error: unknown): Failure {
   }
   if (error instanceof UprobeError) {
     const usage = error.code === 'ERR_UPROBE_BAD_SPEC' || error.code === 'ERR_UPROBE_BAD_OPTION'
-    return { code: error.code, message: error.message, exitCode: usage ? 2 : 1 }
+    return { code: error.code, message: inFlags(error.message), exitCode: usage ? 2 : 1 }
   }
   if (isSystemCallError(error)) return { code: error.code, message: error.message, exitCode: 1 }
   // A mistake of ours. The place in the code is what a report needs most, and the stack's first frame still fits one line.
@@ -60,5 +61,6 @@ export function report(error: unknown, json: boolean): ExitCode {
 
 /** A remark that does not end the command, on standard error in the form that `json` asks for. */
 export function warn(message: string, json: boolean): void {
-  process.stderr.write(json ? `${jsonLine({ warning: { message } })}\n` : `uprobe: warning: ${singleLine(message)}\n`)
+  const said = inFlags(message)
+  process.stderr.write(json ? `${jsonLine({ warning: { message: said } })}\n` : `uprobe: warning: ${singleLine(said)}\n`)
 }

@@ -100,7 +100,7 @@ test('a SPEC, PATTERN or filter that does not follow its grammar is wrong usage 
 for (const command of ['trace', 'count']) {
   test(`${command} points at what is wrong in a filter`, LINUX, async (t) => {
     const args = [command, 'usdt:a:b', '-p', String(process.pid), '--filter', 'arg0 > "\x1b"']
-    const what = 'Option filter: column 8: a string is compared with a number'
+    const what = 'Option --filter: column 8: a string is compared with a number'
     const { code, stdout, stderr } = await uprobe(t, ...args)
     const lines = [`uprobe: ${what} (ERR_UPROBE_BAD_OPTION)`, '  arg0 > "\\x1b"', '         ^', '']
     assert.deepEqual({ code, stdout, stderr }, { code: 2, stdout: '', stderr: lines.join('\n') })
