@@ -7,6 +7,10 @@ import pino from 'pino'
 import { Tracer } from 'uprobe'
 
 const [pid, spec = 'usdt:python:gc__start'] = process.argv.slice(2)
+if (!/^\d+$/.test(pid)) {
+  console.error('usage: node first-hits.mjs PID [SPEC]')
+  process.exit(2)
+}
 const tracer = new Tracer({ logger: pino({ level: 'warn' }) })
 const probe = await tracer.attach(spec, { pid: Number(pid) })
 let left = 10

@@ -7,6 +7,10 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { foldStack, Tracer } from 'uprobe'
 
 const [pid, spec, seconds = '5'] = process.argv.slice(2)
+if (!/^\d+$/.test(pid) || spec === undefined) {
+  console.error('usage: node flame-graph.mjs PID SPEC [SECONDS]')
+  process.exit(2)
+}
 const tracer = new Tracer()
 const probe = await tracer.attach(spec, { pid: Number(pid), stack: true })
 

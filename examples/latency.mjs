@@ -6,6 +6,10 @@ import { readFile } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { bucketBounds, Tracer } from 'uprobe'
 
+if (!/^\d+$/.test(process.argv[2] ?? '1')) {
+  console.error('usage: node latency.mjs [PID]')
+  process.exit(2)
+}
 const busy = 'const end = Date.now() + 20_000; while (Date.now() < end) Buffer.allocUnsafeSlow(5000).fill(1)'
 const child = process.argv[2] === undefined ? spawn(process.execPath, ['-e', busy]) : null
 const pid = child === null ? Number(process.argv[2]) : await new Promise((resolve) => child.once('spawn', () => resolve(child.pid)))

@@ -41,6 +41,7 @@ describe('the package, installed into an empty project', needs({ programs: ['aar
       'LICENSE',
       'README.md',
       'docs/errors.md',
+      'examples/first-hits.mjs',
     ]) {
       assert.ok(files.includes(needed), `${needed} is missing`)
     }
@@ -83,6 +84,18 @@ describe('the package, installed into an empty project', needs({ programs: ['aar
     assert.equal(status, 0, stderr)
     assert.match(stdout, /^counter before: 0\ncounter during: 1\n/)
     assert.match(stdout, /\ncounter after: 0\n20 hits, 20 delivered, 0 lost\n$/)
+  })
+
+  it('runs its examples, and they say how they are called', () => {
+    for (const example of ['first-hits.mjs', 'flame-graph.mjs']) {
+      const { status, stdout, stderr } = spawnSync(process.execPath, [join(project, 'node_modules/uprobe/examples', example)], {
+        cwd: project,
+        env: bare,
+        encoding: 'utf8',
+      })
+      assert.deepEqual([status, stdout], [2, ''])
+      assert.match(stderr, new RegExp(`^usage: node ${example} PID .*\n$`))
+    }
   })
 
   it('gives import and require the same classes', () => {
