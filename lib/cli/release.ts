@@ -41,7 +41,7 @@ export function addRelease(program: Command): void {
         agent(owner),
         released ? 'released' : `not released: ${escapeForDisplay(reason ?? '')}`,
       ])
-      await output.lines(flags.json ? entries.map((entry) => jsonLine(entry)) : alignColumns(rows))
+      await output.lines(flags.json ? entries.map(({ reason, ...entry }) => jsonLine(entry)) : alignColumns(rows))
       output.check()
       const kept = entries.filter(({ released }) => !released)
       if (kept.length > 0) {

@@ -29,7 +29,6 @@ test('the claim of an agent that is dead is not released, and repair is named, u
       name: 'gated',
       owner: { pid: agent.pid, comm: 'node', kind: 'lease' },
       released: false,
-      reason,
     },
   ])
   const message = `1 of 1 claims were not released: ${reason}.`
