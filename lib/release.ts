@@ -2,10 +2,11 @@
  * `release()`: asks the agents of this package that hold claims to give way to another tool.
  */
 import { askToGiveWay } from './counter/control.js'
-import { openIfThere } from './counter/gone.js'
 import type { LeaseRecord } from './counter/lease.js'
 import { defaultLeaseDirectory, LeaseDirectory } from './counter/lease-directory.js'
+import { recoverOrphans } from './counter/recover.js'
 import { UprobeError } from './errors.js'
+import { childLogger } from './log.js'
 import { loadNative, type Native } from './native.js'
 
 /** Options of {@link release}. */
@@ -57,28 +58,35 @@ export async function release(options: ReleaseOptions = {}): Promise<ReleaseEntr
   if (directory === null) return []
   try {
     const byOwner = new Map<string, HeldLease[]>()
-    const entries: ReleaseEntry[] = []
     for (const { name, lease, released, left, ownerId, ownerAlive } of directory.list()) {
-      if (lease === null || released || (pid !== null && lease.target.pid !== pid)) continue
-      if (ownerAlive && !left) byOwner.set(ownerId, [...(byOwner.get(ownerId) ?? []), { name, lease }])
-      else if (isThere(native, lease)) entries.push(...entriesOf(lease, whyLeft(lease, ownerAlive)))
+      if (lease === null || released || left || !ownerAlive || (pid !== null && lease.target.pid !== pid)) continue
+      byOwner.set(ownerId, [...(byOwner.get(ownerId) ?? []), { name, lease }])
     }
-    const asked = [...byOwner].map(([ownerId, leases]) => releaseOf(directory, ownerId, leases, pid, options.onWaiting))
-    return [...(await Promise.all(asked)).flat(), ...entries]
+    const asked = await Promise.all([...byOwner].map(([ownerId, leases]) => releaseOf(directory, ownerId, leases, pid, options.onWaiting)))
+    const names = new Set([...byOwner.values()].flat().flatMap(({ name }) => [name, leftName(name)]))
+    return [...asked.flat(), ...(await orphans(native, directory, pid, names))]
   } finally {
     directory.close()
   }
 }
 
-/** Whether the process of a lease is there. */
-function isThere(native: Native, { target }: LeaseRecord): boolean {
-  const found = openIfThere(native, target.pid)
-  found?.close()
-  return found?.startTime === target.startTime
+/** The claims that agents have left, but for those of leases that were asked for. */
+async function orphans(
+  native: Native,
+  directory: LeaseDirectory,
+  pid: number | null,
+  except: ReadonlySet<string>,
+): Promise<ReleaseEntry[]> {
+  const found = await recoverOrphans(native, directory, childLogger(false, 'release'), { pid: pid ?? undefined, dryRun: true })
+  return found.flatMap(({ name, lease, outcome }) => {
+    if (lease === null || except.has(name) || (outcome !== 'cleared' && outcome !== 'unreachable')) return []
+    return entriesOf(lease, `the agent has left it; \`uprobe repair ${lease.target.pid} --apply\` clears it`)
+  })
 }
 
-function whyLeft({ target }: LeaseRecord, ownerAlive: boolean): string {
-  return `${ownerAlive ? 'the agent could not clear it' : 'the agent is dead'}; \`uprobe repair ${target.pid} --apply\` clears what is left`
+/** What a lease is called that its owner gives up with something left to do (lease-owner.ts). */
+function leftName(name: string): string {
+  return name.replace(/^lease-/, 'left-')
 }
 
 interface HeldLease {
@@ -106,9 +114,9 @@ async function releaseOf(
   } finally {
     clearTimeout(timer)
   }
-  // What became of each lease says more than an answer: it is gone, or given back; or still there, or given up with something left (lease-owner.ts).
+  // What became of each lease says more than an answer: it is gone, or given back; or still there, or given up with something left.
   const kept = new Set(directory.names())
-  const isKept = (name: string): boolean => kept.has(name) || kept.has(name.replace(/^lease-/, 'left-'))
+  const isKept = (name: string): boolean => kept.has(name) || kept.has(leftName(name))
   return leases.flatMap(({ name: file, lease }) => entriesOf(lease, isKept(file) ? refusal : null))
 }
 

@@ -20,7 +20,7 @@ test('the claim of an agent that is dead is not released, and repair is named, u
   assert.equal(await attachIn(agent, 'usdt:t:gated', { pid: target.pid, counter: 'msb' }), 'attached')
   await agent.stop()
   const { code, stdout, stderr } = await uprobe(t, 'release', '--json', '--lease-dir', leaseDir)
-  const reason = `the agent is dead; \`uprobe repair ${target.pid} --apply\` clears what is left`
+  const reason = `the agent has left it; \`uprobe repair ${target.pid} --apply\` clears it`
   assert.deepEqual(jsonOf(stdout), [
     {
       pid: target.pid,
