@@ -111,8 +111,11 @@ test('-n prints exactly so many hits, of however many came, and ends', GCC, asyn
   await target.ask('plain 1000')
   const { printed, summary } = traced(succeeded(await cli.ended))
   assert.equal(printed, 5)
+  // On a busy machine it has ended before the target has.
+  const [{ hits } = { hits: 0 }] = summary
+  assert.ok(hits >= 5 && hits <= 1000, String(hits))
   assert.deepEqual(summary, [
-    { probe: 'usdt:t:plain', hits: 1000, filtered: 0, delivered: 1000, lost: 0 },
+    { probe: 'usdt:t:plain', hits, filtered: 0, delivered: hits, lost: 0 },
     { probe: 'usdt:t:gated', hits: 0, filtered: 0, delivered: 0, lost: 0 },
   ])
   await assertUntouched(target)
