@@ -9,6 +9,7 @@ import type { CounterClaims } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
 import { reached } from './counter/steps.js'
 import type { Ring } from './delivery/ring.js'
+import { SiteWork } from './progress.js'
 import type { Attachment, PartFailure } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { TargetProcess } from './target/process.js'
@@ -23,7 +24,7 @@ export interface Arming {
    * Puts everything in. Sites that the kernel refuses are reported; any other failure throws, with everything taken back.
    * @returns the refusals, and what else is not as asked for, as sentences
    */
-  arm(signal: AbortSignal): Promise<{ failures: readonly PartFailure[]; warnings: readonly string[] }>
+  arm(work: SiteWork): Promise<{ failures: readonly PartFailure[]; warnings: readonly string[] }>
   /**
    * Switches off what can be switched on again by {@link resume}.
    * @returns why something could not be switched off in a target; its hits are ignored all the same; `null` if all was
@@ -55,8 +56,8 @@ export class CountedArming implements Arming {
     return []
   }
 
-  async arm(signal: AbortSignal): ReturnType<Arming['arm']> {
-    return { failures: await this.attachment.register(signal), warnings: [] }
+  async arm(work: SiteWork): ReturnType<Arming['arm']> {
+    return { failures: await this.attachment.register(work), warnings: [] }
   }
 
   /** What was hit before is delivered when this resolves. */
@@ -112,10 +113,10 @@ export class ClaimedArming implements Arming {
     )
   }
 
-  async arm(signal: AbortSignal): ReturnType<Arming['arm']> {
-    const warnings = await this.held.take(signal)
+  async arm(work: SiteWork): ReturnType<Arming['arm']> {
+    const warnings = await this.held.take(work.signal)
     this.#registered = true
-    const failures = await this.attachment.register(signal)
+    const failures = await this.attachment.register(work)
     reached('breakpoints-in')
     return { failures, warnings }
   }
@@ -191,7 +192,7 @@ export class ClaimedArming implements Arming {
 
 /** Registers everything again, or nothing. */
 async function registerAll(attachment: Attachment, signal: AbortSignal): Promise<void> {
-  const failures = await attachment.register(signal)
+  const failures = await attachment.register(SiteWork.quietly(signal))
   const [first] = failures
   if (first === undefined) return
   await attachment.unregister()

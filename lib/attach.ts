@@ -9,29 +9,30 @@
  */
 import { readlinkSync } from 'node:fs'
 import { type Arming, ClaimedArming, CountedArming } from './arming.js'
-import { type HitSink, STATS_VALUE_BYTES } from './capture/compile.js'
+import type { HitSink } from './capture/compile.js'
 import type { Filter } from './capture/filter.js'
 import { bindFilter } from './capture/filter-bind.js'
 import { parseFilter } from './capture/filter-parse.js'
 import { HitDecoder } from './capture/hit.js'
+import type { CaptureShape } from './capture/shape.js'
 import { type ClaimsHost, CounterClaims } from './counter/claims.js'
 import type { ClaimContext } from './counter/process-claim.js'
-import { counterTable, type HeldByProbe, ProbeHolds } from './counter/table.js'
+import { type CounterMode, counterTable, type FileHolder, ProbeHolds } from './counter/table.js'
 import type { Ring } from './delivery/ring.js'
 import { errnoOf, isSystemCallError, UprobeError } from './errors.js'
 import { escapeForDisplay, type Logger } from './log.js'
 import type { Native } from './native.js'
 import type { AttachSettings } from './options.js'
 import { Probe } from './probe.js'
+import { type Progress, SiteWork } from './progress.js'
 import { type ArmResult, Attachment, type Part } from './register/attachment.js'
-import { BPF_MAP_TYPE_PERCPU_ARRAY, createMap } from './register/bpf-objects.js'
 import { multiSupport } from './register/multi-support.js'
 import { PauseMap } from './register/pause-map.js'
 import { readUprobePmu } from './register/pmu.js'
 import { CapturePrograms } from './register/programs.js'
 import type { SiteFailure } from './register/register.js'
 import type { Site } from './register/site.js'
-import { possibleCpus } from './register/stats.js'
+import { SiteCounts } from './register/stats.js'
 import { limitError } from './shortage.js'
 import { type FileSites, prepareSites } from './spec/prepare-sites.js'
 import { type ProbeSpec, parseSpec } from './spec/spec.js'
@@ -55,6 +56,8 @@ export interface AttachContext {
   claimContext(): Promise<ClaimContext>
   /** Told when a probe has ended and holds nothing. */
   onEnded(probe: Probe): void
+  /** Told how far an attach or detach is. */
+  onProgress(progress: Progress): void
 }
 
 /**
@@ -128,24 +131,18 @@ async function attachSteps(
   undo.add(() => closeAll(files.map(({ file }) => file)))
   signal.throwIfAborted()
 
-  const prepared = await prepareSites({ native, spec, files, settings, log, signal })
+  const work = new SiteWork(signal, (step, done, total) => context.onProgress({ action: 'attach', spec: spec.text, step, done, total }))
+  const prepared = await prepareSites({ native, spec, files, settings, log, work })
   const warnings = [...prepared.warnings]
   // A process may map hundreds of files. Those without sites need not be kept open, and with them the file systems they are on.
   const probed = new Set(prepared.files.map(({ file }) => file))
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
-  if (filter !== null) for (const { shape, probe } of prepared.sites) bindFilter(filter, shape.operands, escapeForDisplay(probe))
+  if (filter !== null) checkFilter(filter, prepared.sites)
   const sink = makeSink === null ? null : await makeSink(prepared.sites, signal)
   const ring = context.ring()
   const probeId = ring.newProbeId()
-  possibleCpus(native)
-  const statsFd = createMap(native, {
-    type: BPF_MAP_TYPE_PERCPU_ARRAY,
-    keyBytes: 4,
-    valueBytes: STATS_VALUE_BYTES,
-    maxEntries: prepared.sites.length,
-    name: 'uprobe_stats',
-  })
-  undo.add(() => native.closeFd(statsFd))
+  const counts = new SiteCounts(native, prepared.sites.length)
+  undo.add(() => counts.close())
   const pauseMap = settings.counter === 'msb' ? new PauseMap(native) : null
   undo.add(() => pauseMap?.close())
   const stacks = settings.stack ? new ProbeStacks(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
@@ -156,7 +153,8 @@ async function attachSteps(
     {
       arch: prepared.arch,
       probeId,
-      statsFd,
+      statsFd: counts.fd,
+      slotsAnEntry: counts.slotsAnEntry,
       ringFd: settings.countOnly ? null : ring.mapFd,
       ringBytes: ring.ringBytes,
       excludeTid: readerThreadToExclude(ring, processes),
@@ -185,8 +183,7 @@ async function attachSteps(
   )
   const holds = new ProbeHolds(
     counterTable,
-    settings.counter,
-    prepared.files.flatMap((file) => countersOf(context, file, () => probe.state === 'attached')),
+    prepared.files.flatMap((file) => countersOf(context, file, settings.counter, () => probe.state === 'attached')),
   )
   const arming: Arming = pauseMap === null ? new CountedArming(attachment, ring) : claimCounters(pauseMap)
   const probe: Probe = new Probe({
@@ -197,10 +194,11 @@ async function attachSteps(
     arming,
     pauseMap,
     programs,
-    statsFd,
+    counts,
     files: [...probed],
     processes,
-    sites: prepared.publicSites,
+    siteCount: prepared.sites.length,
+    siteOf: prepared.siteOf,
     warnings,
     decoder,
     countOnly: settings.countOnly,
@@ -234,12 +232,12 @@ async function attachSteps(
   }
 
   holds.enter()
-  const { failures: refused, warnings: leftAlone } = await arming.arm(signal)
+  const { failures: refused, warnings: leftAlone } = await arming.arm(work)
   warnings.push(...leftAlone)
   settle(spec, refused, prepared.sites.length, warnings)
-  const left = attachment.leaveOut(refused)
-  const verified = await attachment.verify(signal)
-  settleVerification(spec, processes.length === 0, verified, left.size, warnings)
+  const leftOut = attachment.leaveOut(refused)
+  const verified = await attachment.verify(work)
+  settleVerification(spec, processes.length === 0, verified, prepared.sites.length - leftOut.size, warnings)
   probe.watchTargets()
   for (const target of processes) {
     // Checked last: from here on the watches notice the end of a process, of its program, and of the thread that stands for it.
@@ -247,35 +245,44 @@ async function attachSteps(
     await attachment.moveToLivingThread(target, signal)
   }
   signal.throwIfAborted()
-  const leftOut = prepared.sites.filter((site) => !left.has(site)).map(({ slot }) => slot)
-  probe.start(new Set(leftOut), verified.targets)
+  probe.start(leftOut, verified.targets)
   if (settings.signal !== null) probe.detachOnAbort(settings.signal)
   for (const warning of warnings) log.warn({ spec: spec.text }, warning)
-  log.info({ spec: spec.text, sites: probe.sites.length, pids: settings.pids }, 'attached')
+  log.info({ spec: spec.text, sites: prepared.sites.length - leftOut.size, pids: settings.pids }, 'attached')
   return probe
 }
 
 /** The counters of one file, as the table has them. */
-function countersOf({ native, tracer }: AttachContext, file: FileSites, isActive: () => boolean): HeldByProbe[] {
-  const { identity, path, counters } = file.facts
-  const { processes, sites } = file
-  return [...counters.values()].map((counter) => ({
-    identity,
-    path,
-    counter,
-    holder: {
+function countersOf({ native, tracer }: AttachContext, file: FileSites, mode: CounterMode, isActive: () => boolean): FileHolder[] {
+  const { facts, processes, sites } = file
+  const { identity, path, counters } = facts
+  if (counters.size === 0) return []
+  return [
+    {
+      identity,
+      path,
+      counters,
+      mode,
       tracer,
-      sites: sites
-        .filter(({ counterVaddr }) => counterVaddr === counter.vaddr)
-        .map(({ probe: name, fileOffset }) => ({ probe: name, fileOffset })),
+      sites,
       isActive,
       processes: () => (processes === null ? processesMapping(native, identity) : living(processes)),
     },
-  }))
+  ]
 }
 
 async function* living(processes: readonly TargetProcess[]): AsyncGenerator<TargetProcess> {
   for (const target of processes) if (!target.addressSpaceGone()) yield target
+}
+
+/** Throws `ERR_UPROBE_BAD_OPTION` if the filter does not suit the operands of a site. */
+function checkFilter(filter: Filter, sites: readonly Site[]): void {
+  const checked = new Set<CaptureShape>()
+  for (const { shape, probe } of sites) {
+    if (checked.has(shape)) continue
+    checked.add(shape)
+    bindFilter(filter, shape.operands, escapeForDisplay(probe))
+  }
 }
 
 function applyPath(spec: ProbeSpec, path: string | null): ProbeSpec {
@@ -360,6 +367,7 @@ function settle(spec: ProbeSpec, failures: readonly SiteFailure[], total: number
  */
 function settleVerification(spec: ProbeSpec, everyProcess: boolean, verified: ArmResult, total: number, warnings: string[]): void {
   warnings.push(...verified.warnings)
+  if (verified.failures.length === 0) return
   const armedSomewhere = [...verified.targets.values()].flat().some((target) => target.state === 'armed')
   if (!everyProcess || !armedSomewhere) throwUnlessSomeAreLeft(spec, verified.failures, total)
   for (const { error } of verified.failures) warnings.push(error.message)

@@ -22,7 +22,7 @@ import type { NamedStats, NewListenerEvent, ProbeEvents, ProbeSite, ProbeState, 
 import type { Attachment } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { CapturePrograms } from './register/programs.js'
-import { type KernelCounts, readCounts } from './register/stats.js'
+import type { KernelCounts, SiteCounts } from './register/stats.js'
 import type { TargetFile } from './target/file.js'
 import type { TargetProcess } from './target/process.js'
 import { TargetWatches } from './target/watches.js'
@@ -37,11 +37,12 @@ export interface ProbeParts {
   /** What the programs look at to ignore hits; closed with them. */
   readonly pauseMap: PauseMap | null
   readonly programs: CapturePrograms
-  readonly statsFd: number
+  readonly counts: SiteCounts
   readonly files: readonly TargetFile[]
   readonly processes: readonly TargetProcess[]
-  /** By slot; `targets` are filled in by {@link Probe.start}. */
-  readonly sites: readonly ProbeSite[]
+  readonly siteCount: number
+  /** The site of a slot, but for its `targets`. */
+  siteOf(slot: number): Omit<ProbeSite, 'targets'>
   readonly warnings: readonly string[]
   readonly decoder: HitDecoder
   readonly countOnly: boolean
@@ -64,9 +65,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   readonly #watches: TargetWatches
   readonly #targets: Set<TargetProcess>
   readonly #abort = new AbortController()
-  #sites: readonly (ProbeSite | null)[]
+  /** By slot, as far as somebody has asked for them. */
+  readonly #sites: Array<(ProbeSite & { readonly targets: SiteTarget[] }) | undefined> = []
+  #leftOut: ReadonlySet<number> = new Set()
+  #siteTargets: ReadonlyMap<number, readonly SiteTarget[]> = new Map()
   readonly #laterWarnings: string[] = []
-  #finalCounts: readonly KernelCounts[] | null = null
+  #finalCounts: KernelCounts | null = null
   #state: ProbeState = 'attached'
   #work: Promise<unknown> = Promise.resolve()
   #ending: Promise<void> | null = null
@@ -81,9 +85,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       onThreadChange: (target) => this.#background(() => this.#moveThread(target)),
       onError: (error) => this.#report(error),
     })
-    this.#sites = parts.sites
-    this.#delivered = new Float64Array(parts.sites.length)
-    this.#lostQueue = new Float64Array(parts.sites.length)
+    this.#delivered = new Float64Array(parts.siteCount)
+    this.#lostQueue = new Float64Array(parts.siteCount)
     this.#consumer = new Consumer(
       {
         emitBatch: (batch) => this.#emitBatch(batch),
@@ -100,7 +103,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** The sites, with the processes in which they were looked at. */
   get sites(): readonly ProbeSite[] {
-    return this.#sites.filter((site) => site !== null)
+    return [...this.#slots()].map((slot) => this.siteOfSlot(slot))
   }
 
   /** What was not as asked for and did not make attaching fail, as sentences. They are logged too. */
@@ -115,19 +118,19 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** The counts of all sites together. While attached they are a moment old. */
   stats(): ProbeStats {
-    return this.#sum(this.#kernelCounts(), this.#parts.sites.keys())
+    return this.#sum(this.#kernelCounts(), this.#delivered.keys())
   }
 
   /** The counts by name and file, in the order of the sites. */
   statsByName(): NamedStats[] {
     const slotsByName = new Map<string, number[]>()
-    this.#sites.forEach((site, slot) => {
-      if (site === null) return
-      const key = `${site.probe}\0${site.path}`
+    for (const slot of this.#slots()) {
+      const { probe, path } = this.#parts.siteOf(slot)
+      const key = `${probe}\0${path}`
       const known = slotsByName.get(key)
       if (known === undefined) slotsByName.set(key, [slot])
       else known.push(slot)
-    })
+    }
     const counts = this.#kernelCounts()
     return [...slotsByName].map(([key, slots]) => {
       const [probe = '', path = ''] = key.split('\0')
@@ -191,14 +194,26 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** @internal All is armed: takes note of what was found, and of the slots whose sites were left out. */
   start(leftOut: ReadonlySet<number>, targets: ReadonlyMap<number, readonly SiteTarget[]>): void {
-    this.#sites = this.#parts.sites.map((site, slot) => (leftOut.has(slot) ? null : { ...site, targets: targets.get(slot) ?? [] }))
+    this.#leftOut = leftOut
+    this.#siteTargets = targets
+    // Hits that came before have shown their sites.
+    this.#sites.forEach((site, slot) => {
+      site?.targets.push(...(targets.get(slot) ?? []))
+    })
   }
 
   /** @internal The site of a slot, also while the probe is being armed. */
   siteOfSlot(slot: number): ProbeSite {
-    const site = this.#sites[slot] ?? this.#parts.sites[slot]
-    if (site === undefined) throw new RangeError(`there is no slot ${slot}`)
+    const known = this.#sites[slot]
+    if (known !== undefined) return known
+    const site = { ...this.#parts.siteOf(slot), targets: [...(this.#siteTargets.get(slot) ?? [])] }
+    this.#sites[slot] = site
     return site
+  }
+
+  /** The slots of the sites that were not left out. */
+  *#slots(): Generator<number> {
+    for (const slot of this.#delivered.keys()) if (!this.#leftOut.has(slot)) yield slot
   }
 
   /** @internal Detaches when the signal is aborted. */
@@ -323,7 +338,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   async #tearDown(): Promise<void> {
-    const { native, ring, probeId, arming, programs, pauseMap, statsFd, files, holds, onEnded } = this.#parts
+    const { ring, probeId, arming, programs, pauseMap, counts, files, holds, onEnded } = this.#parts
     let failure: unknown = null
     try {
       try {
@@ -331,7 +346,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
         await ring.drain()
       } finally {
         // Also after a failure: the map is about to be closed, and its number to be given to somebody else.
-        this.#finalCounts = readCounts(native, statsFd, 0, this.#parts.sites.length)
+        this.#finalCounts = counts.read()
       }
     } finally {
       ring.removeSink(probeId)
@@ -341,7 +356,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       this.#targets.clear()
       await programs.close()
       pauseMap?.close()
-      native.closeFd(statsFd)
+      counts.close()
       for (const file of files) file.close()
       holds.leave()
       onEnded()
@@ -379,22 +394,20 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     queueMicrotask(() => this.#consumer.flushToListeners())
   }
 
-  #kernelCounts(): readonly KernelCounts[] {
-    return this.#finalCounts ?? readCounts(this.#parts.native, this.#parts.statsFd, 0, this.#parts.sites.length)
+  #kernelCounts(): KernelCounts {
+    return this.#finalCounts ?? this.#parts.counts.read()
   }
 
-  #sum(counts: readonly KernelCounts[], slots: Iterable<number>): ProbeStats {
+  #sum(counts: KernelCounts, slots: Iterable<number>): ProbeStats {
     let hits = 0
     let filtered = 0
     let delivered = 0
     let lostRing = 0
     let lostQueue = 0
     for (const slot of slots) {
-      const kernel = counts[slot]
-      if (kernel === undefined) continue
-      hits += kernel.hits
-      filtered += kernel.filtered
-      lostRing += kernel.lostRing
+      hits += counts.hits[slot] ?? 0
+      filtered += counts.filtered[slot] ?? 0
+      lostRing += counts.lostRing[slot] ?? 0
       delivered += this.#delivered[slot] ?? 0
       lostQueue += this.#lostQueue[slot] ?? 0
     }

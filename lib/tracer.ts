@@ -4,6 +4,7 @@
  * Nothing happens before the first `attach`: no addon is loaded, no thread started, nothing asked of the kernel. `close` detaches every probe and ends the reading thread; a
  * tracer that is dropped without it, or killed, leaves nothing in any target either, since the kernel takes back what its descriptors held.
  */
+import { EventEmitter } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import { aggregate } from './aggregate/aggregate.js'
 import type { Aggregation } from './aggregate/aggregation.js'
@@ -13,6 +14,7 @@ import type { ReleasedCounter } from './counter/control.js'
 import { type HeldCounter, heldCounters } from './counter/held.js'
 import { counterTable } from './counter/table.js'
 import { TracerClaims } from './counter/tracer-claims.js'
+import { callGuarded } from './delivery/consumer.js'
 import { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
 import { follow } from './follow.js'
@@ -27,12 +29,19 @@ import {
   type TracerSettings,
 } from './options.js'
 import type { Probe } from './probe.js'
+import type { Progress } from './progress.js'
 
 /** How long an attach that is under way is waited for by whoever asks to give way, and does not wait for ever himself. */
 const ATTACH_PATIENCE_MS = 10_000
 
+/** Events of a {@link Tracer}, and what their listeners get. */
+export interface TracerEvents {
+  /** How far an attach or detach of a probe is. */
+  progress: [progress: Progress]
+}
+
 /** Attaches probes, and owns what they share. */
-export class Tracer {
+export class Tracer extends EventEmitter<TracerEvents> {
   readonly #settings: TracerSettings
   readonly #log: Logger
   readonly #probes = new Set<Probe>()
@@ -50,6 +59,7 @@ export class Tracer {
    * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION`
    */
   constructor(options: TracerOptions = {}) {
+    super()
     this.#settings = checkTracerOptions(options)
     this.#log = childLogger(this.#settings.logger, 'tracer')
     this.#claims = new TracerClaims(this.#settings.leaseDir, this.#log, (pid) => this.#giveWay(pid))
@@ -120,6 +130,7 @@ export class Tracer {
         tracer: this,
         recover: () => this.#claims.recover(),
         claimContext: () => this.#claims.context(),
+        onProgress: (progress) => callGuarded(() => this.emit('progress', progress)),
         onEnded: (probe) => {
           unfollow()
           this.#probes.delete(probe)

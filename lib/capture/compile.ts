@@ -53,8 +53,10 @@ export interface CaptureProgram extends ReadingProgram {
   readonly slot: number
   /** What is recorded: for a perf event one shape; for a link those that the cookie chooses from. */
   readonly shapes: readonly CaptureShape[]
-  /** The per-CPU array of counts, an entry a slot. */
+  /** The per-CPU array of counts: an entry a slot, or one for several. */
   readonly statsFd: number
+  /** How many slots an entry of the counts is for: a power of two. Default: 1. */
+  readonly slotsAnEntry?: number | undefined
   /** The ring buffer; `null` to count only. */
   readonly ringFd: number | null
   readonly ringBytes: number
@@ -74,7 +76,7 @@ export const PAUSE_VALUE_BYTES = 16
 
 const PAUSE = { paused: 0, hits: 8 } as const
 
-/** Size of an entry of the counts: u64 hits, u64 filtered, u64 lostRing. */
+/** Size of the counts of a slot: u64 hits, u64 filtered, u64 lostRing. */
 export const STATS_VALUE_BYTES = 24
 
 const COUNT = { hits: 0, filtered: 8, lostRing: 16 } as const
@@ -84,7 +86,7 @@ const MAX_PROGRAM_INSNS = 30_000
 
 /** What a link passes at a site: the slot in the low half, the index of its shape in the high half. */
 export function cookieOf(slot: number, shape: number): bigint {
-  return (BigInt(shape) << 32n) | BigInt(slot)
+  return BigInt(shape * 2 ** 32 + slot)
 }
 
 /**
@@ -107,6 +109,7 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
   emitLookup(asm, program.statsFd, STACK.key)
   asm.jumpIf(0, 'jeq', 0, leave)
   asm.mov(COUNTS, 0)
+  emitPlaceInEntry(asm, program)
   emitCount(asm, COUNT.hits)
   // A program that only counts need not know what else it could have recorded.
   if (program.ringFd !== null || program.filter || program.sink) emitShapes(asm, program, leave)
@@ -158,15 +161,37 @@ function emitPause(asm: Assembler, pauseFd: number, leave: Label): void {
   asm.place(live)
 }
 
+/** The key of the entry in which the counts of the slot are. */
 function emitSlot(asm: Assembler, program: CaptureProgram): void {
-  if (program.attach === 'perf') {
-    asm.storeImm(FRAME, STACK.key, program.slot, 4)
+  const { attach, slot, slotsAnEntry = 1 } = program
+  if (attach === 'perf') {
+    asm.storeImm(FRAME, STACK.key, Math.floor(slot / slotsAnEntry), 4)
     return
   }
   asm.mov(1, CTX)
   asm.call(HELPER.get_attach_cookie)
   asm.mov(COOKIE, 0)
-  asm.storeMemory(FRAME, STACK.key, COOKIE, 4)
+  asm.truncate(0)
+  asm.shiftRight(0, Math.log2(slotsAnEntry))
+  asm.storeMemory(FRAME, STACK.key, 0, 4)
+}
+
+/** From the counts of the entry's first slot to those of ours. */
+function emitPlaceInEntry(asm: Assembler, program: CaptureProgram): void {
+  const { attach, slot, slotsAnEntry = 1 } = program
+  if (slotsAnEntry === 1) return
+  if (attach === 'perf') {
+    asm.addImm(COUNTS, (slot % slotsAnEntry) * STATS_VALUE_BYTES)
+    return
+  }
+  // By 24, in a way that every verifier can follow: times 8, and that times 2 once more.
+  asm.mov(1, COOKIE)
+  asm.andImm(1, slotsAnEntry - 1)
+  asm.shiftLeft(1, 3)
+  asm.mov(2, 1)
+  asm.shiftLeft(1, 1)
+  asm.add(1, 2)
+  asm.add(COUNTS, 1)
 }
 
 function emitCount(asm: Assembler, field: number): void {

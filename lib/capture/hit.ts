@@ -349,12 +349,12 @@ export class HitDecoder {
     private readonly siteOf: (slot: number) => ProbeSite,
     stacks: HitStacks | null = null,
   ) {
-    this.#sources = shapes.map((shape) => ({
-      shape,
-      layout: layoutOf(shape),
-      formats: formatsOf(shape),
-      stacks: shape.stack ? stacks : null,
-    }))
+    const sources = new Map<CaptureShape, HitSource>()
+    for (const shape of shapes) {
+      if (sources.has(shape)) continue
+      sources.set(shape, { shape, layout: layoutOf(shape), formats: formatsOf(shape), stacks: shape.stack ? stacks : null })
+    }
+    this.#sources = shapes.flatMap((shape) => sources.get(shape) ?? [])
   }
 
   /** Adds 1 to `counts`, one a slot, for each of the records at `offsets`, from `start` up to `end`. */

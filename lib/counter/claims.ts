@@ -166,7 +166,7 @@ export class CounterClaims {
         signal?.throwIfAborted()
         const inherited = this.#isInherited(claim)
         try {
-          if (!claim.trySet(inherited)) await claim.set(inherited)
+          if (!claim.trySet(inherited)) await claim.set(inherited, signal)
         } catch (error) {
           if (!this.#found.has(claim.target) || !(error instanceof UprobeError)) throw error
           // One that is gone is told of by its watch.
@@ -310,7 +310,7 @@ export class CounterClaims {
     const claim = await ProcessClaim.open(this.#opened(), target, request.file, request.counters)
     if (claim === null) return null
     this.#claims.add(claim)
-    claim.read()
+    await claim.read()
     return claim
   }
 
@@ -361,7 +361,7 @@ export class CounterClaims {
     let missedNothing: boolean
     try {
       const inherited = this.#isInherited(claim)
-      missedNothing = claim.read() && inherited
+      missedNothing = (await claim.read()) && inherited
       claim.writeLease()
       if (this.#wanted || inherited) await claim.set(inherited)
       // A child that was born while the bits were being cleared may have one all the same.

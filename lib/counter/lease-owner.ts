@@ -12,7 +12,7 @@ import { type Native, packageRoot } from '../native.js'
 import { parseStat } from '../target/process.js'
 import { NS_PER_TICK, ticksSinceBoot } from './boot-clock.js'
 import { CounterLocks } from './counter-locks.js'
-import { formatLease, type LeaseHolder, type LeaseRecord } from './lease.js'
+import { formatLease, type LeaseHolder, type LeaseRecord, MAX_LEASE_BYTES } from './lease.js'
 import { type LeaseDirectory, leaseError } from './lease-directory.js'
 import { BOOT_ID } from './space.js'
 
@@ -69,7 +69,7 @@ export class LeaseOwner {
 
   /**
    * Records a claim. It is on disk when this returns, and not at all if it throws.
-   * @throws {UprobeError} `ERR_UPROBE_LEASE`, `ERR_UPROBE_LIMIT`
+   * @throws {UprobeError} `ERR_UPROBE_LEASE`, `ERR_UPROBE_LIMIT`, `ERR_UPROBE_TOO_MANY_SITES`
    */
   write(claim: LeaseClaim): Lease {
     const name = `lease-${this.id}-${this.#next++}.json`
@@ -83,7 +83,9 @@ export class LeaseOwner {
         sinceTicks,
         ...claim,
       }
-      closeSync(writeNew(this.directory, name, formatLease(record)))
+      const text = formatLease(record)
+      if (Buffer.byteLength(text) > MAX_LEASE_BYTES) throw tooManyCounters(claim)
+      closeSync(writeNew(this.directory, name, text))
       return { name, sinceTicks }
     } catch (error) {
       throw isSystemCallError(error) ? leaseError(this.directory.path, 'cannot be written', error) : error
@@ -138,6 +140,15 @@ export class LeaseOwner {
       this.log.warn({ err: error, file }, 'a file in the lease directory could not be put away; the next agent does it')
     }
   }
+}
+
+/** A record that nobody would read back would leave its bits for ever if we were killed. */
+function tooManyCounters({ counters, target }: LeaseClaim): UprobeError {
+  return new UprobeError(
+    'ERR_UPROBE_TOO_MANY_SITES',
+    `${counters.length} counters of process ${target.pid} cannot be claimed by one probe: the record of the claim would be longer than ${MAX_LEASE_BYTES} bytes. Attach them in several probes, or use counter: 'kernel'.`,
+    { pid: target.pid },
+  )
 }
 
 function ownProcess(): LeaseHolder {

@@ -53,13 +53,29 @@ export const MAX_LEASE_BYTES = 4 * 1024 * 1024
 
 /** Writes a lease. */
 export function formatLease(lease: LeaseRecord): string {
-  return `${JSON.stringify(lease, (key, value: unknown) => {
-    if (typeof value !== 'bigint') return value
-    return HEXADECIMAL.has(key) ? `0x${value.toString(16)}` : String(value)
+  // Numbers are made text before, and not by a replacer, which is called for each: there may be ten thousand counters.
+  const counters = lease.counters.map(({ provider, name, refCtrOffset, vaddr, address }) => ({
+    provider,
+    name,
+    refCtrOffset: refCtrOffset === null ? null : hex(refCtrOffset),
+    vaddr: hex(vaddr),
+    address: hex(address),
+  }))
+  const { sinceNs, sinceTicks, owner, target, file } = lease
+  return `${JSON.stringify({
+    ...lease,
+    sinceNs: String(sinceNs),
+    sinceTicks: String(sinceTicks),
+    owner: { ...owner, startTime: String(owner.startTime) },
+    target: { ...target, startTime: String(target.startTime) },
+    file: { ...file, device: String(file.device), inode: String(file.inode) },
+    counters,
   })}\n`
 }
 
-const HEXADECIMAL = new Set(['refCtrOffset', 'vaddr', 'address'])
+function hex(value: bigint): string {
+  return `0x${value.toString(16)}`
+}
 
 /** The version of the format that this package writes. */
 const VERSION = 1

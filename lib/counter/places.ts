@@ -7,7 +7,7 @@
  *
  * A file may be mapped more than once (dlmopen), and then has a counter in each copy.
  */
-import { codeAddress, type Mapping } from '../target/maps.js'
+import { codeAddress, type Mapping, mappingAt } from '../target/maps.js'
 import type { FileCounter, SharingSite } from './read.js'
 
 /** A counter in one mapping. */
@@ -81,8 +81,8 @@ export function besideCode(all: readonly Mapping[], ofFile: readonly Mapping[], 
     .flatMap((code) => {
       const bias = code.start + site.fileOffset - code.fileOffset - site.vaddr
       const address = bias + counter.vaddr
-      const mapping = all.find((m) => address >= m.start && address + 2n <= m.end)
-      if (mapping === undefined) return []
+      const mapping = mappingAt(all, address)
+      if (mapping === null || address + 2n > mapping.end) return []
       const ofProgram =
         ofFile.some((m) => m.start === mapping.start) ||
         (isAnonymous(mapping) && counter.anonymousStart !== null && mapping.start >= bias + counter.anonymousStart)

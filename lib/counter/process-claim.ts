@@ -5,8 +5,12 @@
  * leaves, and each of the two decides and stores within a step that nobody else can be in; so two agents cannot both believe that they are not the last.
  *
  * Setting what is set and clearing what is clear is harmless, so no step needs to know whether it was done before.
+ *
+ * What has to be one step is one counter's deciding and storing. Counters are taken in groups all the same, since a small claim then is switched on at one stroke; but not all of ten thousand, since
+ * the kernel keeps the locks of a file in a list that it walks for each of them (`posix_lock_inode`, fs/locks.c), and our host wants its event loop to turn.
  */
 import { closeSync, openSync } from 'node:fs'
+import { TimeSlice } from '../elf/time-slice.js'
 import { EBUSY, ERANGE, ESRCH } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
@@ -55,6 +59,9 @@ export class ActiveClaims {
   }
 }
 
+/** The most counters of which one step is made. */
+const GROUP = 128
+
 /** A counter in one mapping of the process. */
 interface HeldCell {
   readonly counter: FileCounter
@@ -63,6 +70,21 @@ interface HeldCell {
   readonly cell: CounterCell
   /** Whether this claim counts among the active ones. */
   active: boolean
+}
+
+/** Counters that are set or cleared in one step. */
+interface CellGroup {
+  readonly cells: readonly HeldCell[]
+  readonly keys: readonly CounterKey[]
+}
+
+function groupsOf(cells: readonly HeldCell[]): CellGroup[] {
+  const groups: CellGroup[] = []
+  for (let first = 0; first < cells.length; first += GROUP) {
+    const group = cells.slice(first, first + GROUP)
+    groups.push({ cells: group, keys: group.map(({ key }) => key) })
+  }
+  return groups
 }
 
 /** The file whose counters are claimed. */
@@ -79,7 +101,7 @@ export interface ClaimedCounter {
 
 /** See the module's comment. */
 export class ProcessClaim {
-  readonly #keys: readonly CounterKey[]
+  readonly #groups: readonly CellGroup[]
   #lease: Lease | null = null
   #closed = false
 
@@ -91,7 +113,7 @@ export class ProcessClaim {
     private readonly cells: readonly HeldCell[],
     private readonly fds: readonly number[],
   ) {
-    this.#keys = cells.map(({ key }) => key)
+    this.#groups = groupsOf(cells)
   }
 
   /**
@@ -116,13 +138,14 @@ export class ProcessClaim {
       const mapsFd = openProc(target, 'maps', 'r', fds)
       // The descriptors are bound to the address space that the process has now: that of the target, as long as it is not gone.
       if (target.addressSpaceGone()) throw target.goneError()
-      const cells = found.map(({ counter, place }) => ({
-        counter,
-        address: place.address,
-        key: counterKey(space, place.address),
-        cell: new context.native.CounterCell({ memFd, mapsFd, ...place, own }),
-        active: false,
-      }))
+      const cells: HeldCell[] = []
+      const slice = new TimeSlice()
+      for (const { counter, place } of found) {
+        if (slice.isOver) await slice.rest()
+        const { address } = place
+        const cell = new context.native.CounterCell({ memFd, mapsFd, ...place, own })
+        cells.push({ counter, address, key: counterKey(space, address), cell, active: false })
+      }
       return new ProcessClaim(context, target, space, file, cells, fds)
     } catch (error) {
       for (const fd of fds) closeSync(fd)
@@ -150,15 +173,17 @@ export class ProcessClaim {
    * @returns whether all are claimed, by whomever
    * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN` if one reads anything else
    */
-  read(): boolean {
+  async read(): Promise<boolean> {
     let claimed = true
-    this.#guarded(() => {
-      for (const one of this.cells) {
+    const slice = new TimeSlice()
+    for (const one of this.cells) {
+      if (slice.isOver) await slice.rest()
+      this.#guarded(() => {
         const value = one.cell.read()
         if (value !== 0 && value !== CLAIM) throw this.#foreign(one, value)
         if (value === 0) claimed = false
-      }
-    })
+      })
+    }
     return claimed
   }
 
@@ -200,25 +225,61 @@ export class ProcessClaim {
   /**
    * Sets the bits.
    * @param inherited - whether a bit that is set already may have come with a fork
-   * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_TARGET_GONE`; nothing is set then
+   * @param signal - ends it early
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_TARGET_GONE`, or the reason of the signal; nothing is set then that was not before
    */
-  async set(inherited = false): Promise<void> {
-    await this.context.owner.locks.step(this.#keys, () => this.#set(inherited))
+  async set(inherited = false, signal?: AbortSignal): Promise<void> {
+    const { locks } = this.context.owner
+    const set: CellGroup[] = []
+    const slice = new TimeSlice()
+    try {
+      for (const { cells, keys } of this.#groups) {
+        signal?.throwIfAborted()
+        const before = cells.filter(({ active }) => !active)
+        await locks.step(keys, () => this.#set(cells, inherited), signal)
+        set.push({ cells: before, keys })
+        if (slice.isOver) await slice.rest()
+      }
+    } catch (error) {
+      await this.#clearGroups(set)
+      throw error
+    }
   }
 
-  /** The same without waiting: false if another agent is at a step. */
+  /** The same without waiting: false if another agent is at a step, or there are so many counters that the event loop must have its turn in between. */
   trySet(inherited = false): boolean {
-    return this.context.owner.locks.tryStep(this.#keys, () => this.#set(inherited)).done
+    const [group, ...more] = this.#groups
+    if (group === undefined || more.length > 0) return false
+    return this.context.owner.locks.tryStep(group.keys, () => this.#set(group.cells, inherited)).done
   }
 
-  /** Clears the bits, except where another claim covers the counter. */
+  /**
+   * Clears the bits, except where another claim covers the counter. What fails at one counter does not keep the others from being cleared.
+   * @throws {UprobeError} the first failure: `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_COUNTER_PLACE`
+   */
   async clear(): Promise<void> {
-    await this.context.owner.locks.step(this.#keys, () => this.#clear())
+    await this.#clearGroups(this.#groups)
   }
 
-  /** The same without waiting: false if another agent is at a step. */
+  /** The same without waiting: false as of {@link trySet}. */
   tryClear(): boolean {
-    return this.context.owner.locks.tryStep(this.#keys, () => this.#clear()).done
+    const [group, ...more] = this.#groups
+    if (group === undefined || more.length > 0) return false
+    return this.context.owner.locks.tryStep(group.keys, () => this.#clear(group.cells)).done
+  }
+
+  async #clearGroups(groups: readonly CellGroup[]): Promise<void> {
+    const failures: unknown[] = []
+    const slice = new TimeSlice()
+    for (const { cells, keys } of groups) {
+      try {
+        await this.context.owner.locks.step(keys, () => this.#clear(cells))
+      } catch (error) {
+        failures.push(error)
+      }
+      if (slice.isOver) await slice.rest()
+    }
+    if (failures.length > 0) throw failures[0]
   }
 
   /** The claim is given back; only cleaning up is left. */
@@ -248,12 +309,12 @@ export class ProcessClaim {
     for (const fd of this.fds) closeSync(fd)
   }
 
-  #set(inherited: boolean): void {
+  #set(cells: readonly HeldCell[], inherited: boolean): void {
     const { owner, active } = this.context
     const set: HeldCell[] = []
     try {
       this.#guarded(() => {
-        for (const one of this.cells) {
+        for (const one of cells) {
           if (one.active) continue
           const before = one.cell.read()
           if (before !== 0 && !(before === CLAIM && (inherited || active.has(one.key) || owner.locks.othersPresent(one.key)))) {
@@ -274,9 +335,9 @@ export class ProcessClaim {
     }
   }
 
-  #clear(): void {
+  #clear(cells: readonly HeldCell[]): void {
     let failure: unknown = null
-    for (const one of this.cells) {
+    for (const one of cells) {
       try {
         this.#clearOne(one)
       } catch (error) {
@@ -350,12 +411,16 @@ async function placesOf(
 ): Promise<Array<{ counter: FileCounter; place: CounterPlace }>> {
   const all = await target.maps(true)
   const ofFile = mappingsOf(target.procDirectory, all, file.identity)
-  return counters.flatMap((counter) => {
+  const found: Array<{ counter: FileCounter; place: CounterPlace }> = []
+  const slice = new TimeSlice()
+  for (const [index, counter] of counters.entries()) {
+    if (index % GROUP === 0 && slice.isOver) await slice.rest()
     const { places, problem } = counterPlaces(all, ofFile, counter)
-    if (problem === 'not-mapped') return []
+    if (problem === 'not-mapped') continue
     if (problem !== null) throw unclaimable(`${nameOf(counter)} in ${escapeForDisplay(file.path)}`, target.pid, problem)
-    return places.map((place) => ({ counter, place }))
-  })
+    for (const place of places) found.push({ counter, place })
+  }
+  return found
 }
 
 function nameOf(counter: FileCounter): string {

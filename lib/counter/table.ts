@@ -33,6 +33,17 @@ export interface CounterHolder {
   processes(): AsyncIterable<TargetProcess>
 }
 
+/** A probe that holds counters of one file. */
+export interface FileHolder extends Omit<CounterHolder, 'sites'> {
+  readonly identity: FileIdentity
+  readonly path: string
+  readonly mode: CounterMode
+  /** By their virtual address in the file. */
+  readonly counters: ReadonlyMap<bigint, FileCounter>
+  /** Its sites in the file. */
+  readonly sites: ReadonlyArray<HeldSite & { readonly counterVaddr: bigint | null }>
+}
+
 /** One counter, and its holders. */
 export interface TableEntry {
   readonly identity: FileIdentity
@@ -42,49 +53,61 @@ export interface TableEntry {
   readonly holders: ReadonlySet<CounterHolder>
 }
 
-interface Entry extends TableEntry {
-  readonly holders: Set<CounterHolder>
-}
-
-/** See the module's comment. */
+/** See the module's comment. A probe is entered once for each of its files, whose counters are told apart when somebody asks: it may have thousands, and few ask. */
 export class CounterTable {
-  readonly #entries = new Map<string, Entry>()
+  readonly #files = new Map<string, Set<FileHolder>>()
 
   /**
-   * Notes that a probe holds a counter.
+   * Notes that a probe holds counters.
    * @returns takes it back; idempotent
-   * @throws {UprobeError} `ERR_UPROBE_COUNTER_MODE` if others hold it in the other mode
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_MODE` if others hold one of them in the other mode
    */
-  hold(identity: FileIdentity, path: string, counter: FileCounter, mode: CounterMode, holder: CounterHolder): () => void {
-    const key = `${identityKey(identity)}:${counter.vaddr}`
-    const entry = this.#entries.get(key) ?? { identity, path, counter, mode, holders: new Set() }
-    if (entry.mode !== mode) {
-      const names = [...new Set([...entry.holders].flatMap(({ sites }) => sites.map(({ probe }) => probe)))].join(', ')
-      throw new UprobeError(
-        'ERR_UPROBE_COUNTER_MODE',
-        `The counter is held with counter: '${entry.mode}' by ${names}, and can be held in one way at a time. Use '${entry.mode}' here too, or detach the other probe first.`,
-      )
-    }
-    this.#entries.set(key, entry)
-    entry.holders.add(holder)
+  hold(holder: FileHolder): () => void {
+    const key = identityKey(holder.identity)
+    const holders = this.#files.get(key) ?? new Set<FileHolder>()
+    for (const other of holders) if (other.mode !== holder.mode) refuseShared(holder, other)
+    this.#files.set(key, holders)
+    holders.add(holder)
     return () => {
-      entry.holders.delete(holder)
-      if (entry.holders.size === 0 && this.#entries.get(key) === entry) this.#entries.delete(key)
+      holders.delete(holder)
+      if (holders.size === 0 && this.#files.get(key) === holders) this.#files.delete(key)
     }
   }
 
   /** The counters that a tracer's probes hold, with all their holders. */
   heldBy(tracer: object): readonly TableEntry[] {
-    return [...this.#entries.values()].filter(({ holders }) => [...holders].some((holder) => holder.tracer === tracer))
+    return [...this.#files.values()].flatMap((holders) => entriesOf(holders)).filter((entry) => holds(entry, tracer))
   }
 }
 
-/** A counter that a probe holds. */
-export interface HeldByProbe {
-  readonly identity: FileIdentity
-  readonly path: string
-  readonly counter: FileCounter
-  readonly holder: CounterHolder
+function holds({ holders }: TableEntry, tracer: object): boolean {
+  return [...holders].some((holder) => holder.tracer === tracer)
+}
+
+/** The counters of one file, in the order in which they came to be held. */
+function entriesOf(fileHolders: ReadonlySet<FileHolder>): TableEntry[] {
+  const entries = new Map<bigint, TableEntry & { readonly holders: Set<CounterHolder> }>()
+  for (const { identity, path, mode, counters, sites, tracer, isActive, processes } of fileHolders) {
+    const sitesOf = new Map<bigint | null, HeldSite[]>([...counters.keys()].map((vaddr) => [vaddr, []]))
+    for (const { counterVaddr, probe, fileOffset } of sites) sitesOf.get(counterVaddr)?.push({ probe, fileOffset })
+    for (const [vaddr, counter] of counters) {
+      const entry = entries.get(vaddr) ?? { identity, path, counter, mode, holders: new Set() }
+      entries.set(vaddr, entry)
+      entry.holders.add({ tracer, sites: sitesOf.get(vaddr) ?? [], isActive, processes })
+    }
+  }
+  return [...entries.values()]
+}
+
+/** Throws if two holders of different modes share a counter. */
+function refuseShared(holder: FileHolder, other: FileHolder): void {
+  const shared = [...holder.counters.keys()].find((vaddr) => other.counters.has(vaddr))
+  if (shared === undefined) return
+  const names = [...new Set(other.sites.filter(({ counterVaddr }) => counterVaddr === shared).map(({ probe }) => probe))].join(', ')
+  throw new UprobeError(
+    'ERR_UPROBE_COUNTER_MODE',
+    `The counter is held with counter: '${other.mode}' by ${names}, and can be held in one way at a time. Use '${other.mode}' here too, or detach the other probe first.`,
+  )
 }
 
 /** The entries of one probe in the table. One that gives way takes them out, so that the counters are free for either mode. */
@@ -93,8 +116,7 @@ export class ProbeHolds {
 
   constructor(
     private readonly table: CounterTable,
-    private readonly mode: CounterMode,
-    private readonly held: readonly HeldByProbe[],
+    private readonly held: readonly FileHolder[],
   ) {}
 
   /**
@@ -105,9 +127,7 @@ export class ProbeHolds {
   enter(): boolean {
     if (this.#releases.length > 0) return false
     try {
-      for (const { identity, path, counter, holder } of this.held) {
-        this.#releases.push(this.table.hold(identity, path, counter, this.mode, holder))
-      }
+      for (const holder of this.held) this.#releases.push(this.table.hold(holder))
     } catch (error) {
       this.leave()
       throw error

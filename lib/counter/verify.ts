@@ -7,9 +7,11 @@
  */
 import { UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
+import type { SiteWork } from '../progress.js'
 import { describeSite, type Site } from '../register/site.js'
 import { codeAddress, type FileIdentity, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
+import { Glimpse } from './glimpse.js'
 import { counterPlaces } from './places.js'
 import { CLAIM, type FileCounter, inspectCounter, isArmed, readCounter } from './read.js'
 
@@ -53,8 +55,11 @@ export interface Verification {
 /** A process that is looked at. */
 type Looked = Pick<TargetProcess, 'pid' | 'procDirectory' | 'maps' | 'readMemory'>
 
-/** Reads back the sites of one file in one process. */
-export async function verifySites(target: Looked, facts: FileFacts, sites: readonly Site[]): Promise<Verification> {
+/**
+ * Reads back the sites of one file in one process.
+ * @param work - leaves the event loop its turn; the sites are counted
+ */
+export async function verifySites(target: Looked, facts: FileFacts, sites: readonly Site[], work: SiteWork): Promise<Verification> {
   const found = new Map<number, SiteTarget>()
   const failures: Array<{ site: Site; error: UprobeError }> = []
   const warnings: string[] = []
@@ -62,8 +67,15 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
   const mappings = mappingsOf(target.procDirectory, all, facts.identity)
   const readings = new Map<bigint, ReturnType<typeof inspectCounter>>()
   const path = escapeForDisplay(facts.path)
+  const glimpse = new Glimpse(target, facts, all, mappings)
   for (const site of sites) {
+    if (work.next()) await work.rest()
     const address = codeAddress(mappings, site.fileOffset)
+    const seen = address === null ? null : glimpse.armedCounter(site, address)
+    if (seen !== null) {
+      found.set(site.slot, { pid: target.pid, state: 'armed', address, counter: seen.counter })
+      continue
+    }
     const where = describeSite(site, path)
     const note = (state: ArmedState, counter: number | null = null): void => {
       found.set(site.slot, { pid: target.pid, state, address, counter })

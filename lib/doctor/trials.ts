@@ -20,7 +20,7 @@ import {
 import { closeRegistrations } from '../register/close.js'
 import { multiSupport } from '../register/multi-support.js'
 import { readUprobePmu, type UprobePmu } from '../register/pmu.js'
-import { sumCpus } from '../register/stats.js'
+import { readHits } from '../register/stats.js'
 import { TargetFile } from '../target/file.js'
 
 /** How a trial ended. */
@@ -175,7 +175,7 @@ async function countHits(native: Native, pmu: UprobePmu, progFd: number, statsFd
     })
     await native.perfEventSetBpf(perfFd, progFd)
     native.fireSelfTest(HITS)
-    return sumCpus(native, statsFd, 0).hits
+    return readHits(native, statsFd)
   } finally {
     if (perfFd !== undefined) await closeRegistrations(native, [perfFd])
     file.close()

@@ -6,6 +6,7 @@
 import { type FileFacts, type SiteTarget, verifySites } from '../counter/verify.js'
 import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
+import { SiteWork } from '../progress.js'
 import type { TargetFile } from '../target/file.js'
 import type { TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
@@ -64,14 +65,19 @@ export class Attachment {
   }
 
   /** Registers every part. Sites that the kernel refuses are reported; any other failure throws, with everything taken back. */
-  async register(signal: AbortSignal): Promise<PartFailure[]> {
+  async register(work: SiteWork): Promise<PartFailure[]> {
     const failures: PartFailure[] = []
+    work.begin(
+      'register',
+      this.with_.parts.reduce((sum, { sites }) => sum + sites.length, 0),
+    )
     try {
       for (const part of this.with_.parts) {
-        const registration = await this.#registerPart(part, signal)
+        const registration = await this.#registerPart(part, work)
         part.fds = registration.fds
-        failures.push(...registration.failures.map((failure) => ({ ...failure, part })))
+        for (const failure of registration.failures) failures.push({ ...failure, part })
       }
+      work.end()
       return failures
     } catch (error) {
       await this.unregister()
@@ -81,19 +87,23 @@ export class Attachment {
 
   /**
    * Leaves out what was refused, so that it is not asked for again.
-   * @returns the sites that are left in some part
+   * @returns the slots of the sites that are left in no part
    */
-  leaveOut(failures: readonly PartFailure[]): ReadonlySet<Site> {
-    for (const part of this.with_.parts) {
+  leaveOut(failures: readonly PartFailure[]): ReadonlySet<number> {
+    const { parts } = this.with_
+    const leftOut = new Set(failures.map(({ site }) => site.slot))
+    if (leftOut.size === 0) return leftOut
+    for (const part of parts) {
       const refused = new Set(failures.filter((failure) => failure.part === part).map(({ site }) => site))
       if (refused.size > 0) part.sites = part.sites.filter((site) => !refused.has(site))
+      for (const { slot } of part.sites) leftOut.delete(slot)
     }
-    return new Set(this.with_.parts.flatMap(({ sites }) => sites))
+    return leftOut
   }
 
   /** Opens the registrations of a part, beside those that it has. */
-  async #registerPart(part: Part, signal: AbortSignal): Promise<Registration> {
-    signal.throwIfAborted()
+  async #registerPart(part: Part, work: SiteWork): Promise<Registration> {
+    work.signal.throwIfAborted()
     const { native, pmu, programs, retprobe } = this.with_
     const { file, target, sites } = part
     if (target !== null) {
@@ -104,7 +114,7 @@ export class Attachment {
       if (target.leaderExited) part.via = 'perf'
     }
     const tid = target?.tid ?? null
-    const registration = await registerSites({ native, pmu, programs, retprobe, file, target, sites, via: part.via, signal })
+    const registration = await registerSites({ native, pmu, programs, retprobe, file, target, sites, via: part.via, work })
     if (target === null || target.isAlive()) {
       part.tid = tid
       return registration
@@ -115,27 +125,31 @@ export class Attachment {
   }
 
   /** Reads back every site in every process that can be looked at. */
-  async verify(signal: AbortSignal): Promise<ArmResult> {
+  async verify(work: SiteWork): Promise<ArmResult> {
     const failures: SiteFailure[] = []
     const warnings: string[] = []
     const targets = new Map<number, SiteTarget[]>()
+    work.begin('verify', 0)
     for (const part of this.with_.parts) {
-      const looked = part.target === null ? processesMapping(this.with_.native, part.facts.identity, signal) : [part.target]
+      const looked = part.target === null ? processesMapping(this.with_.native, part.facts.identity, work.signal) : [part.target]
       for await (const target of looked) {
-        signal.throwIfAborted()
+        work.signal.throwIfAborted()
         target.refreshThread()
-        const result = await verifySites(target, part.facts, part.sites)
+        work.extend(part.sites.length)
+        const result = await verifySites(target, part.facts, part.sites, work)
         // A process that ended while we looked proves nothing, nor does one that became another program.
         if (!target.isAlive() || target.addressSpaceGone()) continue
-        failures.push(...result.failures)
-        warnings.push(...result.warnings)
+        for (const failure of result.failures) failures.push(failure)
+        for (const warning of result.warnings) warnings.push(warning)
         for (const [slot, found] of result.sites) {
+          if (work.isDue) await work.rest()
           const known = targets.get(slot)
           if (known === undefined) targets.set(slot, [found])
           else known.push(found)
         }
       }
     }
+    work.end()
     return { failures, warnings, targets }
   }
 
@@ -156,7 +170,7 @@ export class Attachment {
     for (const part of this.with_.parts) {
       if (part.target !== target || part.via !== 'perf' || part.tid === target.tid) continue
       const old = part.fds
-      const { fds, failures } = await this.#registerPart(part, signal)
+      const { fds, failures } = await this.#registerPart(part, SiteWork.quietly(signal))
       part.fds = fds
       moved = true
       await closeRegistrations(this.with_.native, old)

@@ -42,6 +42,9 @@ export function checkCounterOffset(
 ): UprobeError | null {
   const offset = site.refCtrOffset
   if (offset === null) return null
+  // Only 32 bits of an offset fit into perf_event_attr: config[63:32]; the uprobe_multi link has 64.
+  const tooLarge = bits === 32 && offset > 0xffff_ffffn
+  if (pmu.refCtrOffset && offset % 2n === 0n && !tooLarge) return null
   const where = describeSite(site, escapeForDisplay(path))
   if (!pmu.refCtrOffset) {
     return new UprobeError(
@@ -57,15 +60,11 @@ export function checkCounterOffset(
       { site: where },
     )
   }
-  // config[63:32] of perf_event_attr holds the offset; the uprobe_multi link has 64 bits.
-  if (bits === 32 && offset > 0xffff_ffffn) {
-    return new UprobeError(
-      'ERR_UPROBE_COUNTER_OFFSET',
-      `${where}: its counter lies at offset 0x${offset.toString(16)}, and perf_event_open takes 32 bits. A kernel with uprobe_multi links (6.10 and later) can do it.`,
-      { site: where },
-    )
-  }
-  return null
+  return new UprobeError(
+    'ERR_UPROBE_COUNTER_OFFSET',
+    `${where}: its counter lies at offset 0x${offset.toString(16)}, and perf_event_open takes 32 bits. A kernel with uprobe_multi links (6.10 and later) can do it.`,
+    { site: where },
+  )
 }
 
 /** Explains why a registration was refused. */

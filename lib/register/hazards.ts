@@ -47,13 +47,29 @@ export interface HazardContext {
  * @returns why it must not be registered, as `ERR_UPROBE_UNSAFE_NOP5`, `ERR_UPROBE_NOT_INSTRUCTION`, `ERR_UPROBE_UNSAFE_GO` or
  *   `ERR_UPROBE_UNSAFE_SECCOMP`; `null` if nothing speaks against it.
  */
-export async function checkSite(site: CodeSite, context: HazardContext): Promise<UprobeError | null> {
+export function checkSite(site: CodeSite, context: HazardContext): Promise<UprobeError | null> | null {
+  return isPlain(site, context) ? null : checkClosely(site, context)
+}
+
+/** Whether nothing can speak against a site, and that is known without waiting: so it is with nearly all of the thousands that a library may have. */
+function isPlain(site: CodeSite, context: HazardContext): boolean {
+  const { source, retprobe } = context
+  if (retprobe || site.origin === 'inside' || source.arch !== 'x64') return false
+  const code = source.peekCode?.(site.vaddr, MAX_INSTRUCTION_BYTES) ?? null
+  return code !== null && !isNop5(code)
+}
+
+async function checkClosely(site: CodeSite, context: HazardContext): Promise<UprobeError | null> {
   const fatal = await checkNop5(site, context)
   if (fatal !== null || context.unsafe) return fatal
   return (await checkInstructionStart(context.source, site)) ?? checkGo(site, context) ?? checkSeccomp(site, context)
 }
 
 const NOP5_BYTES = 5
+
+function isNop5(code: Uint8Array): boolean {
+  return instructionLength(code, 0) === NOP5_BYTES && isNop(code, 0, NOP5_BYTES)
+}
 
 /**
  * Whether this kernel optimizes nops of five bytes in the way that does harm.
@@ -71,7 +87,7 @@ async function checkNop5(site: CodeSite, context: HazardContext): Promise<Uprobe
   const { source, uprobeSyscallErrno, kernelRelease } = context
   if (source.arch !== 'x64' || !nop5IsDangerous(uprobeSyscallErrno, kernelRelease)) return null
   const code = await source.readCode(site.vaddr, MAX_INSTRUCTION_BYTES)
-  if (instructionLength(code, 0) !== NOP5_BYTES || !isNop(code, 0, NOP5_BYTES)) return null
+  if (!isNop5(code)) return null
   const bytes = Buffer.from(code.subarray(0, NOP5_BYTES)).toString('hex')
   const next = (site.fileOffset + BigInt(NOP5_BYTES)).toString(16)
   const hidden =

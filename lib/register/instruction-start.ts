@@ -27,6 +27,8 @@ export interface InstructionSource {
   readonly path: string
   /** Code from `vaddr` on: fewer bytes than `atMost` where the file has no more, none where it has no code. */
   readCode(vaddr: bigint, atMost: number): Promise<Uint8Array>
+  /** The same where it is at hand; `null` where it has to be waited for. */
+  peekCode?(vaddr: bigint, atMost: number): Uint8Array | null
   /** The function whose body holds `vaddr`; `null` if no symbol says. */
   functionContaining(vaddr: bigint): Promise<CodeFunction | null>
 }

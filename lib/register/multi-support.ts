@@ -21,7 +21,7 @@ import {
   loadProgram,
 } from './bpf-objects.js'
 import { closeRegistrations } from './close.js'
-import { sumCpus } from './stats.js'
+import { readHits } from './stats.js'
 
 /** What the uprobe_multi link is good for. */
 export interface MultiSupport {
@@ -93,7 +93,7 @@ async function tryLink(native: Native): Promise<MultiSupport> {
       return none(`the kernel refuses the link (${error instanceof Error ? error.message.split('.')[0] : String(error)})`)
     }
     native.fireSelfTest(TRIES)
-    const { hits } = sumCpus(native, statsFd, 0)
+    const hits = readHits(native, statsFd)
     // More are those of another Worker that tries at the same moment.
     if (hits >= TRIES) return { allProcesses: true, oneProcess: true, reason: null }
     return { allProcesses: true, oneProcess: false, reason: `its process filter misses threads (${hits} of ${TRIES} hits seen)` }

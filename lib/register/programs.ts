@@ -4,7 +4,7 @@
  * A perf event knows nothing of the site it is for (`PERF_EVENT_IOC_SET_BPF` takes no cookie), so each site has a program with its slot built in. A
  * uprobe_multi link passes a cookie a site, so one program serves them all, and chooses the operands to read by the cookie.
  */
-import { type CaptureProgram, compileCapture, cookieOf, readsMemory, splitShapes } from '../capture/compile.js'
+import { type CaptureProgram, compileCapture, readsMemory, splitShapes } from '../capture/compile.js'
 import { type CaptureShape, shapeKey } from '../capture/shape.js'
 import { UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
@@ -14,8 +14,31 @@ import type { Site } from './site.js'
 /** A program for a uprobe_multi link, and the sites it serves. */
 export interface MultiProgram {
   readonly fd: number
-  /** What the link passes at each site it serves, by slot. */
-  readonly cookies: ReadonlyMap<number, bigint>
+  /** By slot, the index of the shape among those of the program; -1 for a site that it does not serve. */
+  readonly shapes: Int32Array
+}
+
+/** Sites whose hits are captured alike. */
+interface Kind {
+  readonly shape: CaptureShape
+  readonly slots: number[]
+}
+
+function kindsOf(sites: readonly Site[]): Kind[] {
+  const byKey = new Map<string, Kind>()
+  const byShape = new Map<CaptureShape, Kind>()
+  for (const { shape, slot } of sites) {
+    let kind = byShape.get(shape)
+    if (kind === undefined) {
+      // Shapes of several files may be alike without being one.
+      const key = shapeKey(shape)
+      kind = byKey.get(key) ?? { shape, slots: [] }
+      byKey.set(key, kind)
+      byShape.set(shape, kind)
+    }
+    kind.slots.push(slot)
+  }
+  return [...byKey.values()]
 }
 
 /** What all programs of a probe have in common. */
@@ -52,27 +75,20 @@ export class CapturePrograms {
   }
 
   async #loadMulti(): Promise<MultiProgram[]> {
-    const byShape = new Map<string, { shape: CaptureShape; slots: number[] }>()
-    for (const { shape, slot } of this.sites) {
-      const key = shapeKey(shape)
-      const known = byShape.get(key)
-      if (known === undefined) byShape.set(key, { shape, slots: [slot] })
-      else known.slots.push(slot)
-    }
-    const kinds = [...byShape.values()]
+    const kinds = kindsOf(this.sites)
     const programs: MultiProgram[] = []
     let first = 0
     for (const shapes of splitShapes(
       kinds.map((kind) => kind.shape),
       { ...this.base, sleepable: true },
     )) {
-      const cookies = new Map<number, bigint>()
+      const served = new Int32Array(this.sites.length).fill(-1)
       shapes.forEach((_, index) => {
-        for (const slot of kinds[first + index]?.slots ?? []) cookies.set(slot, cookieOf(slot, index))
+        for (const slot of kinds[first + index]?.slots ?? []) served[slot] = index
       })
       first += shapes.length
       try {
-        programs.push({ fd: await this.#load('multi', 0, shapes), cookies })
+        programs.push({ fd: await this.#load('multi', 0, shapes), shapes: served })
       } catch (error) {
         for (const { fd } of programs) this.native.closeFd(fd)
         throw error

@@ -15,6 +15,8 @@ export interface Site {
   readonly fileOffset: bigint
   /** Virtual address of the counter in the file; `null` if the probe has none. */
   readonly counterVaddr: bigint | null
+  /** Offset of the counter in the file; `null` if the probe has none, or it has no place in the file (as in `.bss`). */
+  readonly counterOffset: bigint | null
   /** Offset of the counter in the file that the kernel is to count on; `null` if the probe has none, or the package claims it instead. */
   readonly refCtrOffset: bigint | null
   /** Operands as the note stores them; `null` for functions. */

@@ -1,21 +1,27 @@
 /**
- * The counts that the capture programs keep: one entry a site in a per-CPU array map.
+ * The counts that the capture programs keep, in a per-CPU array map.
  *
  * Each program adds atomically on the CPU it runs on (programs on uprobes may be preempted and interleave on one CPU), so the sum over
  * all CPUs is exact once the probe is closed, and a moment behind before.
+ *
+ * The kernel allocates each entry of such a map by itself, and reading takes a system call each: ten thousand took 17 ms to make. So the slots of a large probe share entries.
  */
 import { STATS_VALUE_BYTES } from '../capture/compile.js'
 import type { Native } from '../native.js'
+import { BPF_MAP_TYPE_PERCPU_ARRAY, createMap } from './bpf-objects.js'
 
-/** Counts of one site since it was attached. */
+/** Counts since a probe was attached, by slot. */
 export interface KernelCounts {
   /** Executions of the site. */
-  readonly hits: number
+  readonly hits: Float64Array
   /** Hits that the filter rejected. */
-  readonly filtered: number
+  readonly filtered: Float64Array
   /** Hits for which the ring had no room. */
-  readonly lostRing: number
+  readonly lostRing: Float64Array
 }
+
+/** A probe with more slots than this shares entries; so many to each, which makes values of 1.5 KB. */
+const SLOTS_AN_ENTRY = 64
 
 let possible: number | null = null
 
@@ -25,28 +31,70 @@ export function possibleCpus(native: Native): number {
   return possible
 }
 
-/** Reads the counts of `count` sites from slot `first`. */
-export function readCounts(native: Native, statsFd: number, first: number, count: number): KernelCounts[] {
-  const cpus = possibleCpus(native)
-  // A per-CPU value is padded to 8 bytes; ours is a multiple of 8 already.
-  const words = new BigUint64Array(native.bpfMapRead(statsFd, first, count, STATS_VALUE_BYTES * cpus))
-  const wordsPerCpu = STATS_VALUE_BYTES / 8
-  const counts: KernelCounts[] = []
-  for (let slot = 0; slot < count; slot++) {
-    const sums = [0n, 0n, 0n]
-    for (let cpu = 0; cpu < cpus; cpu++) {
-      const at = (slot * cpus + cpu) * wordsPerCpu
-      sums.forEach((sum, field) => {
-        sums[field] = sum + (words[at + field] ?? 0n)
-      })
-    }
-    const [hits = 0n, filtered = 0n, lostRing = 0n] = sums
-    counts.push({ hits: Number(hits), filtered: Number(filtered), lostRing: Number(lostRing) })
+/** The counts of one probe. */
+export class SiteCounts {
+  readonly fd: number
+  /** As of `CaptureProgram`. */
+  readonly slotsAnEntry: number
+  readonly #entries: number
+  #closed = false
+
+  /** Throws as `createMap`. */
+  constructor(
+    private readonly native: Native,
+    private readonly slots: number,
+  ) {
+    possibleCpus(native)
+    this.slotsAnEntry = slots > SLOTS_AN_ENTRY ? SLOTS_AN_ENTRY : 1
+    this.#entries = Math.ceil(slots / this.slotsAnEntry)
+    this.fd = createMap(native, {
+      type: BPF_MAP_TYPE_PERCPU_ARRAY,
+      keyBytes: 4,
+      valueBytes: STATS_VALUE_BYTES * this.slotsAnEntry,
+      maxEntries: this.#entries,
+      name: 'uprobe_stats',
+    })
   }
-  return counts
+
+  /** Reads them all. */
+  read(): KernelCounts {
+    return readCounts(this.native, this.fd, this.slots, this.slotsAnEntry)
+  }
+
+  /** Idempotent. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    this.native.closeFd(this.fd)
+  }
 }
 
-/** Reads the counts of one site. */
-export function sumCpus(native: Native, statsFd: number, slot: number): KernelCounts {
-  return readCounts(native, statsFd, slot, 1)[0] ?? { hits: 0, filtered: 0, lostRing: 0 }
+function readCounts(native: Native, fd: number, slots: number, slotsAnEntry: number): KernelCounts {
+  const cpus = possibleCpus(native)
+  const entries = Math.ceil(slots / slotsAnEntry)
+  // A per-CPU value is padded to 8 bytes; ours is a multiple of 8 already.
+  const halves = new Uint32Array(native.bpfMapRead(fd, 0, entries, STATS_VALUE_BYTES * slotsAnEntry * cpus))
+  const number = (at: number): number => (halves[at] ?? 0) + (halves[at + 1] ?? 0) * 2 ** 32
+  const hits = new Float64Array(slots)
+  const filtered = new Float64Array(slots)
+  const lostRing = new Float64Array(slots)
+  const halvesASlot = STATS_VALUE_BYTES / 4
+  for (let slot = 0; slot < slots; slot++) {
+    const within = slot % slotsAnEntry
+    const firstCpu = ((slot - within) * cpus + within) * halvesASlot
+    for (let cpu = 0; cpu < cpus; cpu++) {
+      const at = firstCpu + cpu * slotsAnEntry * halvesASlot
+      const counted = number(at)
+      if (counted === 0) continue
+      hits[slot] = (hits[slot] ?? 0) + counted
+      filtered[slot] = (filtered[slot] ?? 0) + number(at + 2)
+      lostRing[slot] = (lostRing[slot] ?? 0) + number(at + 4)
+    }
+  }
+  return { hits, filtered, lostRing }
+}
+
+/** Reads how often the site of a map with one slot was executed. */
+export function readHits(native: Native, statsFd: number): number {
+  return readCounts(native, statsFd, 1, 1).hits[0] ?? 0
 }

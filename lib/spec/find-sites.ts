@@ -5,8 +5,9 @@
  * compilation units); all are sites of the one probe. A file that does not hold what is asked for yields no sites: another file of the same process may.
  */
 import type { ElfFile } from '../elf/elf-file.js'
-import { readUsdtNotes } from '../elf/stapsdt.js'
+import { readUsdtNotes, type UsdtNote } from '../elf/stapsdt.js'
 import { type ElfSymbol, findFunctions } from '../elf/symbols.js'
+import { TimeSlice } from '../elf/time-slice.js'
 import { UprobeError } from '../errors.js'
 import { compileGlob } from '../glob.js'
 import { escapeForDisplay } from '../log.js'
@@ -37,6 +38,8 @@ export interface FoundSites {
   readonly sites: readonly FoundSite[]
   /** What matched and cannot be probed, as sentences. */
   readonly skipped: readonly string[]
+  /** All USDT notes of the file; `null` if they were not asked for. */
+  readonly notes: readonly UsdtNote[] | null
 }
 
 /** Finds the sites of `spec` in `elf`. Throws `ERR_UPROBE_BAD_ELF`, and `ERR_UPROBE_IFUNC` for an exact name. */
@@ -56,7 +59,10 @@ async function findNotes(elf: ElfFile, provider: string, name: string): Promise<
   const isName = compileGlob(name)
   const sites: FoundSite[] = []
   const skipped: string[] = []
-  for (const note of await readUsdtNotes(elf)) {
+  const notes = await readUsdtNotes(elf)
+  const slice = new TimeSlice()
+  for (const [index, note] of notes.entries()) {
+    if (index % 128 === 127 && slice.isOver) await slice.rest()
     if (!isProvider(note.provider) || !isName(note.name)) continue
     const probe = `usdt:${note.provider}:${note.name}`
     if (note.fileOffset === null) {
@@ -76,7 +82,7 @@ async function findNotes(elf: ElfFile, provider: string, name: string): Promise<
       atEntry: false,
     })
   }
-  return { sites, skipped }
+  return { sites, skipped, notes }
 }
 
 async function findBySymbol(spec: ProbeSpec, elf: ElfFile, symbol: string, offset: bigint): Promise<FoundSites> {
@@ -120,7 +126,7 @@ async function findBySymbol(spec: ProbeSpec, elf: ElfFile, symbol: string, offse
       atEntry: offset === 0n && candidate.kind === 'function',
     })
   }
-  return { sites: [...sites.values()], skipped }
+  return { sites: [...sites.values()], skipped, notes: null }
 }
 
 /** Of several versions of a symbol, a name without a version means the default one, as it does for the linker. */
@@ -141,11 +147,13 @@ async function findByOffset(elf: ElfFile, fileOffset: bigint): Promise<FoundSite
   }
   const probe = `uprobe:0x${fileOffset.toString(16)}`
   // A note vouches for its nop, also in a stripped file, where no symbol says where to decode from.
-  const noted = (await readUsdtNotes(elf)).some((note) => note.fileOffset === fileOffset)
+  const notes = await readUsdtNotes(elf)
+  const noted = notes.some((note) => note.fileOffset === fileOffset)
   return {
     sites: [
       { probe, origin: noted ? 'note' : 'inside', vaddr, fileOffset, counterVaddr: null, refCtrOffset: null, args: null, atEntry: false },
     ],
     skipped: [],
+    notes,
   }
 }

@@ -113,6 +113,20 @@ export function mappingsOf(procDirectory: string, mappings: readonly Mapping[], 
   })
 }
 
+/** The mapping that holds an address, or `null`; `all` are in the order in which the kernel lists them, which is that of their addresses. */
+export function mappingAt(all: readonly Mapping[], address: bigint): Mapping | null {
+  let low = 0
+  let high = all.length
+  while (low < high) {
+    const middle = (low + high) >>> 1
+    const mapping = all[middle]
+    if (mapping !== undefined && mapping.start <= address) low = middle + 1
+    else high = middle
+  }
+  const mapping = all[low - 1]
+  return mapping !== undefined && address < mapping.end ? mapping : null
+}
+
 /** Address at which `fileOffset` is mapped executable, or `null`. */
 export function codeAddress(mappings: readonly Mapping[], fileOffset: bigint): bigint | null {
   const mapping = mappings.find((m) => m.executable && covers(m, fileOffset))

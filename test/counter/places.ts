@@ -59,6 +59,7 @@ export function sitesOf(notes: readonly Note[]): Site[] {
     vaddr: fileOffset,
     fileOffset,
     counterVaddr: refCtrOffset,
+    counterOffset: refCtrOffset,
     refCtrOffset,
     args,
     shape: { operands: [], strings: [], stringLimit: 256 },

@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { describe, it, type TestContext } from 'node:test'
 import { type Verification, verifySites } from '../../lib/counter/verify.js'
+import { SiteWork } from '../../lib/progress.js'
 import { buildTarget } from '../support/build.js'
 import { writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
@@ -24,7 +25,11 @@ async function scene(t: TestContext, probe: string, source = 'usdt'): Promise<Sc
   const opened = openProcess(t, target)
   const notes = notesOf(target.program, probe)
   assert.ok(notes.length > 0)
-  return { target, notes, verify: () => verifySites(opened, factsOf(target.program, notes), sitesOf(notes)) }
+  return { target, notes, verify: () => verifySites(opened, factsOf(target.program, notes), sitesOf(notes), unwatched()) }
+}
+
+function unwatched(): SiteWork {
+  return SiteWork.quietly(new AbortController().signal)
 }
 
 /** State and counter by slot, then codes of failures, then the number of warnings. */
@@ -118,7 +123,7 @@ describe('a process that tells nothing', () => {
     const library = buildTarget(t, 'lib', 'shared')
     const notes = notesOf(library)
     const opened = openProcess(t, target)
-    const verify = (): Promise<Verification> => verifySites(opened, factsOf(library, notes), sitesOf(notes))
+    const verify = (): Promise<Verification> => verifySites(opened, factsOf(library, notes), sitesOf(notes), unwatched())
     const verified = await verify()
     assert.deepEqual(summary(verified), [notes.map(() => ['not-mapped', null]), [], 0])
     for (const { address } of verified.sites.values()) assert.equal(address, null)
@@ -134,6 +139,10 @@ describe('a process that tells nothing', () => {
     const opened = openProcess(t, target)
     const { pid, procDirectory } = opened
     const closed = { pid, procDirectory, maps: () => opened.maps(), readMemory: () => null }
-    assert.deepEqual(summary(await verifySites(closed, factsOf(target.program, notes), sitesOf(notes))), [[['unverified', null]], [], 0])
+    assert.deepEqual(summary(await verifySites(closed, factsOf(target.program, notes), sitesOf(notes), unwatched())), [
+      [['unverified', null]],
+      [],
+      0,
+    ])
   })
 })

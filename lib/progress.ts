@@ -1,0 +1,102 @@
+/**
+ * Work over thousands of sites: it leaves the event loop its turn, ends when it is aborted, and says how far it is.
+ *
+ * A loop asks at each site whether it is time to {@link SiteWork.rest}. Then, and at the beginning and the end of each step, whoever wants to know is told; so a short attach tells
+ * little, and a long one about once a turn.
+ */
+import { TimeSlice } from './elf/time-slice.js'
+
+/**
+ * What is being done with the sites:
+ * - `check`: whether each may be probed;
+ * - `claim`: the counters are claimed (`counter: 'msb'`);
+ * - `register`: the kernel is told of them. Through a uprobe_multi link this is one call, which goes from 0 to all;
+ * - `verify`: each is read back;
+ * - `unregister`: the kernel takes them out again.
+ */
+export type ProgressStep = 'check' | 'claim' | 'register' | 'verify' | 'unregister'
+
+/** A `'progress'` event of a `Tracer`. */
+export interface Progress {
+  readonly action: 'attach' | 'detach'
+  /** The specification, as it was given. */
+  readonly spec: string
+  readonly step: ProgressStep
+  /** Sites that are through this step. In several processes, a site counts once in each. */
+  readonly done: number
+  readonly total: number
+}
+
+/** How far a step is. */
+export type ReportProgress = (step: ProgressStep, done: number, total: number) => void
+
+/** The clock is read once in so many sites. */
+const SITES_A_LOOK = 32
+
+/** See the module's comment. */
+export class SiteWork {
+  readonly #slice = new TimeSlice()
+  #step: ProgressStep | null = null
+  #done = 0
+  #total = 0
+  #looks = 0
+
+  /**
+   * @param signal - ends the work
+   * @param report - is told how far it is
+   */
+  constructor(
+    readonly signal: AbortSignal,
+    private readonly report: ReportProgress,
+  ) {}
+
+  /** Work of which nobody is told. */
+  static quietly(signal: AbortSignal): SiteWork {
+    return new SiteWork(signal, () => undefined)
+  }
+
+  /** Begins a step; one that is under way is through. */
+  begin(step: ProgressStep, total: number): void {
+    this.end()
+    this.#step = step
+    this.#done = 0
+    this.#total = total
+    this.report(step, 0, total)
+  }
+
+  /** More is to be done in the step than was known. */
+  extend(sites: number): void {
+    this.#total += sites
+  }
+
+  /** Whether it is time to {@link rest}; to be asked once a site. */
+  get isDue(): boolean {
+    return ++this.#looks % SITES_A_LOOK === 0 && this.#slice.isOver
+  }
+
+  /** Counts a site. Returns whether it is time to {@link rest}. */
+  next(): boolean {
+    this.#done++
+    return this.isDue
+  }
+
+  /** Counts sites that went through at once, and tells. */
+  advance(sites: number): void {
+    this.#done += sites
+    if (this.#step !== null) this.report(this.#step, this.#done, this.#total)
+  }
+
+  /** Tells how far it is, and gives the event loop a turn. Throws the reason of the signal if it is aborted. */
+  async rest(): Promise<void> {
+    this.advance(0)
+    await this.#slice.rest()
+    this.signal.throwIfAborted()
+  }
+
+  /** The step is through. */
+  end(): void {
+    if (this.#step === null) return
+    this.report(this.#step, this.#total, this.#total)
+    this.#step = null
+  }
+}

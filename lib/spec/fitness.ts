@@ -1,0 +1,126 @@
+/**
+ * Whether the sites of one file may be registered, asked before anything is.
+ *
+ * What is the same for all of them, such as where the file is mapped and what is known of the kernel, is looked up once. Nothing here takes a system call a site: code is read by windows of the
+ * file, and counters by pages of the process.
+ */
+import { release } from 'node:os'
+import { counterPlaces, kernelFindsCounter } from '../counter/places.js'
+import { CLAIM, type FileCounter, readCounterOf } from '../counter/read.js'
+import { negativeCounter, unclaimable, unreachableByKernel } from '../counter/unreachable.js'
+import type { FileFacts } from '../counter/verify.js'
+import { isGoBinary } from '../elf/symbols.js'
+import type { UprobeError } from '../errors.js'
+import { escapeForDisplay } from '../log.js'
+import type { Native } from '../native.js'
+import type { AttachSettings } from '../options.js'
+import { checkSite, type HazardContext } from '../register/hazards.js'
+import type { InstructionSource } from '../register/instruction-start.js'
+import { describeSite } from '../register/site.js'
+import { codeAddress, counterAddress, type Mapping, mappingsOf } from '../target/maps.js'
+import { PagedMemory } from '../target/paged-memory.js'
+import type { TargetProcess } from '../target/process.js'
+import type { FoundSite } from './find-sites.js'
+
+/** A process, and where it maps the file in question. */
+interface ProcessView {
+  readonly target: TargetProcess
+  readonly memory: PagedMemory
+  readonly mappings: readonly Mapping[]
+  /** All mappings, those that are no file's included. */
+  readonly all: readonly Mapping[]
+}
+
+/** What the checks depend on. */
+export interface FitnessRequest {
+  readonly native: Native
+  readonly settings: Pick<AttachSettings, 'counter' | 'unsafe'>
+  readonly retprobe: boolean
+  readonly source: InstructionSource
+  readonly elf: Parameters<typeof isGoBinary>[0]
+  readonly facts: FileFacts
+  /** `null` for every process that maps the file. */
+  readonly processes: readonly TargetProcess[] | null
+}
+
+/** Checks the sites of one file. */
+export class SiteFitness {
+  readonly #path: string
+
+  private constructor(
+    private readonly counterMode: AttachSettings['counter'],
+    private readonly facts: FileFacts,
+    private readonly views: readonly ProcessView[],
+    private readonly hazards: HazardContext,
+  ) {
+    this.#path = escapeForDisplay(facts.path)
+  }
+
+  /** Looks up what is the same for all sites. Throws `ERR_UPROBE_TARGET_DENIED`. */
+  static async of({ native, settings, retprobe, source, elf, facts, processes }: FitnessRequest): Promise<SiteFitness> {
+    const views: ProcessView[] = []
+    for (const target of processes ?? []) {
+      const all = await target.maps(true)
+      views.push({ target, memory: new PagedMemory(target), all, mappings: mappingsOf(target.procDirectory, all, facts.identity) })
+    }
+    return new SiteFitness(settings.counter, facts, views, {
+      source,
+      goBinary: isGoBinary(elf),
+      retprobe,
+      unsafe: settings.unsafe,
+      kernelRelease: release(),
+      uprobeSyscallErrno: native.uprobeSyscallErrno(),
+      // Without named processes the probe is for every process that maps the file.
+      targets: views.length === 0 ? null : views.map(({ target }) => ({ pid: target.pid, seccompMode: target.seccompMode() })),
+    })
+  }
+
+  /** Why a site must not be registered; `null` if it may be. A promise where that has to be waited for. */
+  check(site: FoundSite): UprobeError | null | Promise<UprobeError | null> {
+    return this.#checkCounter(site) ?? checkSite(site, this.hazards)
+  }
+
+  /** Whether the counter can be held as it is wanted, in every process that maps the code. */
+  #checkCounter(site: FoundSite): UprobeError | null {
+    const counter = site.counterVaddr === null ? undefined : this.facts.counters.get(site.counterVaddr)
+    if (counter === undefined) return null
+    if (this.counterMode === 'kernel' && counter.refCtrOffset === null && this.views.length === 0) {
+      return unreachableByKernel(this.#where(site), null, true)
+    }
+    for (const view of this.views) {
+      const error = this.#checkCounterIn(view, site, counter)
+      if (error !== null) return error
+    }
+    return null
+  }
+
+  #checkCounterIn(view: ProcessView, site: FoundSite, counter: FileCounter): UprobeError | null {
+    const { target, mappings, all } = view
+    if (codeAddress(mappings, site.fileOffset) === null) return null
+    if (this.counterMode === 'msb') {
+      const { problem } = counterPlaces(all, mappings, counter)
+      return problem === null ? null : unclaimable(this.#where(site), target.pid, problem)
+    }
+    if (!kernelFindsCounter(mappings, counter)) {
+      return unreachableByKernel(this.#where(site), target.pid, counterPlaces(all, mappings, counter).problem === null)
+    }
+    const value = readNegative(view, counter)
+    return value === null ? null : negativeCounter(this.#where(site), target.pid, value)
+  }
+
+  #where(site: FoundSite): string {
+    return describeSite(site, this.#path)
+  }
+}
+
+/**
+ * The counter, if the kernel takes it for negative and it is no claim. Where a breakpoint was left in, the kernel accepts a registration all the same, and leaks a uprobe when that goes, since it cannot count
+ * down (`update_ref_ctr` and `uprobe_write_opcode`, kernel/events/uprobes.c). Claims are guarded: the kernel refuses before it looks.
+ */
+function readNegative({ target, memory, mappings }: ProcessView, { refCtrOffset }: FileCounter): number | null {
+  const address = refCtrOffset === null ? null : counterAddress(mappings, refCtrOffset)
+  const glimpse = address === null ? null : memory.u16(address)
+  if (refCtrOffset === null || glimpse === null || glimpse <= CLAIM) return null
+  const value = readCounterOf(target, mappings, refCtrOffset)
+  return value !== null && value > CLAIM ? value : null
+}
