@@ -35,8 +35,11 @@ export interface Arming {
    * @returns what is not as asked for, as sentences
    */
   resume(signal: AbortSignal): Promise<readonly string[]>
-  /** Takes everything out of the targets. Returns why something could not be, or `null`. */
-  disarm(): Promise<unknown>
+  /**
+   * Takes everything out of the targets. Returns why something could not be, or `null`.
+   * @param work - counts the sites
+   */
+  disarm(work?: SiteWork): Promise<unknown>
   /** Gives back what was held so that others keep away. After {@link disarm}. */
   finish(): Promise<void>
   /** Ends what concerns one process, which has exited or called exec. */
@@ -72,8 +75,8 @@ export class CountedArming implements Arming {
     return []
   }
 
-  async disarm(): Promise<null> {
-    await this.attachment.unregister()
+  async disarm(work?: SiteWork): Promise<null> {
+    await this.attachment.unregister(work)
     return null
   }
 
@@ -114,7 +117,11 @@ export class ClaimedArming implements Arming {
   }
 
   async arm(work: SiteWork): ReturnType<Arming['arm']> {
-    const warnings = await this.held.take(work.signal)
+    work.begin('claim', 0)
+    const warnings = await this.held.take(work.signal, {
+      begin: (counters) => work.extend(counters),
+      through: (counters) => work.advance(counters),
+    })
     this.#registered = true
     const failures = await this.attachment.register(work)
     reached('breakpoints-in')
@@ -151,16 +158,17 @@ export class ClaimedArming implements Arming {
   }
 
   /** Closes the registrations of a probe that is paused and hit all the same; {@link resume} opens them again. */
-  async takeOut(): Promise<void> {
+  async takeOut(work?: SiteWork): Promise<void> {
     this.#stopLooking()
     this.#registered = false
-    await this.attachment.unregister()
+    await this.attachment.unregister(work)
   }
 
-  async disarm(): Promise<unknown> {
-    const failure = await this.held.clear()
+  async disarm(work?: SiteWork): Promise<unknown> {
+    work?.begin('claim', this.held.counters)
+    const failure = await this.held.clear((counters) => work?.advance(counters))
     this.held.releaseLeases()
-    await this.takeOut()
+    await this.takeOut(work)
     reached('breakpoints-out')
     return failure
   }

@@ -24,8 +24,9 @@ import { escapeForDisplay, type Logger } from './log.js'
 import type { Native } from './native.js'
 import type { AttachSettings } from './options.js'
 import { Probe } from './probe.js'
-import { type Progress, SiteWork } from './progress.js'
+import { type Progress, type ReportProgress, SiteWork } from './progress.js'
 import { type ArmResult, Attachment, type Part } from './register/attachment.js'
+import { checkEvents } from './register/many-events.js'
 import { multiSupport } from './register/multi-support.js'
 import { PauseMap } from './register/pause-map.js'
 import { readUprobePmu } from './register/pmu.js'
@@ -131,7 +132,11 @@ async function attachSteps(
   undo.add(() => closeAll(files.map(({ file }) => file)))
   signal.throwIfAborted()
 
-  const work = new SiteWork(signal, (step, done, total) => context.onProgress({ action: 'attach', spec: spec.text, step, done, total }))
+  const reportOf =
+    (action: Progress['action']): ReportProgress =>
+    (step, done, total) =>
+      context.onProgress({ action, spec: spec.text, step, done, total })
+  const work = new SiteWork(signal, reportOf('attach'))
   const prepared = await prepareSites({ native, spec, files, settings, log, work })
   const warnings = [...prepared.warnings]
   // A process may map hundreds of files. Those without sites need not be kept open, and with them the file systems they are on.
@@ -166,12 +171,14 @@ async function attachSteps(
     prepared.sites,
   )
   undo.add(() => programs.close())
+  const parts = await planParts(native, prepared.files, settings)
+  warnings.push(...checkEvents(parts))
   const attachment = new Attachment({
     native,
     pmu,
     programs,
     retprobe: spec.kind === 'uretprobe',
-    parts: await planParts(native, prepared.files, settings),
+    parts,
     log,
   })
 
@@ -209,6 +216,7 @@ async function attachSteps(
       stacks?.close()
       context.onEnded(probe)
     },
+    onEnding: reportOf('detach'),
   })
   // The probe owns everything from here on, and its end closes it.
   undo.replace(() => probe.detach())

@@ -19,6 +19,7 @@ import { UprobeError } from './errors.js'
 import type { Logger } from './log.js'
 import type { Native } from './native.js'
 import type { NamedStats, NewListenerEvent, ProbeEvents, ProbeSite, ProbeState, ProbeStateChange, ProbeStats } from './probe-types.js'
+import { type ReportProgress, SiteWork } from './progress.js'
 import type { Attachment } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { CapturePrograms } from './register/programs.js'
@@ -51,6 +52,8 @@ export interface ProbeParts {
   /** What it has in the table of counters. */
   readonly holds: ProbeHolds
   readonly onEnded: () => void
+  /** Is told how far the end is. */
+  readonly onEnding: ReportProgress
 }
 
 /** Bytes of batches that may wait for an iterator, whatever their number of hits. */
@@ -342,7 +345,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     let failure: unknown = null
     try {
       try {
-        failure = await arming.disarm()
+        failure = await arming.disarm(new SiteWork(new AbortController().signal, this.#parts.onEnding))
         await ring.drain()
       } finally {
         // Also after a failure: the map is about to be closed, and its number to be given to somebody else.

@@ -9,7 +9,7 @@ import { TimeSlice } from './elf/time-slice.js'
 /**
  * What is being done with the sites:
  * - `check`: whether each may be probed;
- * - `claim`: the counters are claimed (`counter: 'msb'`);
+ * - `claim`: the counters are claimed, or given back (`counter: 'msb'`); counters are counted then, not sites;
  * - `register`: the kernel is told of them. Through a uprobe_multi link this is one call, which goes from 0 to all;
  * - `verify`: each is read back;
  * - `unregister`: the kernel takes them out again.
@@ -39,6 +39,7 @@ export class SiteWork {
   #step: ProgressStep | null = null
   #done = 0
   #total = 0
+  #told = -1
   #looks = 0
 
   /**
@@ -61,7 +62,8 @@ export class SiteWork {
     this.#step = step
     this.#done = 0
     this.#total = total
-    this.report(step, 0, total)
+    this.#told = -1
+    this.#tell()
   }
 
   /** More is to be done in the step than was known. */
@@ -83,20 +85,27 @@ export class SiteWork {
   /** Counts sites that went through at once, and tells. */
   advance(sites: number): void {
     this.#done += sites
-    if (this.#step !== null) this.report(this.#step, this.#done, this.#total)
+    this.#tell()
   }
 
   /** Tells how far it is, and gives the event loop a turn. Throws the reason of the signal if it is aborted. */
   async rest(): Promise<void> {
-    this.advance(0)
+    this.#tell()
     await this.#slice.rest()
     this.signal.throwIfAborted()
   }
 
   /** The step is through. */
   end(): void {
-    if (this.#step === null) return
-    this.report(this.#step, this.#total, this.#total)
+    this.#done = this.#total
+    this.#tell()
     this.#step = null
+  }
+
+  /** Unless nothing has changed. */
+  #tell(): void {
+    if (this.#step === null || this.#told === this.#done) return
+    this.#told = this.#done
+    this.report(this.#step, this.#done, this.#total)
   }
 }

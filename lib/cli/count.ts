@@ -4,7 +4,7 @@ import type { AttachOptions, Probe } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { byOption, counterOption, durationOption, filterOption, pidOption } from './options.js'
+import { byOption, counterOption, durationOption, filterOption, maxSitesOption, pidOption } from './options.js'
 import { Output } from './output.js'
 import { runSession, type SessionSettings } from './session.js'
 import { alignColumns, jsonLine } from './text.js'
@@ -24,6 +24,7 @@ interface CountFlags {
   pid?: number[]
   counter?: 'kernel' | 'msb'
   filter?: string
+  maxSites?: number
   by?: string[]
   duration?: number
   json?: true
@@ -55,7 +56,7 @@ function toText(rows: readonly Row[]): string[] {
 async function countGroups(
   settings: SessionSettings,
   specs: readonly string[],
-  options: Pick<AttachOptions, 'pid' | 'counter' | 'filter'>,
+  options: Pick<AttachOptions, 'pid' | 'counter' | 'filter' | 'maxSites'>,
   by: readonly string[],
 ): Promise<string[]> {
   const answers = await runAggregations(settings, specs, { ...options, count: true, by })
@@ -85,6 +86,7 @@ export function addCount(program: Command): void {
     .addOption(pidOption())
     .addOption(counterOption())
     .addOption(filterOption())
+    .addOption(maxSitesOption())
     .addOption(byOption())
     .addOption(durationOption())
     .option('--json', 'one JSON object a line')
@@ -92,8 +94,13 @@ export function addCount(program: Command): void {
     .action(async (specs: string[], flags: CountFlags) => {
       const json = flags.json ?? false
       const output = new Output(process.stdout)
-      const { pid, counter, filter, by, duration: durationMs } = flags
-      const options = { ...(pid && { pid }), ...(counter && { counter }), ...(filter !== undefined && { filter }) }
+      const { pid, counter, filter, maxSites, by, duration: durationMs } = flags
+      const options = {
+        ...(pid && { pid }),
+        ...(counter && { counter }),
+        ...(filter !== undefined && { filter }),
+        ...(maxSites !== undefined && { maxSites }),
+      }
       if (by !== undefined) {
         await output.lines(await countGroups({ durationMs, json, output }, specs, options, by))
       } else {

@@ -5,7 +5,7 @@ import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { displayAverage, displayNs, drawHistogram } from './hist-format.js'
-import { byOption, counterOption, durationOption, filterOption, parseMeasured, parseScale, pidOption } from './options.js'
+import { byOption, counterOption, durationOption, filterOption, maxSitesOption, parseMeasured, parseScale, pidOption } from './options.js'
 import { Output } from './output.js'
 import { jsonInteger, jsonLine } from './text.js'
 
@@ -30,6 +30,7 @@ interface HistFlags {
   pid?: number[]
   counter?: 'kernel' | 'msb'
   filter?: string
+  maxSites?: number
   duration?: number
   json?: true
 }
@@ -44,7 +45,7 @@ function specsOf(specs: readonly string[], { to, match, arg }: HistFlags): Aggre
 }
 
 function optionsOf(flags: HistFlags): AggregateOptions {
-  const { arg, latency, to, by, scale, pid, counter, filter } = flags
+  const { arg, latency, to, by, scale, pid, counter, filter, maxSites } = flags
   const timed = latency === true || to !== undefined
   if (timed && arg !== undefined) throw new InvalidArgumentError('Give --arg or --latency, not both.')
   const measured = timed ? 'latency' : (arg ?? 'arg0')
@@ -55,6 +56,7 @@ function optionsOf(flags: HistFlags): AggregateOptions {
     ...(pid && { pid }),
     ...(counter && { counter }),
     ...(filter !== undefined && { filter }),
+    ...(maxSites !== undefined && { maxSites }),
   }
 }
 
@@ -103,6 +105,7 @@ export function addHist(program: Command): void {
     .addOption(pidOption())
     .addOption(counterOption())
     .addOption(filterOption())
+    .addOption(maxSitesOption())
     .addOption(durationOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)

@@ -50,6 +50,13 @@ export function counterOption(): Option {
   ])
 }
 
+/** `--max-sites N`. */
+export function maxSitesOption(): Option {
+  return new Option('--max-sites <n>', 'how many sites a probe may stand for (1024 unless given)').argParser((text: string) =>
+    wholeNumber(text, 1, 2 ** 20),
+  )
+}
+
 /** `--filter EXPR`. */
 export function filterOption(): Option {
   return new Option('--filter <expr>', 'only hits for which this holds, such as \'arg0 > 5 && str(arg1) == "select"\'')

@@ -2,9 +2,10 @@
  * What `trace`, `count` and `hist` have in common: attach everything, say so, run until something asks to stop or all targets are gone, detach, and only then
  * read the counts, which are exact from then on.
  */
-import { type AttachOptions, type Probe, type ProbeSite, type ProbeStateChange, Tracer } from '../index.js'
+import { type AttachOptions, type Probe, type ProbeSite, type ProbeStateChange, type Progress, Tracer } from '../index.js'
 import { warn } from './failure.js'
 import type { Output } from './output.js'
+import { ProgressBar } from './progress-bar.js'
 import { Stop } from './stop.js'
 import { plural } from './text.js'
 
@@ -62,8 +63,15 @@ export async function runSessionOf<T extends Attached>(
 ): Promise<readonly T[]> {
   const stop = new Stop(request.output, request.json)
   const tracer = new Tracer()
+  const bar = new ProgressBar(process.stderr)
+  // While hits are printed to the same terminal, a bar would be among them.
+  const shown = (action: Progress['action']): boolean => !request.json && (action === 'attach' || process.stdout.isTTY !== true)
+  tracer.on('progress', (progress) => {
+    if (shown(progress.action)) bar.show(progress)
+  })
   try {
     const probes = await attachAll(tracer, request, attachEach, stop)
+    bar.erase()
     if (probes === null) return []
     announce(probes, request.json)
     if (request.durationMs !== undefined) stop.after(request.durationMs)
@@ -79,6 +87,7 @@ export async function runSessionOf<T extends Attached>(
     return probes
   } finally {
     await tracer.close()
+    bar.erase()
     stop.dispose()
   }
 }

@@ -5,7 +5,7 @@ import { EXIT_CODES_HELP } from './failure.js'
 import { FoldedStacks } from './folded.js'
 import { HitFormat } from './hit-format.js'
 import { mergeByTime } from './merge.js'
-import { collectArgumentNumbers, counterOption, durationOption, filterOption, parseHits, pidOption } from './options.js'
+import { collectArgumentNumbers, counterOption, durationOption, filterOption, maxSitesOption, parseHits, pidOption } from './options.js'
 import { Output } from './output.js'
 import { type Consume, runSession } from './session.js'
 import { displaySummary, summarize } from './summary.js'
@@ -30,6 +30,7 @@ interface TraceFlags {
   counter?: 'kernel' | 'msb'
   str?: number[]
   filter?: string
+  maxSites?: number
   stack?: true
   folded?: true
   hits?: number
@@ -37,12 +38,13 @@ interface TraceFlags {
   json?: true
 }
 
-function attachOptions({ pid, counter, str, filter, stack, folded }: TraceFlags): AttachOptions {
+function attachOptions({ pid, counter, str, filter, maxSites, stack, folded }: TraceFlags): AttachOptions {
   return {
     ...(pid && { pid }),
     ...(counter && { counter }),
     ...(str && { strings: str }),
     ...(filter !== undefined && { filter }),
+    ...(maxSites !== undefined && { maxSites }),
     stack: (stack ?? folded) === true,
   }
 }
@@ -89,6 +91,7 @@ export function addTrace(program: Command): void {
     .addOption(counterOption())
     .option('--str <n>', 'read argument N (from 0) as a string; may be repeated', collectArgumentNumbers)
     .addOption(filterOption())
+    .addOption(maxSitesOption())
     .option('--stack', 'print the stack of each hit, by frame pointers')
     .addOption(
       new Option('--folded', 'print no hits, and at the end their stacks for a flame graph, with counts').conflicts(['json', 'stack']),

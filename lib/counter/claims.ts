@@ -46,6 +46,14 @@ export interface Arrival {
   readonly mayHaveMissed: boolean
 }
 
+/** Is told how far the claiming of many counters is; that of a few is not worth telling. */
+export interface ClaimWatch {
+  /** The bits of so many counters are about to be set. */
+  begin(counters: number): void
+  /** So many more are. */
+  through(counters: number): void
+}
+
 /** What claims need of their probe. */
 export interface ClaimsHost {
   readonly native: Native
@@ -84,6 +92,11 @@ export class CounterClaims {
     return this.#taken
   }
 
+  /** How many counters are claimed, each once in a mapping of it. */
+  get counters(): number {
+    return [...this.#claims].reduce((sum, { counters }) => sum + counters.length, 0)
+  }
+
   /** The claims, for whoever shows them. */
   get claims(): ReadonlySet<ProcessClaim> {
     return this.#claims
@@ -91,11 +104,12 @@ export class CounterClaims {
 
   /**
    * Takes every claim, or none.
+   * @param watch - is told how far it is
    * @returns what is not as asked for in single processes of a probe for every process, as sentences
    * @throws {UprobeError} `ERR_UPROBE_COUNTER_BUSY`, `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_COUNTER_PLACE`, `ERR_UPROBE_LEASE`, …; nothing is held then
    */
-  take(signal: AbortSignal): Promise<string[]> {
-    return this.#inTurn(() => this.#take(signal))
+  take(signal: AbortSignal, watch?: ClaimWatch): Promise<string[]> {
+    return this.#inTurn(() => this.#take(signal, watch))
   }
 
   /** Sets the bits of what is taken, all or none. Returns and throws as {@link take}. */
@@ -109,10 +123,11 @@ export class CounterClaims {
 
   /**
    * Clears the bits, except where another claim covers a counter. What fails in one process does not keep the others from being cleared.
+   * @param through - is told of how many counters that was done
    * @returns why one could not be cleared: `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_COUNTER_PLACE`; `null` if all were
    */
-  clear(): Promise<unknown> {
-    return this.#inTurn(() => this.#clear())
+  clear(through?: ClaimWatch['through']): Promise<unknown> {
+    return this.#inTurn(() => this.#clear(through))
   }
 
   /** The claims are given back for good: what follows is only cleaning up, also if somebody else has to do it. */
@@ -131,7 +146,7 @@ export class CounterClaims {
     return this.#inTurn(() => this.#endTarget(target))
   }
 
-  async #take(signal: AbortSignal): Promise<string[]> {
+  async #take(signal: AbortSignal, watch?: ClaimWatch): Promise<string[]> {
     if (this.#taken) return []
     const warnings: string[] = []
     this.#taken = true
@@ -148,7 +163,8 @@ export class CounterClaims {
       reached('lease-about-to-be-written')
       for (const claim of this.#claims) claim.writeLease()
       reached('lease-written')
-      await this.#set(warnings, signal)
+      watch?.begin(this.counters)
+      await this.#set(warnings, signal, watch?.through)
       return warnings
     } catch (error) {
       this.#reportIfAny(await this.#clear())
@@ -158,7 +174,7 @@ export class CounterClaims {
   }
 
   /** @param warnings - for what fails in single processes of a probe for every process; otherwise it throws */
-  async #set(warnings: string[], signal?: AbortSignal): Promise<void> {
+  async #set(warnings: string[], signal?: AbortSignal, through?: ClaimWatch['through']): Promise<void> {
     this.#wanted = true
     reached('counter-about-to-be-set')
     try {
@@ -166,7 +182,7 @@ export class CounterClaims {
         signal?.throwIfAborted()
         const inherited = this.#isInherited(claim)
         try {
-          if (!claim.trySet(inherited)) await claim.set(inherited, signal)
+          if (!claim.trySet(inherited)) await claim.set(inherited, signal, through)
         } catch (error) {
           if (!this.#found.has(claim.target) || !(error instanceof UprobeError)) throw error
           // One that is gone is told of by its watch.
@@ -180,13 +196,13 @@ export class CounterClaims {
     reached('counter-set')
   }
 
-  async #clear(): Promise<unknown> {
+  async #clear(through?: ClaimWatch['through']): Promise<unknown> {
     this.#wanted = false
     reached('counter-about-to-be-cleared')
     let failure: unknown = null
     for (const claim of this.#claims) {
       try {
-        if (!claim.tryClear()) await claim.clear()
+        if (!claim.tryClear()) await claim.clear(through)
       } catch (error) {
         if (failure !== null) this.host.onError(error)
         failure ??= error

@@ -15,6 +15,7 @@ import type { Native } from '../native.js'
 import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, loadProgram } from '../register/bpf-objects.js'
 import { closeRegistrations } from '../register/close.js'
 import { diagnoseRefusal } from '../register/diagnose.js'
+import { checkEvents } from '../register/many-events.js'
 import { multiSupport } from '../register/multi-support.js'
 import { readUprobePmu } from '../register/pmu.js'
 import type { TargetFile } from '../target/file.js'
@@ -53,6 +54,7 @@ export class Guard {
     const fds: number[] = []
     try {
       if ((await multiSupport(native)).oneProcess && (await takeByLink(native, file, [...sites.keys()], fds))) return new Guard(native, fds)
+      checkEvents([{ via: 'perf', sites: [...sites.values()] }])
       for (const [fileOffset, { counter }] of sites) fds.push(await takeByEvent(native, file, counter, fileOffset))
       return new Guard(native, fds)
     } catch (error) {

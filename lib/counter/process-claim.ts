@@ -229,11 +229,13 @@ export class ProcessClaim {
    * Sets the bits.
    * @param inherited - whether a bit that is set already may have come with a fork
    * @param signal - ends it early
+   * @param through - is told of how many counters the bits are set
    * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_TARGET_GONE`, or the reason of the signal; nothing is set then that was not before
    */
-  async set(inherited = false, signal?: AbortSignal): Promise<void> {
+  async set(inherited = false, signal?: AbortSignal, through?: (counters: number) => void): Promise<void> {
     const { locks } = this.context.owner
     const set: CellGroup[] = []
+    let untold = 0
     const slice = new TimeSlice()
     try {
       for (const { cells, keys } of this.#groups) {
@@ -241,7 +243,11 @@ export class ProcessClaim {
         const before = cells.filter(({ active }) => !active)
         await locks.step(keys, () => this.#set(cells, inherited), signal)
         set.push({ cells: before, keys })
-        if (slice.isOver) await slice.rest()
+        untold += cells.length
+        if (!slice.isOver) continue
+        through?.(untold)
+        untold = 0
+        await slice.rest()
       }
     } catch (error) {
       await this.#clearGroups(set)
@@ -260,8 +266,8 @@ export class ProcessClaim {
    * Clears the bits, except where another claim covers the counter. What fails at one counter does not keep the others from being cleared.
    * @throws {UprobeError} the first failure: `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_COUNTER_PLACE`
    */
-  async clear(): Promise<void> {
-    await this.#clearGroups(this.#groups)
+  async clear(through?: (counters: number) => void): Promise<void> {
+    await this.#clearGroups(this.#groups, through)
   }
 
   /** The same without waiting: false as of {@link trySet}. */
@@ -271,8 +277,9 @@ export class ProcessClaim {
     return this.context.owner.locks.tryStep(group.keys, () => this.#clear(group.cells)).done
   }
 
-  async #clearGroups(groups: readonly CellGroup[]): Promise<void> {
+  async #clearGroups(groups: readonly CellGroup[], through?: (counters: number) => void): Promise<void> {
     const failures: unknown[] = []
+    let untold = 0
     const slice = new TimeSlice()
     for (const { cells, keys } of groups) {
       try {
@@ -280,7 +287,11 @@ export class ProcessClaim {
       } catch (error) {
         failures.push(error)
       }
-      if (slice.isOver) await slice.rest()
+      untold += cells.length
+      if (!slice.isOver) continue
+      through?.(untold)
+      untold = 0
+      await slice.rest()
     }
     if (failures.length > 0) throw failures[0]
   }

@@ -11,6 +11,7 @@ import type { TargetFile } from '../target/file.js'
 import type { TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
 import { closeRegistrations } from './close.js'
+import { checkEvents } from './many-events.js'
 import type { UprobePmu } from './pmu.js'
 import type { CapturePrograms } from './programs.js'
 import { type Registration, registerSites, type SiteFailure } from './register.js'
@@ -111,7 +112,10 @@ export class Attachment {
       if (!target.isAlive()) throw target.goneError()
       target.refreshThread()
       // A link is made for the leader's address space, which is gone when the leader has exited; nothing would be armed, without an error.
-      if (target.leaderExited) part.via = 'perf'
+      if (target.leaderExited && part.via !== 'perf') {
+        part.via = 'perf'
+        checkEvents(this.with_.parts)
+      }
     }
     const tid = target?.tid ?? null
     const registration = await registerSites({ native, pmu, programs, retprobe, file, target, sites, via: part.via, work })
@@ -180,15 +184,31 @@ export class Attachment {
     return moved
   }
 
-  /** Takes every registration out of the kernel; resolves when they are gone. They can be registered again. Idempotent. */
-  async unregister(): Promise<void> {
-    await this.#release(this.with_.parts)
+  /**
+   * Takes every registration out of the kernel; resolves when they are gone. They can be registered again. Idempotent.
+   * @param work - counts the sites
+   */
+  async unregister(work?: SiteWork): Promise<void> {
+    await this.#release(this.with_.parts, work)
   }
 
-  async #release(parts: readonly Part[]): Promise<void> {
-    const fds = parts.flatMap((part) => part.fds)
-    for (const part of parts) part.fds = []
+  async #release(parts: readonly Part[], work?: SiteWork): Promise<void> {
+    const links: number[] = []
+    const events: number[] = []
+    let sites = 0
+    for (const part of parts) {
+      ;(part.via === 'multi' ? links : events).push(...part.fds)
+      if (part.via === 'multi' && part.fds.length > 0) sites += part.sites.length
+      part.fds = []
+    }
+    work?.begin('unregister', sites + events.length)
     for (const { target } of parts) await target?.programMapped()
-    await closeRegistrations(this.with_.native, fds)
+    try {
+      await closeRegistrations(this.with_.native, links)
+      work?.advance(sites)
+    } finally {
+      await closeRegistrations(this.with_.native, events, work === undefined ? undefined : (count) => work.advance(count))
+    }
+    work?.end()
   }
 }

@@ -12,9 +12,29 @@ import type { Native } from '../native.js'
 /** The calls that fail before anything is closed. */
 const THREAD_START = ['pthread_create', 'eventfd']
 
-/** Closes perf events and links; resolves when they are out of the kernel. If one fails the others are closed all the same. */
-export async function closeRegistrations(native: Native, fds: readonly number[]): Promise<void> {
-  if (fds.length === 0) return
+/** How many perf events are closed before it is said how far it is: they take the kernel about a tenth of a second each. */
+const EVENTS_A_REPORT = 8
+
+/**
+ * Closes perf events and links; resolves when they are out of the kernel. If one fails the others are closed all the same.
+ * @param onClosed - is told how many more are out
+ */
+export async function closeRegistrations(native: Native, fds: readonly number[], onClosed?: (count: number) => void): Promise<void> {
+  const failures: unknown[] = []
+  const most = onClosed === undefined ? fds.length : EVENTS_A_REPORT
+  for (let first = 0; first < fds.length; first += most) {
+    const some = fds.slice(first, first + most)
+    try {
+      await closeSome(native, some)
+    } catch (error) {
+      failures.push(error)
+    }
+    onClosed?.(some.length)
+  }
+  if (failures.length > 0) throw failures[0]
+}
+
+async function closeSome(native: Native, fds: readonly number[]): Promise<void> {
   try {
     await native.closeFds(fds)
   } catch (error) {

@@ -1,0 +1,220 @@
+/**
+ * Ten thousand sites of one file, each with a semaphore of its own: attached and detached in one call, by one program and one link, and counted exactly.
+ *
+ * Not for guests: emulated processors are too slow for it.
+ */
+import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import test, { type TestContext } from 'node:test'
+import type { Progress, ProgressStep, Tracer } from '../../lib/index.js'
+import { loadNative } from '../../lib/native.js'
+import { leaseDirectory, leaseFiles } from '../support/leases.js'
+import { holdings } from '../support/leftovers.js'
+import { needs } from '../support/needs.js'
+import { detachComplete, newTracer, refused } from '../support/tracing.js'
+import { assertSemaphores, numberOf, SITES, startThousands, type Thousands, variedHits } from './thousands.js'
+
+const GCC = needs({ programs: ['gcc'] })
+const CLAIM = 0x8000
+
+/** How many more descriptors of a kind this process has than `before`. */
+function moreOf(kind: string, before: ReturnType<typeof holdings>): number {
+  return (holdings().descriptors[kind] ?? 0) - (before.descriptors[kind] ?? 0)
+}
+
+/** Starts the program and a tracer that has been used once, so that what a tracer opens for good is there. */
+async function scene(t: TestContext): Promise<{ program: Thousands; tracer: Tracer }> {
+  const program = await startThousands(t)
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  await (await tracer.attach(program.spec('1??'), { pid: program.pid })).detach()
+  return { program, tracer }
+}
+
+test('are attached by one program and one link, and each is counted and delivered exactly', GCC, async (t) => {
+  const { program, tracer } = await scene(t)
+  const before = holdings()
+  const probe = await tracer.attach(program.spec('*'), { pid: program.pid, maxSites: SITES })
+  const delivered = new Map<number, number>()
+  probe.on('hit', (hit) => {
+    const number = numberOf(hit.probe)
+    assert.equal(hit.args[0], number)
+    delivered.set(number, (delivered.get(number) ?? 0) + 1)
+  })
+  assert.deepEqual([moreOf('anon_inode:bpf-prog', before), moreOf('anon_inode:bpf_link', before)], [1, 1])
+  assert.equal(probe.sites.length, SITES)
+  assert.ok(probe.sites.every(({ targets }) => targets.length === 1 && targets[0]?.state === 'armed' && targets[0].counter === 1))
+  await assertSemaphores(program, SITES, 1)
+  const executed = await program.target.askNumber('vary')
+  await detachComplete(probe, executed)
+  await assertSemaphores(program, 0, 1)
+  const counts = new Map(probe.statsByName().map(({ probe: name, hits }) => [numberOf(name), hits]))
+  for (let number = 0; number < SITES; number++) {
+    assert.deepEqual([counts.get(number), delivered.get(number) ?? 0], [variedHits(number), variedHits(number)], `site ${number}`)
+  }
+  assert.deepEqual(holdings(), before)
+})
+
+test('a hundred perf events, whose counts share entries of a map, count each site exactly', GCC, async (t) => {
+  const { program, tracer } = await scene(t)
+  const probe = await tracer.attach(program.spec('7??'), { pid: program.pid, registration: 'perf' })
+  assert.match(probe.warnings.join(), /100 sites need a perf event each.* detaching would take about 11 seconds/)
+  await program.target.ask('vary')
+  await probe.detach()
+  assert.deepEqual(
+    probe.statsByName().map(({ probe: name, hits }) => [numberOf(name), hits]),
+    Array.from({ length: 100 }, (_, index) => [700 + index, variedHits(700 + index)]),
+  )
+})
+
+test('more perf events than can be closed in a while are refused before anything is registered', GCC, async (t) => {
+  const { program, tracer } = await scene(t)
+  const before = holdings()
+  const error = await refused(
+    tracer.attach(program.spec('*'), { pid: program.pid, maxSites: SITES, registration: 'perf' }),
+    'ERR_UPROBE_TOO_MANY_SITES',
+  )
+  assert.match(error.message, /10000 sites need a perf event each.* about 1080 seconds.* Linux 6\.10/)
+  await assertSemaphores(program, 0, 1)
+  assert.deepEqual(holdings(), before)
+})
+
+test('take no call of the addon, and no reading of memory, a site', GCC, async (t) => {
+  const { program, tracer } = await scene(t)
+  const native = loadNative()
+  let calls = 0
+  for (const [name, member] of Object.entries(native)) {
+    // Classes are not called.
+    if (typeof member !== 'function' || /^[A-Z]/.test(name)) continue
+    t.mock.method(native, name as 'closeFd', (...args: unknown[]) => {
+      calls++
+      return (member as (...args: unknown[]) => unknown)(...args)
+    })
+  }
+  const { readSync } = fs
+  t.mock.method(fs, 'readSync', (...args: Parameters<typeof readSync>) => {
+    calls++
+    return readSync(...args)
+  })
+  const callsFor = async (numbers: string): Promise<number> => {
+    calls = 0
+    const probe = await tracer.attach(program.spec(numbers), { pid: program.pid, maxSites: SITES })
+    await probe.detach()
+    return calls
+  }
+  const few = await callsFor('2??')
+  // Ten thousand sites and their counters are on 25 pages, each of which is read twice.
+  assert.ok((await callsFor('*')) <= few + 80, `${calls} calls`)
+})
+
+/** Lets the clock by which work is divided go on by a millisecond whenever somebody looks at it, however slow the machine is. */
+function countedClock(t: TestContext): void {
+  let now = performance.now()
+  t.mock.method(performance, 'now', () => now++)
+}
+
+for (const counter of ['kernel', 'msb'] as const) {
+  const numbers = counter === 'kernel' ? '*' : '1*'
+  test(`leave the event loop its turn after some hundred sites (${counter})`, GCC, async (t) => {
+    const { program, tracer } = await scene(t)
+    const most = new Map<ProgressStep, number>()
+    let turn = 0
+    let lastTurn = 0
+    let last: Progress | null = null
+    const counting = setInterval(() => undefined, 1)
+    t.after(() => clearInterval(counting))
+    const next = (): void => {
+      turn++
+      timer = setImmediate(next)
+    }
+    let timer = setImmediate(next)
+    t.after(() => clearImmediate(timer))
+    tracer.on('progress', (progress) => {
+      if (last !== null && last.step === progress.step && turn - lastTurn <= 1) {
+        most.set(progress.step, Math.max(most.get(progress.step) ?? 0, progress.done - last.done))
+      }
+      last = progress
+      lastTurn = turn
+    })
+    countedClock(t)
+    const probe = await tracer.attach(program.spec(numbers), { pid: program.pid, maxSites: SITES, counter })
+    const sites = probe.sites.length
+    await probe.detach()
+    for (const step of counter === 'kernel' ? (['check', 'verify'] as const) : (['check', 'claim', 'verify'] as const)) {
+      const worst = most.get(step) ?? sites
+      assert.ok(worst <= 256, `${worst} sites in one turn of ${step}`)
+    }
+  })
+}
+
+for (const [counter, steps] of [
+  ['kernel', ['check', 'register', 'verify']],
+  ['msb', ['check', 'claim', 'register', 'verify']],
+] as const) {
+  for (const step of steps) {
+    test(`are taken back when the attach is aborted in the middle (${counter}, ${step})`, GCC, async (t) => {
+      const { program, tracer } = await scene(t)
+      const probe = await tracer.attach(program.spec('3??'), { pid: program.pid, counter })
+      await probe.detach()
+      const before = holdings()
+      const abort = new AbortController()
+      const reason = new Error('enough')
+      const seen: Progress[] = []
+      tracer.on('progress', (progress) => {
+        seen.push(progress)
+        if (progress.action === 'attach' && progress.step === step && (step === 'register' || progress.done > 0)) abort.abort(reason)
+      })
+      const attaching = tracer.attach(program.spec('1*'), { pid: program.pid, maxSites: SITES, counter, signal: abort.signal })
+      await assert.rejects(attaching, (error) => error === reason)
+      assert.ok(
+        !seen.some((progress) => progress.action === 'attach' && steps.indexOf(progress.step as never) > steps.indexOf(step as never)),
+      )
+      await assertSemaphores(program, 0, 1)
+      assert.deepEqual([tracer.probes, await tracer.counters()], [[], []])
+      assert.deepEqual(holdings(), before)
+    })
+  }
+}
+
+test('have all their counters claimed, with a handful of descriptors, and given back', GCC, async (t) => {
+  const program = await startThousands(t)
+  const leaseDir = leaseDirectory()
+  const tracer = newTracer(t, { leaseDir })
+  await (await tracer.attach(program.spec('1??'), { pid: program.pid, counter: 'msb' })).detach()
+  const before = holdings()
+  const probe = await tracer.attach(program.spec('*'), { pid: program.pid, maxSites: SITES, counter: 'msb' })
+  const descriptors = (held: ReturnType<typeof holdings>): number => Object.values(held.descriptors).reduce((sum, count) => sum + count, 0)
+  assert.ok(descriptors(holdings()) - descriptors(before) < 32)
+  await assertSemaphores(program, SITES, CLAIM)
+  assert.ok(leaseFiles(leaseDir).includes('lease.json'))
+  const executed = await program.target.askNumber('vary')
+  await probe.pause()
+  await assertSemaphores(program, 0, CLAIM)
+  await probe.resume()
+  await assertSemaphores(program, SITES, CLAIM)
+  await probe.detach()
+  assert.equal(probe.stats().hits, executed)
+  await assertSemaphores(program, 0, CLAIM)
+  assert.ok(!leaseFiles(leaseDir).some((name) => /^(lease|left|released)/.test(name)))
+  assert.deepEqual(holdings(), before)
+})
+
+test('tell in order how far an attach and a detach are', GCC, async (t) => {
+  const { program, tracer } = await scene(t)
+  const spec = program.spec('*')
+  const seen: Progress[] = []
+  tracer.on('progress', (progress) => seen.push(progress))
+  const probe = await tracer.attach(spec, { pid: program.pid, maxSites: SITES })
+  await probe.detach()
+  const steps: string[] = []
+  for (const { action, step, done, total, spec: of } of seen) {
+    const name = `${action} ${step}`
+    if (steps.at(-1) !== name) steps.push(name)
+    assert.ok(done <= total && of === spec)
+  }
+  assert.deepEqual(steps, ['attach check', 'attach register', 'attach verify', 'detach unregister'])
+  for (const name of steps) {
+    const ofStep = seen.filter(({ action, step }) => `${action} ${step}` === name)
+    assert.deepEqual([ofStep[0]?.done, ofStep.at(-1)?.done, ofStep.at(-1)?.total], [0, SITES, SITES])
+    for (const [index, { done }] of ofStep.entries()) assert.ok(index === 0 || done > (ofStep[index - 1]?.done ?? 0))
+  }
+})
