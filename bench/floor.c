@@ -14,7 +14,7 @@
  *
  *   floor perf PATH PID OFFSET...    registers a perf event for each offset, each with a BPF program, and closes them
  *   floor multi PATH PID OFFSET...   the same through one uprobe_multi link
- *       Answers with the nanoseconds until all are registered, and those until all are gone.
+ *       Answers with the nanoseconds until all are registered, and those until all are gone. An OFFSET may be followed by that of its counter, as OFFSET:COUNTER.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,7 +33,7 @@
 #include <unistd.h>
 
 #define RING_BYTES (8 << 20)
-#define MAX_SITES 4096
+#define MAX_SITES 16384
 #define TEXT_BYTES 64
 
 static void check(int ok, const char *call) {
@@ -271,12 +271,14 @@ static uint32_t uprobe_type(void) {
   return type;
 }
 
-static int open_probe(uint32_t type, const char *path, uint64_t offset, pid_t pid) {
-  struct perf_event_attr attr = {.type = type, .size = sizeof attr, .config1 = (uint64_t)path, .config2 = offset};
+static int open_counted_probe(uint32_t type, const char *path, uint64_t offset, uint64_t counter, pid_t pid) {
+  struct perf_event_attr attr = {.type = type, .size = sizeof attr, .config = counter << 32, .config1 = (uint64_t)path, .config2 = offset};
   int fd = (int)syscall(SYS_perf_event_open, &attr, pid, -1, -1, PERF_FLAG_FD_CLOEXEC);
   check(fd >= 0, "perf_event_open");
   return fd;
 }
+
+static int open_probe(uint32_t type, const char *path, uint64_t offset, pid_t pid) { return open_counted_probe(type, path, offset, 0, pid); }
 
 static void set_program(int event, int program) { check(ioctl(event, PERF_EVENT_IOC_SET_BPF, program) == 0, "PERF_EVENT_IOC_SET_BPF"); }
 
@@ -320,13 +322,13 @@ static void report(int64_t start, int64_t registered, int64_t gone) {
   printf("%lld %lld\n", (long long)(registered - start), (long long)(gone - registered));
 }
 
-static void time_perf(const char *path, pid_t pid, const uint64_t *offsets, int count) {
+static void time_perf(const char *path, pid_t pid, const uint64_t *offsets, const uint64_t *counters, int count) {
   static int events[MAX_SITES];
   int program = empty_program(0);
   uint32_t type = uprobe_type();
   int64_t start = now_ns();
   for (int i = 0; i < count; i++) {
-    events[i] = open_probe(type, path, offsets[i], pid);
+    events[i] = open_counted_probe(type, path, offsets[i], counters[i], pid);
     set_program(events[i], program);
   }
   int64_t registered = now_ns();
@@ -334,13 +336,14 @@ static void time_perf(const char *path, pid_t pid, const uint64_t *offsets, int 
   report(start, registered, now_ns());
 }
 
-static void time_multi(const char *path, pid_t pid, const uint64_t *offsets, int count) {
+static void time_multi(const char *path, pid_t pid, const uint64_t *offsets, const uint64_t *counters, int count) {
   int program = empty_program(TRACE_UPROBE_MULTI);
   struct link_create_multi attr = {
       .prog_fd = (uint32_t)program,
       .attach_type = TRACE_UPROBE_MULTI,
       .path = (uint64_t)path,
       .offsets = (uint64_t)offsets,
+      .ref_ctr_offsets = (uint64_t)counters,
       .count = (uint32_t)count,
       .pid = (uint32_t)pid,
   };
@@ -353,7 +356,7 @@ static void time_multi(const char *path, pid_t pid, const uint64_t *offsets, int
 }
 
 int main(int argc, char **argv) {
-  static uint64_t offsets[MAX_SITES];
+  static uint64_t offsets[MAX_SITES], counters[MAX_SITES];
   if (argc < 5 || argc - 4 > MAX_SITES) {
     fputs("usage: floor count|empty|ints|text|tally|filter|histogram|stack PATH OFFSET PID, floor pair PATH OFFSET PID OFFSET, or floor perf|multi PATH PID OFFSET...\n", stderr);
     return 2;
@@ -366,7 +369,11 @@ int main(int argc, char **argv) {
     return 0;
   }
   int count = argc - 4;
-  for (int i = 0; i < count; i++) offsets[i] = strtoull(argv[4 + i], NULL, 0);
-  (strcmp(mode, "perf") == 0 ? time_perf : time_multi)(path, atoi(argv[3]), offsets, count);
+  for (int i = 0; i < count; i++) {
+    char *end;
+    offsets[i] = strtoull(argv[4 + i], &end, 0);
+    if (*end == ':') counters[i] = strtoull(end + 1, NULL, 0);
+  }
+  (strcmp(mode, "perf") == 0 ? time_perf : time_multi)(path, atoi(argv[3]), offsets, counters, count);
   return 0;
 }

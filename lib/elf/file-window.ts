@@ -21,6 +21,18 @@ export class FileWindow {
     return at >= 0 && at + bytes <= this.#bytes.length ? this.#bytes.subarray(at, at + bytes) : null
   }
 
+  /** Whether these bytes, of which there must be some, are in the window at this place. */
+  holds(fileOffset: bigint, bytes: Uint8Array): boolean {
+    const at = Number(fileOffset) - this.#start
+    for (let index = 0; index < bytes.length; index++) if (this.#bytes[at + index] !== bytes[index]) return false
+    return bytes.length > 0
+  }
+
+  /** The byte, if it is in the window. */
+  peekByte(fileOffset: bigint): number | null {
+    return this.#bytes[Number(fileOffset) - this.#start] ?? null
+  }
+
   /** The bytes, for which the window moves where they are not in it. Throws as `ElfFile.read`. */
   async read(fileOffset: bigint, bytes: number): Promise<Uint8Array> {
     const known = this.peek(fileOffset, bytes)

@@ -21,6 +21,7 @@ export function elfInstructions(elf: ElfFile, arch: InstructionSource['arch'], w
     path: elf.path,
     readCode: (vaddr, atMost) => readCode(elf, window, vaddr, atMost),
     peekCode: (vaddr, atMost) => peekCode(elf, window, vaddr, atMost),
+    peekByte: (fileOffset) => window.peekByte(fileOffset),
     functionContaining: (vaddr) => functionContaining(elf, vaddr),
   }
 }

@@ -55,6 +55,7 @@ export function checkSite(site: CodeSite, context: HazardContext): Promise<Uprob
 function isPlain(site: CodeSite, context: HazardContext): boolean {
   const { source, retprobe } = context
   if (retprobe || site.origin === 'inside' || source.arch !== 'x64') return false
+  if (source.peekByte?.(site.fileOffset) === ONE_BYTE_NOP) return true
   const code = source.peekCode?.(site.vaddr, MAX_INSTRUCTION_BYTES) ?? null
   return code !== null && !isNop5(code)
 }
@@ -66,6 +67,9 @@ async function checkClosely(site: CodeSite, context: HazardContext): Promise<Upr
 }
 
 const NOP5_BYTES = 5
+
+/** What most USDT probes are. */
+const ONE_BYTE_NOP = 0x90
 
 function isNop5(code: Uint8Array): boolean {
   return instructionLength(code, 0) === NOP5_BYTES && isNop(code, 0, NOP5_BYTES)

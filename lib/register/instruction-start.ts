@@ -29,6 +29,8 @@ export interface InstructionSource {
   readCode(vaddr: bigint, atMost: number): Promise<Uint8Array>
   /** The same where it is at hand; `null` where it has to be waited for. */
   peekCode?(vaddr: bigint, atMost: number): Uint8Array | null
+  /** The first byte at a place in the file, where it is at hand. */
+  peekByte?(fileOffset: bigint): number | null
   /** The function whose body holds `vaddr`; `null` if no symbol says. */
   functionContaining(vaddr: bigint): Promise<CodeFunction | null>
 }

@@ -169,9 +169,12 @@ function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: read
 /** Original bytes at the sites, and which sites of the file share a counter with them. */
 async function readFacts({ file, elf, found, notes }: FoundInFile, window: FileWindow, work: SiteWork): Promise<FileFacts> {
   const originals = new Map<bigint, Uint8Array>()
+  // Most probes are on the same instruction, whose bytes need not be kept ten thousand times.
+  let last = new Uint8Array(0)
   for (const { fileOffset } of found) {
     if (work.isDue) await work.rest()
-    originals.set(fileOffset, window.peek(fileOffset, BREAKPOINT_BYTES) ?? (await window.read(fileOffset, BREAKPOINT_BYTES)))
+    if (!window.holds(fileOffset, last)) last = Uint8Array.from(await window.read(fileOffset, BREAKPOINT_BYTES))
+    originals.set(fileOffset, last)
   }
   const wanted = new Set(found.map(({ counterVaddr }) => counterVaddr))
   wanted.delete(null)
