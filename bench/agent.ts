@@ -103,14 +103,14 @@ async function settled(agent: Target): Promise<number> {
 
 /** Resident memory without and with probes. */
 async function memory(workshop: Workshop, target: Target, path: string): Promise<string> {
-  const many = workshop.buildMany(MANY)
+  const many = workshop.build('thousands')
   const manyTarget = await workshop.startTarget(many)
   const agents = [
     { name: 'no probe', agent: await workshop.startAgent() },
     { name: '1 probe', agent: await workshop.startAgent(`usdt:${path}:bench:ints9`, String(target.pid)) },
     {
       name: `${grouped(MANY)} probes, in one call`,
-      agent: await workshop.startAgent(`usdt:${many}:many:*`, String(manyTarget.pid), 'none', JSON.stringify({ maxSites: MANY })),
+      agent: await workshop.startAgent(`usdt:${many}:t:*`, String(manyTarget.pid), 'none', JSON.stringify({ maxSites: MANY })),
     },
   ]
   for (const { agent } of agents) await becomeQuiet(agent.pid)

@@ -1,12 +1,13 @@
 /**
  * Milliseconds from `attach()` until every site is armed, and from `detach()` until every one is gone.
  *
- * One site and a hundred, as perf events and through a uprobe_multi link, each beside a C program that makes the same system calls (floor.c). The package does more
+ * One site and a hundred as perf events, and one to ten thousand, each with its counter, through a uprobe_multi link; each beside a C program that makes the same registrations (floor.c). The package does more
  * in that time: it reads the file, looks for hazards, compiles and loads a program, and reads back in the target that the sites are armed. That they
  * are, and that nothing is left, is looked up here once more, outside the measured time.
  */
 import { execFileSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { type AttachOptions, Tracer, UprobeError } from '../lib/index.js'
 import { isArmed } from '../test/support/memory.js'
 import { type Note, notesOf } from '../test/support/notes.js'
@@ -30,6 +31,8 @@ interface Subject {
 interface Times {
   readonly attachMs: number
   readonly detachMs: number
+  /** The longest that the event loop stood still meanwhile; `null` in C. */
+  readonly stallMs: number | null
 }
 
 const ROUNDS = 15
@@ -37,29 +40,39 @@ const ROUNDS = 15
 const SLOW_ROUNDS = 2
 
 async function timeOurs(tracer: Tracer, subject: Subject, registration: Registration): Promise<Times> {
+  const delay = monitorEventLoopDelay({ resolution: 1 })
+  delay.enable()
   const before = performance.now()
   const probe = await tracer.attach(subject.spec, { ...subject.options, registration })
   const attached = performance.now()
+  delay.disable()
   assertArmed(subject, true)
+  delay.enable()
   const detaching = performance.now()
   await probe.detach()
   const detached = performance.now()
+  delay.disable()
   assertArmed(subject, false)
-  return { attachMs: attached - before, detachMs: detached - detaching }
+  return { attachMs: attached - before, detachMs: detached - detaching, stallMs: delay.max / 1e6 }
 }
 
-function assertArmed({ pid, path, notes }: Subject, armed: boolean): void {
+/** Some hundred of them are looked at, each by a reading of its own. */
+const LOOKED_AT = 200
+
+function assertArmed({ pid, path, notes: all }: Subject, armed: boolean): void {
+  const step = Math.ceil(all.length / LOOKED_AT)
+  const notes = all.filter((_, index) => index % step === 0)
   const wrong = notes.filter(({ fileOffset }) => isArmed(pid, path, fileOffset) !== armed)
   if (wrong.length > 0) throw new Error(`${wrong.length} of ${notes.length} sites are ${armed ? 'not armed' : 'still armed'}`)
 }
 
 function timeFloor(floor: string, { pid, path, notes }: Subject, registration: Registration): Times {
-  const offsets = notes.map(({ fileOffset }) => `0x${fileOffset.toString(16)}`)
+  const offsets = notes.map(({ fileOffset, refCtrOffset }) => `${fileOffset}${refCtrOffset === null ? '' : `:${refCtrOffset}`}`)
   const [attach, detach] = execFileSync(floor, [registration, path, String(pid), ...offsets], { encoding: 'utf8' })
     .split(' ')
     .map(Number)
   if (attach === undefined || detach === undefined) throw new Error('floor gave no times')
-  return { attachMs: attach / 1e6, detachMs: detach / 1e6 }
+  return { attachMs: attach / 1e6, detachMs: detach / 1e6, stallMs: null }
 }
 
 /** Measures both sides in turn, so that both meet the same noise, and returns their rows. */
@@ -89,7 +102,9 @@ async function compare(
 function cells(times: readonly Times[]): string[] {
   const attach = summarise(times.map(({ attachMs }) => attachMs))
   const detach = summarise(times.map(({ detachMs }) => detachMs))
-  return [showMedian(attach, 1), showQuartiles(attach, 1), showMedian(detach, 1), showQuartiles(detach, 1)]
+  const stalls = times.flatMap(({ stallMs }) => stallMs ?? [])
+  const stall = stalls.length === 0 ? '' : showMedian(summarise(stalls), 1)
+  return [showMedian(attach, 1), showQuartiles(attach, 1), showMedian(detach, 1), showQuartiles(detach, 1), stall]
 }
 
 /** Whether this kernel has a uprobe_multi link that the package uses. */
@@ -114,6 +129,27 @@ async function comparePostgres(workshop: Workshop, tracer: Tracer): Promise<stri
   return rows.map(([, ...rest]) => ['uprobe, PostgreSQL', ...rest])
 }
 
+/** A file with ten thousand probes, each with a counter of its own; of which one, a hundred, … are attached. */
+async function compareThousands(workshop: Workshop, tracer: Tracer, floor: string): Promise<string[][]> {
+  const path = workshop.build('thousands')
+  const { pid } = await workshop.startTarget(path)
+  const all = notesOf(path)
+  const rows: string[][] = []
+  for (const numbers of ['7', '7??', '7???', '*']) {
+    const isMeant = new RegExp(`^site${numbers.replaceAll('?', '.').replace('*', '.*')}$`)
+    const subject: Subject = {
+      pid,
+      path,
+      spec: `usdt:${path}:t:site${numbers}`,
+      notes: all.filter(({ name }) => isMeant.test(name)),
+      options: { pid, maxSites: all.length },
+    }
+    const ofThousands = await compare(tracer, floor, subject, 'multi', ROUNDS)
+    rows.push(...ofThousands.map(([who = '', ...rest]) => [`${who}, of 10,000`, ...rest]))
+  }
+  return rows
+}
+
 /** Measures, and returns a section in Markdown. */
 export function attachTime(): Promise<string> {
   return Workshop.use(async (workshop) => {
@@ -133,12 +169,13 @@ export function attachTime(): Promise<string> {
     if (await hasMulti(tracer, one)) {
       rows.push(...(await compare(tracer, floor, one, 'multi', ROUNDS)))
       rows.push(...(await compare(tracer, floor, hundred, 'multi', ROUNDS)))
+      rows.push(...(await compareThousands(workshop, tracer, floor)))
       rows.push(...(await comparePostgres(workshop, tracer)))
     }
     return [
       '## How long attaching and detaching take',
-      `${machine()}. Median milliseconds of ${ROUNDS} rounds (of ${SLOW_ROUNDS + 1} for a hundred perf events).`,
-      table(['', 'registration', 'sites', 'attach', 'half of the rounds', 'detach', 'half of the rounds'], rows),
+      `${machine()}. Median milliseconds of ${ROUNDS} rounds (of ${SLOW_ROUNDS + 1} for a hundred perf events). The longest stall is that of the event loop, with what the machine did meanwhile.`,
+      table(['', 'registration', 'sites', 'attach', 'half of the rounds', 'detach', 'half of the rounds', 'longest stall'], rows),
     ].join('\n\n')
   })
 }

@@ -1,0 +1,125 @@
+/**
+ * The parts by which thousands of sites are worked through: they do for many what was done for one, so what one would get is what they are compared with.
+ */
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { ElfFile } from '../../lib/elf/elf-file.js'
+import { FileWindow } from '../../lib/elf/file-window.js'
+import { type ProgressStep, SiteWork } from '../../lib/progress.js'
+import { checkEvents } from '../../lib/register/many-events.js'
+import { type Mapping, mappingAt } from '../../lib/target/maps.js'
+import { PagedMemory } from '../../lib/target/paged-memory.js'
+import { refused } from '../support/tracing.js'
+
+test('a window gives the bytes of the file, wherever they are and in whatever order they are asked for', async (t) => {
+  const elf = await ElfFile.open(process.execPath)
+  t.after(() => elf.close())
+  const window = new FileWindow(elf)
+  const end = elf.size
+  for (const [offset, bytes] of [
+    [0n, 4],
+    [1n, 15],
+    [32_767n, 4],
+    [32_768n, 1],
+    [5n, 15],
+    [end - 3n, 3],
+    [end - 40_000n, 40_000],
+    [end - 1n, 1],
+  ] as const) {
+    const expected = await elf.read(offset, bytes)
+    assert.deepEqual(Buffer.from(await window.read(offset, bytes)), expected)
+    const peeked = window.peek(offset, bytes)
+    if (peeked !== null) assert.deepEqual(Buffer.from(peeked), expected)
+    const byte = window.peekByte(offset)
+    if (byte !== null) assert.equal(byte, expected[0])
+    if (peeked !== null) assert.equal(window.holds(offset, expected), true)
+    assert.equal(window.holds(offset, Buffer.from(expected).fill((expected[0] ?? 0) ^ 0xff)), false)
+  }
+  await refused(window.read(end - 1n, 2), 'ERR_UPROBE_BAD_ELF')
+})
+
+/** A process with memory from 0x1000 to 0x3000, each byte the low byte of its address times 3, whose reads are counted. */
+function memory(): { reads: number; readMemory(address: bigint, bytes: number): Buffer | null } {
+  const target = {
+    reads: 0,
+    readMemory(address: bigint, bytes: number): Buffer | null {
+      target.reads++
+      if (address < 0x1000n || address + BigInt(bytes) > 0x3000n) return null
+      return Buffer.from(Array.from({ length: bytes }, (_, index) => ((Number(address) + index) * 3) & 0xff))
+    },
+  }
+  return target
+}
+
+test('pages of memory give what single reads give, at the price of a read a page', () => {
+  const target = memory()
+  const paged = new PagedMemory(target)
+  const alone = memory()
+  for (const address of [0xfffn, 0x1000n, 0x1abcn, 0x1ffen, 0x2000n, 0x2ffen, 0x2fffn, 0x3000n]) {
+    assert.equal(paged.u16(address), alone.readMemory(address, 2)?.readUInt16LE(0) ?? null, `0x${address.toString(16)}`)
+    const bytes = alone.readMemory(address, 4)
+    assert.equal(paged.equals(address, bytes ?? Buffer.alloc(4), 4), bytes === null ? null : true)
+    assert.equal(paged.equals(address, Buffer.alloc(4, 0x55), 4), bytes === null ? null : false)
+  }
+  const few = target.reads
+  for (let address = 0x1000n; address < 0x2000n - 2n; address += 2n) paged.u16(address)
+  assert.equal(target.reads, few)
+})
+
+test('the mapping of an address is found among those that surround it', () => {
+  const mapping = (start: bigint, end: bigint): Mapping => ({ start, end }) as Mapping
+  const all = [mapping(0x1000n, 0x2000n), mapping(0x2000n, 0x3000n), mapping(0x5000n, 0x6000n)]
+  for (const address of [0n, 0xfffn, 0x1000n, 0x1fffn, 0x2000n, 0x2fffn, 0x3000n, 0x4fffn, 0x5000n, 0x5fffn, 0x6000n]) {
+    assert.equal(mappingAt(all, address), all.find(({ start, end }) => address >= start && address < end) ?? null)
+  }
+  assert.equal(mappingAt([], 5n), null)
+})
+
+test('work tells of each step from nothing to all, and of nothing twice', async () => {
+  const told: Array<[ProgressStep, number, number]> = []
+  const work = new SiteWork(new AbortController().signal, (...report) => told.push(report))
+  work.begin('check', 3)
+  work.next()
+  await work.rest()
+  await work.rest()
+  work.begin('register', 2)
+  work.advance(2)
+  work.begin('verify', 0)
+  work.extend(4)
+  work.end()
+  work.end()
+  assert.deepEqual(told, [
+    ['check', 0, 3],
+    ['check', 1, 3],
+    ['check', 3, 3],
+    ['register', 0, 2],
+    ['register', 2, 2],
+    ['verify', 0, 0],
+    ['verify', 4, 4],
+  ])
+})
+
+test('work rests for a turn of the event loop, and ends when it is aborted', async () => {
+  const abort = new AbortController()
+  const work = SiteWork.quietly(abort.signal)
+  let turned = false
+  const turn = nextTurn().then(() => {
+    turned = true
+  })
+  await work.rest()
+  await turn
+  assert.equal(turned, true)
+  const reason = new Error('enough')
+  abort.abort(reason)
+  await assert.rejects(work.rest(), (error) => error === reason)
+})
+
+test('perf events are told of from 64 on, and refused beyond 1024; links are neither', async () => {
+  const parts = (via: 'perf' | 'multi', ...counts: number[]) => counts.map((count) => ({ via, sites: new Array(count).fill(0) }))
+  assert.deepEqual(checkEvents(parts('perf', 63)), [])
+  assert.deepEqual(checkEvents(parts('multi', 100_000)), [])
+  assert.match(checkEvents(parts('perf', 32, 32)).join(), /^64 sites .* about 7 seconds/)
+  assert.equal(checkEvents([...parts('perf', 1000, 24), ...parts('multi', 5000)]).length, 1)
+  await refused((async () => checkEvents(parts('perf', 1000, 25)))(), 'ERR_UPROBE_TOO_MANY_SITES')
+})
