@@ -90,6 +90,18 @@ test('a process without a descriptor left takes nobody for dead, and nothing for
   owner.close()
 })
 
+test('a claim whose lease nobody would read back is not recorded, and not made', ROOT, (t) => {
+  const directory = opened(t)
+  const owner = LeaseOwner.create(directory, loadNative())
+  const counter = { provider: 't', name: 'site', refCtrOffset: 0x4010n, vaddr: 0x5010n, address: 0x7f00_0000_5010n }
+  const claimOf = (counters: number) => ({ ...CLAIM, counters: Array.from({ length: counters }, () => counter) })
+  assert.throws(() => owner.write(claimOf(60_000)), { code: 'ERR_UPROBE_TOO_MANY_SITES', message: /^60000 counters / })
+  assert.deepEqual(directory.list(), [])
+  owner.write(claimOf(20_000))
+  assert.equal(directory.list()[0]?.lease?.counters.length, 20_000)
+  owner.close()
+})
+
 for (const code of ['EMFILE', 'ENFILE', 'ENOMEM'] as const) {
   test(`${code} while an owner is asked for is no answer: it is neither dead nor alive`, ROOT, (t) => {
     const directory = opened(t)
