@@ -34,12 +34,17 @@ export interface SiteTarget {
   readonly counter: number | null
 }
 
+/** What the file has at each of some sites. */
+export interface OriginalBytes {
+  /** The bytes that a breakpoint replaces; only for the sites that it was made for. */
+  get(fileOffset: bigint): Uint8Array | undefined
+}
+
 /** What the file has at the sites, and which sites share a counter. */
 export interface FileFacts {
   readonly identity: FileIdentity
   readonly path: string
-  /** Original bytes by file offset of the site. */
-  readonly originals: ReadonlyMap<bigint, Uint8Array>
+  readonly originals: OriginalBytes
   /** The counters of the probe's sites, by their virtual address in the file. */
   readonly counters: ReadonlyMap<bigint, FileCounter>
 }

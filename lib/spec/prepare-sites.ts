@@ -7,7 +7,7 @@
 import type { Arch } from '../capture/operands.js'
 import { functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
 import type { StackShape } from '../capture/shape.js'
-import { BREAKPOINT_BYTES, type FileCounter, type SharingSite } from '../counter/read.js'
+import type { FileCounter, SharingSite } from '../counter/read.js'
 import type { FileFacts } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { FileWindow } from '../elf/file-window.js'
@@ -26,6 +26,7 @@ import type { TargetProcess } from '../target/process.js'
 import type { ResolvedFile } from '../target/resolve.js'
 import { type FoundSite, findSites } from './find-sites.js'
 import { SiteFitness } from './fitness.js'
+import { OriginalCode } from './original-code.js'
 import { Shapes } from './shapes.js'
 import type { ProbeSpec } from './spec.js'
 
@@ -168,18 +169,19 @@ function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: read
 
 /** Original bytes at the sites, and which sites of the file share a counter with them. */
 async function readFacts({ file, elf, found, notes }: FoundInFile, window: FileWindow, work: SiteWork): Promise<FileFacts> {
-  const originals = new Map<bigint, Uint8Array>()
-  // Most probes are on the same instruction, whose bytes need not be kept ten thousand times.
-  let last = new Uint8Array(0)
-  for (const { fileOffset } of found) {
+  const originals = new OriginalCode(window)
+  const wanted = new Set<bigint>()
+  for (const { fileOffset, counterVaddr } of found) {
     if (work.isDue) await work.rest()
-    if (!window.holds(fileOffset, last)) last = Uint8Array.from(await window.read(fileOffset, BREAKPOINT_BYTES))
-    originals.set(fileOffset, last)
+    const reading = originals.read(fileOffset)
+    if (reading instanceof Promise) await reading
+    if (counterVaddr !== null && found.length !== notes?.length) wanted.add(counterVaddr)
   }
-  const wanted = new Set(found.map(({ counterVaddr }) => counterVaddr))
-  wanted.delete(null)
-  const counters =
-    wanted.size === 0 ? new Map() : await readCounters(elf, wanted, notes ?? (await readUsdtNotes(elf)), originals, window, work)
+  const isWanted = found.length === notes?.length ? (): boolean => true : (vaddr: bigint): boolean => wanted.has(vaddr)
+  const any = found.some(({ counterVaddr }) => counterVaddr !== null)
+  const counters = any
+    ? await readCounters(elf, isWanted, notes ?? (await readUsdtNotes(elf)), originals, work)
+    : new Map<bigint, FileCounter>()
   return { identity: file.identity, path: file.path, originals, counters }
 }
 
@@ -188,10 +190,9 @@ type GatheredCounter = FileCounter & { readonly sites: SharingSite[] }
 /** The counters of the sites, with every site of the file that shares them. */
 async function readCounters(
   elf: ElfFile,
-  wanted: ReadonlySet<bigint | null>,
+  isWanted: (vaddr: bigint) => boolean,
   notes: readonly UsdtNote[],
-  originals: ReadonlyMap<bigint, Uint8Array>,
-  window: FileWindow,
+  originals: OriginalCode,
   work: SiteWork,
 ): Promise<Map<bigint, FileCounter>> {
   const counters = new Map<bigint, GatheredCounter>()
@@ -199,7 +200,7 @@ async function readCounters(
   const places = new Map<GatheredCounter, Set<bigint>>()
   for (const { semaphoreVaddr, refCtrOffset, provider, name, vaddr, fileOffset } of notes) {
     if (work.isDue) await work.rest()
-    if (semaphoreVaddr === null || fileOffset === null || !wanted.has(semaphoreVaddr)) continue
+    if (semaphoreVaddr === null || fileOffset === null || !isWanted(semaphoreVaddr)) continue
     let counter = counters.get(semaphoreVaddr)
     if (counter === undefined) {
       const anonymousStart = refCtrOffset === null ? elf.anonymousStart(semaphoreVaddr) : null
@@ -211,7 +212,8 @@ async function readCounters(
       if (known.has(fileOffset)) continue
       known.add(fileOffset)
     }
-    counter.sites.push({ vaddr, fileOffset, original: originals.get(fileOffset) ?? (await window.read(fileOffset, BREAKPOINT_BYTES)) })
+    const original = originals.read(fileOffset)
+    counter.sites.push({ vaddr, fileOffset, original: original instanceof Promise ? await original : original })
   }
   return counters
 }
