@@ -50,9 +50,11 @@ export interface Arming {
 export class CountedArming implements Arming {
   readonly claims = false
 
+  /** @param pauseMap - for a probe that is to count up to a moment, however long the registrations take to go; `null` for others */
   constructor(
     private readonly attachment: Attachment,
     private readonly ring: Ring,
+    private readonly pauseMap: PauseMap | null,
   ) {}
 
   claimedCounters(): ReleasedCounter[] {
@@ -65,6 +67,7 @@ export class CountedArming implements Arming {
 
   /** What was hit before is delivered when this resolves. */
   async pause(): Promise<null> {
+    this.pauseMap?.set(true)
     await this.attachment.unregister()
     await this.ring.drain()
     return null
@@ -72,6 +75,7 @@ export class CountedArming implements Arming {
 
   async resume(signal: AbortSignal): Promise<readonly string[]> {
     await registerAll(this.attachment, signal)
+    this.pauseMap?.set(false)
     return []
   }
 

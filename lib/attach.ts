@@ -55,6 +55,8 @@ export interface AttachContext {
   recover(): Promise<void>
   /** What claims of the tracer share; made on first use. Throws `ERR_UPROBE_LEASE`. */
   claimContext(): Promise<ClaimContext>
+  /** Whether the probe is one that a budget may take out for a while. */
+  readonly throttled: boolean
   /** Told when a probe has ended and holds nothing. */
   onEnded(probe: Probe): void
   /** Told how far an attach or detach is. */
@@ -148,7 +150,7 @@ async function attachSteps(
   const probeId = ring.newProbeId()
   const counts = new SiteCounts(native, prepared.sites.length)
   undo.add(() => counts.close())
-  const pauseMap = settings.counter === 'msb' ? new PauseMap(native) : null
+  const pauseMap = settings.counter === 'msb' || context.throttled ? new PauseMap(native) : null
   undo.add(() => pauseMap?.close())
   const stacks = settings.stack ? new ProbeStacks(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
   undo.add(() => stacks?.close())
@@ -171,7 +173,7 @@ async function attachSteps(
     prepared.sites,
   )
   undo.add(() => programs.close())
-  const parts = await planParts(native, prepared.files, settings)
+  const parts = await planParts(native, prepared.files, settings, context.throttled)
   warnings.push(...checkEvents(parts))
   const attachment = new Attachment({
     native,
@@ -190,9 +192,10 @@ async function attachSteps(
   )
   const holds = new ProbeHolds(
     counterTable,
-    prepared.files.flatMap((file) => countersOf(context, file, settings.counter, () => probe.state === 'attached')),
+    prepared.files.flatMap((file) => countersOf(context, file, settings.counter, () => probe.armed)),
   )
-  const arming: Arming = pauseMap === null ? new CountedArming(attachment, ring) : claimCounters(pauseMap)
+  const arming: Arming =
+    pauseMap !== null && settings.counter === 'msb' ? claimCounters(pauseMap) : new CountedArming(attachment, ring, pauseMap)
   const probe: Probe = new Probe({
     native,
     ring,
@@ -209,7 +212,7 @@ async function attachSteps(
     warnings,
     decoder,
     countOnly: settings.countOnly,
-    queueLimit: settings.queueLimit,
+    queueLimits: { hits: settings.queueLimit, bytes: settings.queueLimitBytes },
     log,
     holds,
     onEnded: () => {
@@ -241,6 +244,7 @@ async function attachSteps(
 
   holds.enter()
   const { failures: refused, warnings: leftAlone } = await arming.arm(work)
+  probe.seeFromNow()
   warnings.push(...leftAlone)
   settle(spec, refused, prepared.sites.length, warnings)
   const leftOut = attachment.leaveOut(refused)
@@ -327,7 +331,9 @@ function readerThreadToExclude(ring: Ring, processes: readonly TargetProcess[]):
 }
 
 /** Decides how the sites of each file are registered. */
-async function planParts(native: Native, files: readonly FileSites[], settings: AttachSettings): Promise<Part[]> {
+async function planParts(native: Native, files: readonly FileSites[], settings: AttachSettings, throttled: boolean): Promise<Part[]> {
+  // A link is closed several times sooner than a perf event, so it is worth its while for a single site, too, if that is going to happen often.
+  const fewest = throttled ? 1 : 2
   const parts: Part[] = []
   for (const { file, facts, processes, sites } of files) {
     for (const target of processes ?? [null]) {
@@ -338,20 +344,15 @@ async function planParts(native: Native, files: readonly FileSites[], settings: 
         sites,
         fds: [],
         tid: null,
-        via: await chooseWay(native, target, sites.length, settings.registration),
+        via: sites.length < fewest && settings.registration === 'auto' ? 'perf' : await chooseWay(native, target, settings.registration),
       })
     }
   }
   return parts
 }
 
-async function chooseWay(
-  native: Native,
-  target: TargetProcess | null,
-  sites: number,
-  wish: AttachSettings['registration'],
-): Promise<'perf' | 'multi'> {
-  if (wish === 'perf' || (wish === 'auto' && sites < 2)) return 'perf'
+async function chooseWay(native: Native, target: TargetProcess | null, wish: AttachSettings['registration']): Promise<'perf' | 'multi'> {
+  if (wish === 'perf') return 'perf'
   const support = await multiSupport(native)
   // The link looks for the leader's address space when it is made, which is gone when the leader thread has exited.
   const usable = target === null ? support.allProcesses : support.oneProcess && !target.leaderExited

@@ -15,6 +15,7 @@ export type {
   ExponentialHistogram,
   HistogramBuckets,
 } from './aggregate/snapshot.js'
+export type { Budget } from './budget/options.js'
 export type { ArgJson, ArgumentValue, Hit } from './capture/hit.js'
 export type { ReleasedCounter } from './counter/control.js'
 export type { HeldCounter, HeldCounterProbe, HeldCounterTarget } from './counter/held.js'

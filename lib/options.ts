@@ -1,8 +1,9 @@
 /**
  * The options of the public surface, and their checking at the border.
  */
-import { UprobeError } from './errors.js'
+import { type Budget, checkBudget } from './budget/options.js'
 import type { Logger } from './log.js'
+import { bad, boolean, integer, onlyKnown } from './option-checks.js'
 
 /** Options of a `Tracer`. */
 export interface TracerOptions {
@@ -27,6 +28,8 @@ export interface TracerOptions {
    * Default: `/run/uprobe` for root, else `$XDG_RUNTIME_DIR/uprobe`.
    */
   leaseDir?: string | undefined
+  /** What all probes of the tracer together may cost; see {@link Budget}. Aggregations are not counted, and not throttled. Default: no bound. */
+  budget?: Budget | undefined
 }
 
 /** Options of `tracer.attach`. */
@@ -55,12 +58,22 @@ export interface AttachOptions {
   filter?: string | undefined
   /** How many hits may wait for the iterator. Default: 65,536. Further ones are counted as lost. */
   queueLimit?: number | undefined
+  /**
+   * How many bytes the hits that wait for the iterator may keep in memory, from 64 KiB to 1 GiB; one batch more may wait (1 MiB at most). Further hits are counted as lost.
+   * Default: 64 MiB.
+   */
+  queueLimitBytes?: number | undefined
   /** How many sites a specification may resolve to. Default: 1024. */
   maxSites?: number | undefined
   /** How sites are registered: `auto` takes a uprobe_multi link for several sites of one file where the kernel has a right one. Default: `auto`. */
   registration?: 'auto' | 'perf' | 'multi' | undefined
   /** Attach also where it may harm the target: inside an unknown instruction, return probes in Go programs or beside seccomp. Default: false. */
   unsafe?: boolean | undefined
+  /**
+   * What the hits of this probe may cost; see {@link Budget}. Above it the probe is taken out of its targets for parts of the time, which `'state'` events (`throttled`) and
+   * `stats().seenFraction` tell. Default: no bound but that of the tracer.
+   */
+  budget?: Budget | undefined
   /** Aborting it ends the attach, or detaches the probe. */
   signal?: AbortSignal | undefined
 }
@@ -73,6 +86,7 @@ export interface TracerSettings {
   readonly pendingLimitBytes: number
   /** `null` for the default. */
   readonly leaseDir: string | null
+  readonly budget: Budget | null
 }
 
 /** Checked options of an attach. */
@@ -87,9 +101,11 @@ export interface AttachSettings {
   readonly countOnly: boolean
   readonly filter: string | null
   readonly queueLimit: number
+  readonly queueLimitBytes: number
   readonly maxSites: number
   readonly registration: 'auto' | 'perf' | 'multi'
   readonly unsafe: boolean
+  readonly budget: Budget | null
   readonly signal: AbortSignal | null
 }
 
@@ -99,34 +115,10 @@ const MAX_PID = 2 ** 22
 /** USDT probes have at most 12 operands by the macros of sys/sdt.h; other makers may go further. */
 const MAX_ARGUMENT = 31
 
-/** Throws `ERR_UPROBE_BAD_OPTION`. */
-export function bad(name: string, remedy: string): never {
-  throw new UprobeError('ERR_UPROBE_BAD_OPTION', `Option ${name}: ${remedy}.`)
-}
-
-export function integer(name: string, value: unknown, fallback: number, least: number, most: number): number {
-  if (value === undefined) return fallback
-  if (typeof value !== 'number' || !Number.isInteger(value) || value < least || value > most) {
-    bad(name, `give an integer from ${least} to ${most}`)
-  }
-  return value
-}
-
-export function boolean(name: string, value: unknown): boolean {
-  if (value !== undefined && typeof value !== 'boolean') bad(name, 'give true or false')
-  return value ?? false
-}
-
-export function onlyKnown(options: object, known: readonly string[]): void {
-  for (const name of Object.keys(options)) {
-    if (!known.includes(name)) bad(name, `there is no such option; there are ${known.join(', ')}`)
-  }
-}
-
 /** Checks the options of a tracer. Throws `ERR_UPROBE_BAD_OPTION`. */
 export function checkTracerOptions(options: TracerOptions): TracerSettings {
   if (typeof options !== 'object' || options === null) bad('options', 'give an object')
-  onlyKnown(options, ['logger', 'ringBytes', 'flushIntervalMs', 'pendingLimitBytes', 'leaseDir'])
+  onlyKnown(options, ['logger', 'ringBytes', 'flushIntervalMs', 'pendingLimitBytes', 'leaseDir', 'budget'])
   const ringBytes = integer('ringBytes', options.ringBytes, 8 * MIB, 64 * KIB, 1024 * MIB)
   if ((ringBytes & (ringBytes - 1)) !== 0) bad('ringBytes', 'give a power of two')
   const logger = options.logger ?? false
@@ -138,6 +130,7 @@ export function checkTracerOptions(options: TracerOptions): TracerSettings {
   return {
     logger,
     leaseDir,
+    budget: checkBudget(options.budget),
     ringBytes,
     flushIntervalMs: integer('flushIntervalMs', options.flushIntervalMs, 1, 1, 1000),
     pendingLimitBytes: integer('pendingLimitBytes', options.pendingLimitBytes, 32 * MIB, 64 * KIB, 1024 * MIB),
@@ -158,9 +151,11 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
     'countOnly',
     'filter',
     'queueLimit',
+    'queueLimitBytes',
     'maxSites',
     'registration',
     'unsafe',
+    'budget',
     'signal',
   ])
   const given: unknown = options.pid
@@ -193,9 +188,11 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
     countOnly: boolean('countOnly', options.countOnly),
     filter,
     queueLimit: integer('queueLimit', options.queueLimit, 65_536, 1, 2 ** 24),
+    queueLimitBytes: integer('queueLimitBytes', options.queueLimitBytes, 64 * MIB, 64 * KIB, 1024 * MIB),
     maxSites: integer('maxSites', options.maxSites, 1024, 1, 2 ** 20),
     registration,
     unsafe: boolean('unsafe', options.unsafe),
+    budget: checkBudget(options.budget),
     signal,
   }
 }

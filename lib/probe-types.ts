@@ -8,11 +8,12 @@ import type { HitBatch } from './delivery/batch.js'
 /**
  * What a probe is doing.
  * - `attached`: its sites are armed and hits are delivered;
+ * - `throttled`: its hits cost more than its budget, so its sites are armed a part of the time, and hits of this part are delivered;
  * - `paused`: its sites are switched off until `resume()`;
  * - `detached`: it was detached and holds nothing;
  * - `target-exited`: all its processes exited or called exec, and it holds nothing.
  */
-export type ProbeState = 'attached' | 'paused' | 'detached' | 'target-exited'
+export type ProbeState = 'attached' | 'throttled' | 'paused' | 'detached' | 'target-exited'
 
 /** A `'state'` event. */
 export interface ProbeStateChange {
@@ -22,9 +23,22 @@ export interface ProbeStateChange {
    * What happened: `exit` and `exec` end the probe's part in process `pid`; `leader-exit` means that the leader thread of `pid` exited and the probe was
    * moved to a living one. With `counter: 'msb'`: `arrival` means that process `pid` was found later and its counters were claimed; `still-hit`, that a paused probe went on being hit,
    * since the program does not check its counter, and was therefore taken out; `yield`, that the claims were given up for another tool, and `resume()` will try to take them
-   * again. The others are what was asked of the probe.
+   * again. With a budget: `over-budget` and `within-budget` are where it begins to be taken out for parts of the time, and where it has not been for a while; `refused` means that it could not be armed again,
+   * as the `'error'` event says, and is paused until `resume()`. The others are what was asked of the probe.
    */
-  readonly reason: 'pause' | 'resume' | 'detach' | 'exit' | 'exec' | 'leader-exit' | 'arrival' | 'still-hit' | 'yield'
+  readonly reason:
+    | 'pause'
+    | 'resume'
+    | 'detach'
+    | 'exit'
+    | 'exec'
+    | 'leader-exit'
+    | 'arrival'
+    | 'still-hit'
+    | 'yield'
+    | 'over-budget'
+    | 'within-budget'
+    | 'refused'
   /** The process, where the change is about one. */
   readonly pid?: number
   /** Whether hits may have been missed, uncounted, in the course of the change. */
@@ -49,7 +63,7 @@ export interface ProbeSite {
 
 /** Counts of hits. hits = filtered + delivered + lost holds exactly once the probe is detached; before, some are on their way. */
 export interface ProbeStats {
-  /** Executions of the sites while attached and not paused, counted in the kernel. */
+  /** Executions of the sites while attached, not paused and not taken out by a budget, counted in the kernel. */
   readonly hits: number
   /** Hits that the filter rejected, in the kernel. */
   readonly filtered: number
@@ -61,6 +75,10 @@ export interface ProbeStats {
   readonly lostRing: number
   /** Hits for which the queue of the iterator had no room. */
   readonly lostQueue: number
+  /** Time in which hits were counted, in milliseconds; so `hits / seenMs` is how often the sites were hit, also with a budget. */
+  readonly seenMs: number
+  /** `seenMs` as a share of the time since the attach, without pauses that were asked for: 1, unless a budget took the probe out for a while. */
+  readonly seenFraction: number
 }
 
 /** Counts of one name in one file. */

@@ -7,6 +7,8 @@
  */
 import { EventEmitter } from 'node:events'
 import type { Arming, ClaimedArming } from './arming.js'
+import type { Throttled } from './budget/member.js'
+import { SeenClock } from './budget/seen-clock.js'
 import type { Hit, HitDecoder } from './capture/hit.js'
 import type { Arrival } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
@@ -14,6 +16,7 @@ import type { ProbeHolds } from './counter/table.js'
 import type { SiteTarget } from './counter/verify.js'
 import { HitBatch } from './delivery/batch.js'
 import { Consumer, callGuarded } from './delivery/consumer.js'
+import type { QueueLimits } from './delivery/queue.js'
 import type { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
 import type { Logger } from './log.js'
@@ -47,7 +50,7 @@ export interface ProbeParts {
   readonly warnings: readonly string[]
   readonly decoder: HitDecoder
   readonly countOnly: boolean
-  readonly queueLimit: number
+  readonly queueLimits: QueueLimits
   readonly log: Logger
   /** What it has in the table of counters. */
   readonly holds: ProbeHolds
@@ -56,11 +59,8 @@ export interface ProbeParts {
   readonly onEnding: ReportProgress
 }
 
-/** Bytes of batches that may wait for an iterator, whatever their number of hits. */
-const QUEUE_BYTES = 64 * 1024 * 1024
-
 /** An attached probe; see the module's comment. Made by `tracer.attach`. */
-export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implements AsyncIterable<Hit> {
+export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implements AsyncIterable<Hit>, Throttled {
   readonly #parts: ProbeParts
   readonly #consumer: Consumer
   readonly #delivered: Float64Array
@@ -74,7 +74,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   #siteTargets: ReadonlyMap<number, readonly SiteTarget[]> = new Map()
   readonly #laterWarnings: string[] = []
   #finalCounts: KernelCounts | null = null
+  readonly #seen = new SeenClock()
   #state: ProbeState = 'attached'
+  /** Taken out for a while, since its hits cost more than they may. */
+  #out = false
   #work: Promise<unknown> = Promise.resolve()
   #ending: Promise<void> | null = null
 
@@ -98,7 +101,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
         unref: () => parts.ring.unref(),
         abandon: () => this.detach(),
       },
-      { hits: parts.queueLimit, bytes: QUEUE_BYTES },
+      parts.queueLimits,
     )
     this.on('newListener', (event) => this.#onNewListener(event))
     parts.ring.addSink(parts.probeId, { receive: (buffer, offsets) => this.#receive(buffer, offsets) })
@@ -152,24 +155,24 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#inTurn(async () => {
       if (this.#state === 'paused') return
       this.#throwIfEnded()
-      const failure = await this.#parts.arming.pause()
+      const failure = this.#out ? null : await this.#disarm('apart')
+      this.#out = false
+      this.#seen.turn('apart')
       this.#change('paused', { reason: 'pause', mayHaveMissed: false })
       if (failure !== null) throw failure
     })
   }
 
   /**
-   * Switches the probe on again. Does nothing if the probe is not paused.
+   * Switches the probe on again. Does nothing if the probe is not paused; one that is throttled comes back by itself.
    * @throws {UprobeError} as `tracer.attach`, when the kernel refuses; the probe stays paused then
    */
   resume(): Promise<void> {
     return this.#inTurn(async () => {
-      if (this.#state === 'attached') return
+      if (this.#state === 'attached' || this.#state === 'throttled') return
       this.#throwIfEnded()
-      const warnings = await this.#resume()
-      this.#laterWarnings.push(...warnings)
-      for (const warning of warnings) this.#parts.log.warn(warning)
-      this.#change('attached', { reason: 'resume', mayHaveMissed: warnings.length > 0 })
+      const asAskedFor = await this.#rearm()
+      this.#change('attached', { reason: 'resume', mayHaveMissed: !asAskedFor })
     })
   }
 
@@ -237,9 +240,9 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   stillHit(arming: ClaimedArming): void {
     this.#background(() =>
       this.#inTurn(async () => {
-        if (this.#ending !== null || this.#state !== 'paused') return
+        if (this.#ending !== null || (this.#state !== 'paused' && !this.#out)) return
         await arming.takeOut()
-        this.#change('paused', { reason: 'still-hit', mayHaveMissed: false })
+        if (!this.#out) this.#change('paused', { reason: 'still-hit', mayHaveMissed: false })
       }),
     )
   }
@@ -279,10 +282,93 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       await arming.finish()
       holds.leave()
       await ring.drain()
+      this.#out = false
+      this.#seen.turn('apart')
       this.#change('paused', { reason: 'yield', mayHaveMissed: false })
       if (failure !== null) throw failure
       return true
     })
+  }
+
+  /** @internal Whether its sites are armed at the moment. */
+  get armed(): boolean {
+    return (this.#state === 'attached' || this.#state === 'throttled') && !this.#out
+  }
+
+  /** @internal Whether it is taken out by a budget. */
+  get out(): boolean {
+    return this.#out
+  }
+
+  /** @internal */
+  get switchesUnseen(): boolean {
+    return this.#parts.attachment.opensUnseen
+  }
+
+  /** @internal How often its targets ran into a breakpoint, counted as hits or not; `null` once it ends. */
+  trapped(): number | null {
+    if (this.#ending !== null) return null
+    const ignored = this.#parts.pauseMap?.allHits() ?? 0
+    return this.#kernelCounts().hits.reduce((sum, hits) => sum + hits, ignored)
+  }
+
+  /** @internal Takes the probe out for a while, unless it is paused or ends. */
+  sitOut(): Promise<void> {
+    return this.#inTurn(async () => {
+      if (this.#ending !== null || !this.armed) return
+      const failure = await this.#disarm('out')
+      this.#out = true
+      if (this.#state !== 'throttled') this.#change('throttled', { reason: 'over-budget', mayHaveMissed: false })
+      if (failure !== null) throw failure
+    })
+  }
+
+  /** @internal Arms again what {@link sitOut} took out. If it is refused, the probe is paused. */
+  comeBack(): Promise<void> {
+    return this.#inTurn(async () => {
+      if (this.#ending !== null || !this.#out) return
+      try {
+        await this.#rearm()
+        this.#out = false
+      } catch (error) {
+        // The end of the probe, or of a process, is told by itself, and it goes on with those that are left.
+        if (this.#abort.signal.aborted || [...this.#targets].some((target) => target.addressSpaceGone())) return
+        this.#out = false
+        this.#seen.turn('apart')
+        this.#change('paused', { reason: 'refused', mayHaveMissed: true })
+        throw error
+      }
+    })
+  }
+
+  /** @internal It has kept its budget for a while without being taken out. */
+  calm(): Promise<void> {
+    return this.#inTurn(async () => {
+      if (this.#ending === null && this.#state === 'throttled' && !this.#out) {
+        this.#change('attached', { reason: 'within-budget', mayHaveMissed: false })
+      }
+    })
+  }
+
+  /** @internal All sites are registered, and hits are counted. */
+  seeFromNow(): void {
+    this.#seen.turn('seen')
+  }
+
+  /** Switches off. Returns why something could not be, or `null`. */
+  async #disarm(time: 'out' | 'apart'): Promise<unknown> {
+    // Hits are ignored as soon as it begins.
+    this.#seen.turn(time)
+    return this.#parts.arming.pause()
+  }
+
+  /** Switches on. Returns whether all is as asked for. */
+  async #rearm(): Promise<boolean> {
+    const warnings = await this.#resume()
+    this.#seen.turn('seen')
+    this.#laterWarnings.push(...warnings)
+    for (const warning of warnings) this.#parts.log.warn(warning)
+    return warnings.length === 0
   }
 
   async #moveThread(target: TargetProcess): Promise<void> {
@@ -292,7 +378,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       if (this.#ending !== null) return
       let moved = false
       try {
-        moved = this.#state === 'attached' && (await attachment.moveToLivingThread(target, this.#abort.signal))
+        moved = this.armed && (await attachment.moveToLivingThread(target, this.#abort.signal))
       } catch (error) {
         // The end of the probe or of the process, which was quicker, is told by itself.
         if (this.#abort.signal.aborted || !target.isAlive()) return
@@ -343,6 +429,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   async #tearDown(): Promise<void> {
     const { ring, probeId, arming, programs, pauseMap, counts, files, holds, onEnded } = this.#parts
     let failure: unknown = null
+    this.#seen.turn('apart')
+    this.#out = false
     try {
       try {
         failure = await arming.disarm(new SiteWork(new AbortController().signal, this.#parts.onEnding))
@@ -417,12 +505,13 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     if (this.#parts.countOnly) delivered = hits - filtered
     // After the end nothing is on its way any more, so whatever is not accounted for is lost.
     const lost = this.#finalCounts === null ? lostRing + lostQueue : hits - filtered - delivered
-    return { hits, filtered, delivered, lost, lostRing, lostQueue }
+    const { seenMs, seenFraction } = this.#seen
+    return { hits, filtered, delivered, lost, lostRing, lostQueue, seenMs, seenFraction }
   }
 
   #change(state: ProbeState, change: Omit<ProbeStateChange, 'state'>): void {
     this.#state = state
-    this.#parts.log.info({ state, ...change }, 'probe state')
+    this.#parts.log[state === 'throttled' ? 'warn' : 'info']({ state, ...change }, 'probe state')
     callGuarded(() => this.emit('state', { state, ...change }))
   }
 

@@ -10,6 +10,8 @@ import { aggregate } from './aggregate/aggregate.js'
 import type { Aggregation } from './aggregate/aggregation.js'
 import { type AggregateOptions, type AggregateSpec, checkAggregateOptions } from './aggregate/options.js'
 import { attach, type MakeSink } from './attach.js'
+import { Governor } from './budget/governor.js'
+import { type HitCost, hitCost } from './budget/hit-cost.js'
 import type { ReleasedCounter } from './counter/control.js'
 import { type HeldCounter, heldCounters } from './counter/held.js'
 import { counterTable } from './counter/table.js'
@@ -19,7 +21,7 @@ import { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
 import { follow } from './follow.js'
 import { childLogger, type Logger } from './log.js'
-import { loadNative } from './native.js'
+import { loadNative, type Native } from './native.js'
 import {
   type AttachOptions,
   type AttachSettings,
@@ -30,6 +32,7 @@ import {
 } from './options.js'
 import type { Probe } from './probe.js'
 import type { Progress } from './progress.js'
+import { parseSpec } from './spec/spec.js'
 
 /** How long an attach that is under way is waited for by whoever asks to give way, and does not wait for ever himself. */
 const ATTACH_PATIENCE_MS = 10_000
@@ -51,6 +54,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
   readonly #attaching = new Set<Promise<unknown>>()
   readonly #closing = new AbortController()
   readonly #claims: TracerClaims
+  readonly #governor: Governor
   #ring: Ring | null = null
   #closed: Promise<void> | null = null
 
@@ -62,6 +66,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
     super()
     this.#settings = checkTracerOptions(options)
     this.#log = childLogger(this.#settings.logger, 'tracer')
+    this.#governor = new Governor(this.#settings.budget)
     this.#claims = new TracerClaims(this.#settings.leaseDir, this.#log, (pid) => this.#giveWay(pid))
   }
 
@@ -116,34 +121,40 @@ export class Tracer extends EventEmitter<TracerEvents> {
 
   async #attach(spec: string, settings: AttachSettings, makeSink: MakeSink | null): Promise<Probe> {
     const native = loadNative()
+    const cost = makeSink === null ? this.#hitCost(native, spec, settings) : null
     const stop = new AbortController()
     const signals = settings.signal === null ? [this.#closing.signal] : [settings.signal, this.#closing.signal]
     const ends = signals.map((signal) => follow(signal, stop))
     const unfollow = (): void => {
       for (const end of ends) end()
     }
-    const work = attach(
-      {
-        native,
-        log: this.#log,
-        ring: () => this.#openRing(),
-        tracer: this,
-        recover: () => this.#claims.recover(),
-        claimContext: () => this.#claims.context(),
-        onProgress: (progress) => callGuarded(() => this.emit('progress', progress)),
-        onEnded: (probe) => {
-          unfollow()
-          this.#probes.delete(probe)
+    const work = (cost ?? Promise.resolve()).then(() =>
+      attach(
+        {
+          native,
+          log: this.#log,
+          ring: () => this.#openRing(),
+          tracer: this,
+          throttled: cost !== null,
+          recover: () => this.#claims.recover(),
+          claimContext: () => this.#claims.context(),
+          onProgress: (progress) => callGuarded(() => this.emit('progress', progress)),
+          onEnded: (probe) => {
+            unfollow()
+            this.#probes.delete(probe)
+          },
         },
-      },
-      spec,
-      { ...settings, signal: stop.signal },
-      makeSink,
+        spec,
+        { ...settings, signal: stop.signal },
+        makeSink,
+      ),
     )
     this.#attaching.add(work)
     try {
       const probe = await work
       if (probe.state === 'attached') this.#probes.add(probe)
+      const known = await cost
+      if (known !== null) this.#govern(probe, settings, known)
       return probe
     } catch (error) {
       unfollow()
@@ -151,6 +162,26 @@ export class Tracer extends EventEmitter<TracerEvents> {
     } finally {
       this.#attaching.delete(work)
     }
+  }
+
+  /** What a hit of a probe will cost its target; `null` if it has no budget. */
+  #hitCost(native: Native, spec: string, { budget, strings, stack, countOnly }: AttachSettings): Promise<HitCost> | null {
+    const budgets = [budget, this.#settings.budget].filter((given) => given !== null)
+    if (budgets.length === 0) return null
+    const { kind: probe } = parseSpec(spec)
+    // Only a bound in time needs to know.
+    if (budgets.every(({ cpuPercent }) => cpuPercent === undefined)) return Promise.resolve({ ns: 0, guessed: null })
+    return hitCost(native, { probe, strings: strings.length > 0, stack, countOnly }, () => new Tracer())
+  }
+
+  #govern(probe: Probe, { budget }: AttachSettings, { ns, guessed }: HitCost): void {
+    if (guessed !== null) {
+      this.#log.warn(
+        { err: guessed, ns },
+        'what a hit costs could not be measured, and is assumed to be much: less is seen than the budget would allow',
+      )
+    }
+    this.#governor.add(probe, budget, ns)
   }
 
   /**
@@ -186,6 +217,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
     this.#closing.abort(closedError())
     await Promise.allSettled(this.#attaching)
     const results = await Promise.allSettled([...this.#aggregations, ...this.#probes].map((probe) => probe.detach()))
+    this.#governor.close()
     await this.#claims.close()
     this.#ring?.close()
     for (const result of results) if (result.status === 'rejected') throw result.reason

@@ -1,7 +1,8 @@
 /**
  * The options of `tracer.aggregate`, and their checking at the border.
  */
-import { type AttachOptions, type AttachSettings, bad, boolean, checkAttachOptions, integer, onlyKnown } from '../options.js'
+import { bad, boolean, integer, onlyKnown } from '../option-checks.js'
+import { type AttachOptions, type AttachSettings, checkAttachOptions } from '../options.js'
 import { parseSpec } from '../spec/spec.js'
 import { LEAST_SCALE, MOST_SCALE } from './buckets.js'
 import type { Measured, MeasureKind, Question } from './layout.js'

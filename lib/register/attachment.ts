@@ -65,6 +65,14 @@ export class Attachment {
     return this.with_.parts
   }
 
+  /**
+   * Whether breakpoints are in for a while before their program runs, and after: a perf event gets its program when it is open already, and loses it some time before it is closed (`_free_event`,
+   * kernel/events/core.c).
+   */
+  get opensUnseen(): boolean {
+    return this.with_.parts.some(({ via }) => via === 'perf')
+  }
+
   /** Registers every part. Sites that the kernel refuses are reported; any other failure throws, with everything taken back. */
   async register(work: SiteWork): Promise<PartFailure[]> {
     const failures: PartFailure[] = []

@@ -12,6 +12,7 @@ import { BPF_MAP_TYPE_ARRAY, createMap } from './bpf-objects.js'
 export class PauseMap {
   readonly fd: number
   #closed = false
+  #earlierHits = 0
 
   constructor(private readonly native: Native) {
     this.fd = createMap(native, {
@@ -23,14 +24,20 @@ export class PauseMap {
     })
   }
 
-  /** Ignores hits from now on, or no longer; the hits so far are forgotten. */
+  /** Ignores hits from now on, or no longer; {@link hits} begins anew. */
   set(paused: boolean): void {
+    this.#earlierHits += this.hits()
     this.native.bpfMapUpdate(this.fd, 0, new Uint8Array(BigUint64Array.of(paused ? 1n : 0n, 0n).buffer))
   }
 
   /** Hits since the probe was paused. */
   hits(): number {
     return Number(new BigUint64Array(this.native.bpfMapRead(this.fd, 0, 1, PAUSE_VALUE_BYTES))[1] ?? 0n)
+  }
+
+  /** Hits in all pauses, but for those that came in the very moment of a change. */
+  allHits(): number {
+    return this.#earlierHits + this.hits()
   }
 
   /** Idempotent. */

@@ -1,0 +1,160 @@
+/**
+ * A probe that has to keep a budget: what its hits cost, and whether it is taken out of its targets for a while.
+ *
+ * A hit costs the target as soon as there is a breakpoint, whatever becomes of it; so a budget is kept by taking the breakpoint out for a part of the time, and nothing else.
+ */
+import { Bucket } from './bucket.js'
+
+/** A probe, as its budget sees it. */
+export interface Throttled {
+  /** Its sites are armed. */
+  readonly armed: boolean
+  /** It is taken out, and {@link comeBack} is wanted. */
+  readonly out: boolean
+  /** Whether breakpoints are in for a while, before and after, that {@link trapped} does not know of. */
+  readonly switchesUnseen: boolean
+  /** How often its targets ran into a breakpoint so far, counted as hits or not; `null` once it ends. */
+  trapped(): number | null
+  /** Takes the probe out, unless it is paused or ends. */
+  sitOut(): Promise<void>
+  /** Arms it again, unless it is paused or ends meanwhile, or a target does. */
+  comeBack(): Promise<void>
+  /** It keeps its budget without being taken out. */
+  calm(): Promise<void>
+  failed(error: unknown): void
+}
+
+/** How often the cost is looked at, in milliseconds: a burst is noticed after this time. */
+export const CHECK_MS = 50
+/** The shortest time for which it is worth while to arm a probe. */
+const SHORTEST_MS = 10
+/** A probe that is over its budget is armed for a moment once in about this time, or more seldom if a moment's hits have to be paid for longer. */
+const CYCLE_MS = 500
+/** No longer than this at a time, even where switching takes longer. */
+const LONGEST_MS = 100
+/** A probe that was armed for so long keeps its budget by itself. */
+const CALM_MS = 2000
+/** After a switch that did not come about. */
+const RETRY_MS = 200
+
+/** A switch that is under way, or done and not yet paid for. */
+interface Switch {
+  readonly sinceMs: number
+  /** Whether the probe comes back. */
+  readonly on: boolean
+  done: boolean
+}
+
+/** One probe in the care of a governor. */
+export class Member {
+  /** Whether the common budget wants it out. */
+  outForAll = false
+  readonly #own: Bucket | null
+  #trapped: number
+  /** Hits a millisecond while it is armed. */
+  #rate = 0
+  /** It was taken out, and is not known to keep its budget by itself. */
+  #throttled = false
+  /** Said that it cannot be switched, and not in each cycle. */
+  #failing = false
+  #switch: Switch | null = null
+  #armedSinceMs = 0
+  #lastSwitchMs = 0
+  #notBeforeMs = 0
+
+  /**
+   * @param ownPriceMs - what a hit has to be paid for with from its own budget; `null` if it has none
+   * @param commonPriceMs - and from the common one
+   */
+  constructor(
+    private readonly probe: Throttled,
+    private readonly ownPriceMs: number | null,
+    readonly commonPriceMs: number,
+  ) {
+    this.#own = ownPriceMs === null ? null : new Bucket()
+    this.#trapped = probe.trapped() ?? 0
+  }
+
+  /** The share of the common budget that it takes at the moment. */
+  get commonUse(): number {
+    return this.probe.armed ? this.#rate * this.commonPriceMs : 0
+  }
+
+  /** Pays for its hits since the last time, and returns how many they were; `null` once it ends. */
+  measure(nowMs: number, elapsedMs: number): number | null {
+    const trapped = this.probe.trapped()
+    if (trapped === null) return null
+    let hits = trapped - this.#trapped
+    this.#trapped = trapped
+    if (this.#switch !== null) {
+      // The breakpoint may have been in the whole time.
+      if (this.probe.switchesUnseen) hits = Math.max(hits, this.#rate * elapsedMs)
+      if (this.#switch.done) this.#settle(this.#switch, nowMs)
+    } else if (this.probe.armed && elapsedMs > 0) {
+      this.#rate += (hits / elapsedMs - this.#rate) * Math.min(1, elapsedMs / CHECK_MS)
+    }
+    this.#own?.pass(elapsedMs, hits * (this.ownPriceMs ?? 0))
+    return hits
+  }
+
+  /**
+   * Takes the probe out or arms it again, as its budgets want it.
+   * @param onSwitched - called when that is done, for what was hit meanwhile to be measured
+   */
+  decide(nowMs: number, onSwitched: () => void): void {
+    if (this.#switch !== null || nowMs < this.#notBeforeMs) return
+    const over = this.outForAll || (this.#own?.debtMs ?? 0) > 0
+    if (this.probe.armed && over) {
+      this.#throttled = true
+      this.#begin(nowMs, false, this.probe.sitOut(), onSwitched)
+    } else if (this.probe.out && !over) {
+      this.#begin(nowMs, true, this.probe.comeBack(), onSwitched)
+    } else if (this.probe.armed && this.#throttled && nowMs - this.#armedSinceMs >= CALM_MS) {
+      this.#throttled = false
+      this.probe.calm().catch((error: unknown) => this.probe.failed(error))
+    }
+  }
+
+  /** When it should be looked at next, in milliseconds from now. */
+  dueMs(nowMs: number, commonDebtMs: number): number {
+    if (this.#switch !== null) return Number.POSITIVE_INFINITY
+    if (!this.probe.out) return this.#throttled && this.probe.armed ? this.#windowMs() : CHECK_MS
+    const debtMs = Math.max(this.#own?.debtMs ?? 0, this.outForAll ? commonDebtMs : 0)
+    return Math.max(debtMs, this.#notBeforeMs - nowMs, SHORTEST_MS)
+  }
+
+  /** How long it should be armed at a time. */
+  #windowMs(): number {
+    const use = this.#rate * Math.max(this.ownPriceMs ?? 0, this.commonPriceMs)
+    const windowMs = Math.min(CHECK_MS, Math.max(SHORTEST_MS, CYCLE_MS / use))
+    // Where switching takes long, it should not be most of what is done.
+    return Math.max(windowMs, Math.min(LONGEST_MS, this.#lastSwitchMs))
+  }
+
+  #begin(sinceMs: number, on: boolean, work: Promise<void>, onSwitched: () => void): void {
+    const begun: Switch = { sinceMs, on, done: false }
+    this.#switch = begun
+    work
+      .then(
+        () => {
+          this.#failing = false
+        },
+        (error: unknown) => {
+          if (!this.#failing) this.probe.failed(error)
+          this.#failing = true
+        },
+      )
+      .finally(() => {
+        begun.done = true
+        onSwitched()
+      })
+  }
+
+  #settle({ sinceMs, on }: Switch, nowMs: number): void {
+    this.#switch = null
+    this.#lastSwitchMs = nowMs - sinceMs
+    if (this.probe.armed) this.#armedSinceMs = nowMs
+    // A target that is just ending, a failure: no reason to try without pause.
+    if (on ? this.probe.out : this.probe.armed) this.#notBeforeMs = nowMs + RETRY_MS
+  }
+}

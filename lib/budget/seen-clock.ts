@@ -1,0 +1,48 @@
+/**
+ * How much of the time a probe saw its sites.
+ *
+ * While a budget keeps a probe out of its targets nothing is counted, so what it counts is true of a part of the time only. This is that part.
+ */
+
+/**
+ * What the time is counted as: `seen`, the hits are counted; `out`, they are not, since a budget is kept; `apart`, nobody wants to know: not attached yet or any more, or paused
+ * by the user.
+ */
+export type SeenState = 'seen' | 'out' | 'apart'
+
+/** The clock of one probe. */
+export class SeenClock {
+  readonly #ms = { seen: 0, out: 0, apart: 0 }
+  #state: SeenState = 'apart'
+  #since: number
+
+  /** @param now - a monotonic clock, in milliseconds */
+  constructor(private readonly now: () => number = () => performance.now()) {
+    this.#since = now()
+  }
+
+  /** From now on time is counted as `state`. */
+  turn(state: SeenState): void {
+    this.#settle()
+    this.#state = state
+  }
+
+  /** Time that was seen so far. */
+  get seenMs(): number {
+    this.#settle()
+    return this.#ms.seen
+  }
+
+  /** The share of it in all time that was to be seen, from 0 to 1. */
+  get seenFraction(): number {
+    this.#settle()
+    const { seen, out } = this.#ms
+    return out === 0 ? 1 : seen / (seen + out)
+  }
+
+  #settle(): void {
+    const now = this.now()
+    this.#ms[this.#state] += now - this.#since
+    this.#since = now
+  }
+}

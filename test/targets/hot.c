@@ -1,0 +1,115 @@
+/*
+ * A program that is hit as often as it can be, or as often as it is told.
+ *
+ *   f_hot(long number)    a function that does next to nothing
+ *   t:hot                 a probe with a semaphore that is looked at      -8@number
+ *   t:ungated             and one with a semaphore that nobody looks at   -8@number
+ *
+ * Commands:
+ *
+ *   call MS, gated MS, ungated MS    call the function, or come by the probe, for so many milliseconds of CPU time; the answer is how often
+ *   calls T N           T threads call f_hot N times each, with the numbers 0 to N - 1, at once; the answer is how often in all
+ *   pace RATE, stop     a thread calls f_hot RATE times a second, with the numbers from 0, until told to stop; the answer is how often
+ */
+#include "probe.h"
+#include "protocol.h"
+
+#include <pthread.h>
+#include <time.h>
+
+#define MAX_THREADS 16
+/* Between two looks at the clock. */
+#define ROUND 128
+
+SEMAPHORE(t_hot_semaphore);
+SEMAPHORE(t_ungated_semaphore);
+
+__attribute__((noinline, noclone, used, visibility("default"))) void f_hot(long number) { __asm__ volatile("" : : "r"(number)); }
+
+static __attribute__((noinline)) void gated(long number) {
+  if (t_hot_semaphore == 0) return;
+  PROBE("t", "hot", "t_hot_semaphore", "-8@%[number]", [number] "nor"(number));
+}
+
+static __attribute__((noinline)) void ungated(long number) {
+  PROBE("t", "ungated", "t_ungated_semaphore", "-8@%[number]", [number] "nor"(number));
+}
+
+static long long nanoseconds(clockid_t clock) {
+  struct timespec time;
+  clock_gettime(clock, &time);
+  return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+static long for_time(void (*pass)(long), long ms) {
+  const long long end = nanoseconds(CLOCK_THREAD_CPUTIME_ID) + ms * 1000000LL;
+  long passes = 0;
+  while (nanoseconds(CLOCK_THREAD_CPUTIME_ID) < end)
+    for (int i = 0; i < ROUND; i++) pass(passes++);
+  return passes;
+}
+
+static long each;
+
+static void *call_all(void *unused) {
+  for (long i = 0; i < each; i++) f_hot(i);
+  return unused;
+}
+
+static long calls(int threads, long count) {
+  pthread_t all[MAX_THREADS];
+  if (threads < 1 || threads > MAX_THREADS) return -1;
+  each = count;
+  for (int i = 0; i < threads; i++)
+    if (pthread_create(&all[i], NULL, call_all, NULL) != 0) abort();
+  for (int i = 0; i < threads; i++) pthread_join(all[i], NULL);
+  return threads * count;
+}
+
+static long rate;
+static volatile int paced;
+static long done;
+static pthread_t pacer;
+
+/* What is due is done at once, and then it sleeps: who was kept waiting catches up. */
+static void *pace(void *unused) {
+  const struct timespec nap = {.tv_nsec = 500000};
+  const long long start = nanoseconds(CLOCK_MONOTONIC);
+  while (paced) {
+    const long due = (long)((double)(nanoseconds(CLOCK_MONOTONIC) - start) * (double)rate / 1e9);
+    while (done < due) f_hot(done++);
+    nanosleep(&nap, NULL);
+  }
+  return unused;
+}
+
+int main(void) {
+  char line[128];
+  char *argument;
+  answer("ready");
+  while (read_command(line, sizeof line)) {
+    if ((argument = argument_of(line, "calls"))) {
+      const int threads = (int)strtol(argument, &argument, 10);
+      answer("executed %ld", calls(threads, strtol(argument, NULL, 10)));
+    } else if ((argument = argument_of(line, "call"))) {
+      answer("executed %ld", for_time(f_hot, atol(argument)));
+    } else if ((argument = argument_of(line, "gated"))) {
+      answer("executed %ld", for_time(gated, atol(argument)));
+    } else if ((argument = argument_of(line, "ungated"))) {
+      answer("executed %ld", for_time(ungated, atol(argument)));
+    } else if ((argument = argument_of(line, "pace"))) {
+      rate = atol(argument);
+      done = 0;
+      paced = 1;
+      if (pthread_create(&pacer, NULL, pace, NULL) != 0) abort();
+      answer("paced %ld", rate);
+    } else if ((argument = argument_of(line, "stop"))) {
+      paced = 0;
+      pthread_join(pacer, NULL);
+      answer("executed %ld", done);
+    } else {
+      answer("error unknown command %s", line);
+    }
+  }
+  return 0;
+}
