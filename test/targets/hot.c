@@ -2,13 +2,14 @@
  * A program that is hit as often as it can be, or as often as it is told.
  *
  *   f_hot(long number)    a function that does next to nothing
- *   t:hot                 a probe with a semaphore that is looked at      -8@number
+ *   t:hot                 a probe with a semaphore that is looked at      -8@number 8@text, a string of 4,000 bytes
  *   t:ungated             and one with a semaphore that nobody looks at   -8@number
  *
  * Commands:
  *
  *   call MS, gated MS, ungated MS    call the function, or come by the probe, for so many milliseconds of CPU time; the answer is how often
  *   calls T N           T threads call f_hot N times each, with the numbers 0 to N - 1, at once; the answer is how often in all
+ *   fires T N           the same with t:hot
  *   pace RATE, stop     a thread calls f_hot RATE times a second, with the numbers from 0, until told to stop; the answer is how often
  */
 #include "probe.h"
@@ -26,9 +27,11 @@ SEMAPHORE(t_ungated_semaphore);
 
 __attribute__((noinline, noclone, used, visibility("default"))) void f_hot(long number) { __asm__ volatile("" : : "r"(number)); }
 
+static char text[4001];
+
 static __attribute__((noinline)) void gated(long number) {
   if (t_hot_semaphore == 0) return;
-  PROBE("t", "hot", "t_hot_semaphore", "-8@%[number]", [number] "nor"(number));
+  PROBE("t", "hot", "t_hot_semaphore", "-8@%[number] 8@%[text]", [number] "nor"(number), [text] "nor"(text));
 }
 
 static __attribute__((noinline)) void ungated(long number) {
@@ -50,18 +53,20 @@ static long for_time(void (*pass)(long), long ms) {
 }
 
 static long each;
+static void (*each_pass)(long);
 
-static void *call_all(void *unused) {
-  for (long i = 0; i < each; i++) f_hot(i);
+static void *pass_all(void *unused) {
+  for (long i = 0; i < each; i++) each_pass(i);
   return unused;
 }
 
-static long calls(int threads, long count) {
+static long in_threads(void (*pass)(long), int threads, long count) {
   pthread_t all[MAX_THREADS];
   if (threads < 1 || threads > MAX_THREADS) return -1;
   each = count;
+  each_pass = pass;
   for (int i = 0; i < threads; i++)
-    if (pthread_create(&all[i], NULL, call_all, NULL) != 0) abort();
+    if (pthread_create(&all[i], NULL, pass_all, NULL) != 0) abort();
   for (int i = 0; i < threads; i++) pthread_join(all[i], NULL);
   return threads * count;
 }
@@ -86,11 +91,15 @@ static void *pace(void *unused) {
 int main(void) {
   char line[128];
   char *argument;
+  memset(text, 't', sizeof text - 1);
   answer("ready");
   while (read_command(line, sizeof line)) {
     if ((argument = argument_of(line, "calls"))) {
       const int threads = (int)strtol(argument, &argument, 10);
-      answer("executed %ld", calls(threads, strtol(argument, NULL, 10)));
+      answer("executed %ld", in_threads(f_hot, threads, strtol(argument, NULL, 10)));
+    } else if ((argument = argument_of(line, "fires"))) {
+      const int threads = (int)strtol(argument, &argument, 10);
+      answer("executed %ld", in_threads(gated, threads, strtol(argument, NULL, 10)));
     } else if ((argument = argument_of(line, "call"))) {
       answer("executed %ld", for_time(f_hot, atol(argument)));
     } else if ((argument = argument_of(line, "gated"))) {

@@ -1,0 +1,352 @@
+/**
+ * Budgets of real probes: what the target keeps of its speed, what a user is told, and what else may happen to a probe meanwhile.
+ *
+ * Not for guests: what is hit as often as it can be needs a processor of its own speed.
+ */
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import type { AttachOptions, Probe, ProbeStateChange } from '../../lib/index.js'
+import { buildTarget } from '../support/build.js'
+import { leaseDirectory } from '../support/leases.js'
+import { counterValue, isArmed } from '../support/memory.js'
+import { needs } from '../support/needs.js'
+import { gatedNote } from '../support/notes.js'
+import { registerForOwnProcess } from '../support/other-tracer.js'
+import { Target } from '../support/target.js'
+import { assertStats, collect, detachComplete, newTracer, refused } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
+
+const GCC = needs({ programs: ['gcc'] })
+const HOT = 'usdt:t:hot'
+
+function changesOf(probe: Probe): ProbeStateChange['reason'][] {
+  const reasons: ProbeStateChange['reason'][] = []
+  probe.on('state', ({ reason }) => reasons.push(reason))
+  return reasons
+}
+
+function assertBalanced(probe: Probe): void {
+  const { hits, filtered, delivered, lost, lostRing, lostQueue } = probe.stats()
+  assert.equal(hits, filtered + delivered + lost)
+  assert.equal(lost, lostRing + lostQueue)
+}
+
+/** Waits until a throttled probe has been armed again `times` times: its hits stand still while it is out. */
+async function cycles(probe: Probe, times: number): Promise<void> {
+  for (let cycle = 0; cycle < times; cycle++) {
+    await waitFor('the probe to be out', () => probe.out)
+    await waitFor('the probe to be armed again', () => probe.armed)
+  }
+}
+
+/** CPU time of a loop that is measured at a time, in milliseconds. */
+const LOOP_MS = { bare: 300, free: 300, budgeted: 1500 } as const
+const ROUNDS = 2
+/** Of one CPU. */
+const PROMISE = 0.05
+/** A second's budget may be used at once, and a burst is noticed a moment later. */
+const SAVED_MS = 1000
+const NOTICED_MS = 100
+
+const WAYS: readonly { name: string; command: string; spec: string; options: AttachOptions }[] = [
+  { name: 'a function', command: 'call', spec: 'uprobe:f_hot', options: {} },
+  { name: 'a function, by a perf event', command: 'call', spec: 'uprobe:f_hot', options: { registration: 'perf' } },
+  { name: 'a counted probe', command: 'gated', spec: HOT, options: {} },
+  { name: 'a claimed probe', command: 'gated', spec: HOT, options: { counter: 'msb' } },
+  { name: 'a claimed probe that does not look at its counter', command: 'ungated', spec: 'usdt:t:ungated', options: { counter: 'msb' } },
+]
+
+for (const { name, command, spec, options } of WAYS) {
+  test(`a target keeps the speed that its budget promises: ${name}`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'hot'))
+    const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+    const passes = { bare: 0, free: 0, budgeted: 0 }
+    let budgetedMs = 0
+    const measure = async (what: keyof typeof passes): Promise<void> => {
+      const start = performance.now()
+      passes[what] += await target.askNumber(`${command} ${LOOP_MS[what]}`)
+      if (what === 'budgeted') budgetedMs += performance.now() - start
+    }
+    for (let round = 0; round < ROUNDS; round++) {
+      await measure('bare')
+      for (const [what, budget] of [
+        ['free', undefined],
+        ['budgeted', { cpuPercent: 100 * PROMISE }],
+      ] as const) {
+        const probe = await tracer.attach(spec, { pid: target.pid, ...options, ...(budget && { budget }) })
+        probe.on('batch', () => undefined)
+        await measure(what)
+        if (what === 'budgeted') {
+          assert.equal(probe.state, 'throttled')
+          assert.ok(probe.stats().seenFraction < 0.9)
+        }
+        await probe.detach()
+        assertBalanced(probe)
+      }
+    }
+    /** The share of its CPU time that was left for the program's own work. */
+    const own = (what: keyof typeof passes): number => passes[what] / LOOP_MS[what] / (passes.bare / LOOP_MS.bare)
+    assert.ok(own('free') < 0.2, `without a budget ${own('free')} is left, so nothing is tried here`)
+    // A budget is in time that passes, of which the target has a part only while others run on its processor. Twice as much as promised, for what a test cannot foresee.
+    const allowedMs = 2 * PROMISE * (budgetedMs + ROUNDS * SAVED_MS) + ROUNDS * NOTICED_MS
+    const allowed = Math.min(allowedMs / (ROUNDS * LOOP_MS.budgeted), 0.7)
+    assert.ok(own('budgeted') >= 1 - allowed, `${own('budgeted')} is left, and ${allowed} may be taken`)
+  })
+}
+
+for (const counter of ['kernel', 'msb'] as const) {
+  test(`a probe that is over its budget says so once, sees a part, tells which, and says when it is over (${counter})`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'hot'))
+    const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+    const spec = counter === 'kernel' ? 'uprobe:f_hot' : HOT
+    const probe = await tracer.attach(spec, { pid: target.pid, counter, budget: { hitsPerSecond: 2000 } })
+    const hits = collect(probe)
+    const reasons = changesOf(probe)
+    assert.equal(probe.stats().seenFraction, 1)
+    const executed =
+      counter === 'kernel' ? await pacedUntil(target, () => cycles(probe, 4)) : await gatedUntil(target, () => cycles(probe, 4))
+    const { hits: counted, seenMs, seenFraction } = probe.stats()
+    assert.deepEqual(reasons, ['over-budget'])
+    assert.equal(probe.state, 'throttled')
+    assert.ok(seenFraction > 0 && seenFraction < 1)
+    assert.ok(counted < executed, `${counted} of ${executed}`)
+    assert.ok(seenMs > 0)
+    await waitFor('the probe to keep its budget', () => probe.state === 'attached')
+    assert.deepEqual(reasons, ['over-budget', 'within-budget'])
+    await probe.detach()
+    assert.equal(hits.length, probe.stats().delivered)
+    assertBalanced(probe)
+  })
+}
+
+async function pacedUntil(target: Target, condition: () => Promise<void>): Promise<number> {
+  await target.ask('pace 20000')
+  await condition()
+  return target.askNumber('stop')
+}
+
+async function gatedUntil(target: Target, condition: () => Promise<void>): Promise<number> {
+  let over = false
+  const done = condition().finally(() => {
+    over = true
+  })
+  let executed = 0
+  while (!over) executed += await target.askNumber('gated 20')
+  await done
+  return executed
+}
+
+test('from a part of the time follows how often all was hit', GCC, async (t) => {
+  const RATE = 20_000
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const probe = await newTracer(t).attach('uprobe:f_hot', { pid: target.pid, countOnly: true, budget: { hitsPerSecond: 2000 } })
+  const start = performance.now()
+  await target.ask(`pace ${RATE}`)
+  await cycles(probe, 20)
+  const { hits, seenMs } = probe.stats()
+  const rate = (await target.askNumber('stop')) / (performance.now() - start)
+  // The hits come in heaps where the machine is busy, so that a part of the time is not exactly a part of the hits.
+  assert.ok(hits / seenMs > rate / 3 && hits / seenMs < rate * 3, `${hits / seenMs} a millisecond, and it was ${rate}`)
+})
+
+test('a throttled probe that is claimed stays in the target, switched off by one store', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:hot')
+  const probe = await newTracer(t, { leaseDir: leaseDirectory() }).attach(HOT, {
+    pid: target.pid,
+    counter: 'msb',
+    budget: { hitsPerSecond: 1 },
+  })
+  assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0x8000)
+  await target.ask('gated 20')
+  await waitFor('the probe to be out', () => probe.out)
+  assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
+  assert.ok(isArmed(target.pid, target.program, fileOffset))
+  await probe.detach()
+  assert.equal(isArmed(target.pid, target.program, fileOffset), false)
+})
+
+test('a throttled probe that is counted is taken out of the target, its counter too', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:hot')
+  const tracer = newTracer(t)
+  const probe = await tracer.attach(HOT, { pid: target.pid, budget: { hitsPerSecond: 1 } })
+  await target.ask('gated 20')
+  await waitFor('the probe to be out', () => probe.out)
+  assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
+  assert.equal(isArmed(target.pid, target.program, fileOffset), false)
+  const [held] = await tracer.counters()
+  assert.deepEqual(
+    held?.targets.map(({ value, expected }) => [value, expected]),
+    [[0, 0]],
+  )
+  await probe.detach()
+  assertBalanced(probe)
+})
+
+test('a user who pauses a throttled probe has it paused, and who resumes it has it back', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const tracer = newTracer(t)
+  const options = { pid: target.pid, countOnly: true, budget: { hitsPerSecond: 1000 } }
+  const probe = await tracer.attach('uprobe:f_hot', options)
+  // Goes on as the first one would.
+  const other = await tracer.attach('uprobe:f_hot', options)
+  const reasons = changesOf(probe)
+  await target.ask('pace 20000')
+  for (const when of ['out', 'armed'] as const) {
+    await waitFor('the probe to be over its budget', () => probe.state === 'throttled')
+    await waitFor(`the probe to be ${when}`, () => probe[when])
+    await probe.pause()
+    assert.equal(probe.state, 'paused')
+    const { hits, seenMs, seenFraction } = probe.stats()
+    await cycles(other, 5)
+    assert.deepEqual([probe.state, probe.armed, probe.out], ['paused', false, false])
+    assert.deepEqual(probe.stats(), { ...probe.stats(), hits, seenMs, seenFraction })
+    await probe.resume()
+    await waitFor('the probe to be throttled again', () => probe.state === 'throttled')
+  }
+  await target.ask('stop')
+  const expected = ['over-budget', 'pause', 'resume', 'over-budget', 'pause', 'resume', 'over-budget']
+  assert.deepEqual(reasons, expected)
+  await probe.detach()
+  assertBalanced(probe)
+})
+
+test('resuming a throttled probe changes nothing, and detaching it while it is out ends it', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const probe = await newTracer(t).attach('uprobe:f_hot', { pid: target.pid, budget: { hitsPerSecond: 1 } })
+  const hits = collect(probe)
+  const reasons = changesOf(probe)
+  assert.equal(await target.askNumber('calls 1 5000'), 5000)
+  await waitFor('the probe to be out', () => probe.out)
+  await probe.resume()
+  assert.equal(probe.out, true)
+  await probe.detach()
+  assert.deepEqual(reasons, ['over-budget', 'detach'])
+  assert.equal(hits.length, probe.stats().delivered)
+  assertBalanced(probe)
+})
+
+test('whatever comes at once, the last word is kept', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const { fileOffset } = gatedNote(target.program, 't:hot')
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  for (const counter of ['kernel', 'msb'] as const) {
+    const probe = await tracer.attach(HOT, { pid: target.pid, counter, budget: { hitsPerSecond: 1 } })
+    probe.on('batch', () => undefined)
+    const over = gatedUntil(target, async () => {
+      for (let round = 0; round < 20; round++) {
+        await Promise.all([probe.sitOut(), probe.comeBack(), probe.pause(), probe.comeBack(), probe.sitOut()])
+        assert.deepEqual([probe.state, probe.armed, probe.out], ['paused', false, false])
+        await Promise.all([probe.comeBack(), probe.resume(), probe.sitOut()])
+        assert.deepEqual([probe.armed, probe.out], [false, true])
+        if (round % 2 === 0) await probe.comeBack()
+      }
+      await Promise.all([probe.sitOut(), probe.detach(), probe.comeBack()])
+    })
+    await over
+    assert.equal(probe.state, 'detached')
+    assert.equal(isArmed(target.pid, target.program, fileOffset), false)
+    assertBalanced(probe)
+  }
+})
+
+test('a site that is refused when a throttled probe comes back: told, paused, and resumed when the reason is gone', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:hot')
+  const probe = await newTracer(t).attach(HOT, { pid: target.pid, budget: { hitsPerSecond: 2000 } })
+  const reasons = changesOf(probe)
+  const errors: Error[] = []
+  probe.on('error', (error) => errors.push(error))
+  await waitFor('the probe to be out', async () => {
+    await target.ask('gated 20')
+    return probe.out
+  })
+  const other = await registerForOwnProcess(target.program, fileOffset, 0)
+  await waitFor('the refusal', () => probe.state === 'paused')
+  assert.equal(reasons.at(-1), 'refused')
+  assert.equal(errors.length, 1)
+  await refused(probe.resume(), 'ERR_UPROBE_COUNTER_MISMATCH')
+  other.close()
+  await probe.resume()
+  assert.equal(counterValue(target.pid, target.program, refCtrOffset), 1)
+  await probe.detach()
+  assert.equal(errors.length, 1)
+})
+
+test('a target that exits while its probe is out ends it, without an error', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const probe = await newTracer(t).attach('uprobe:f_hot', { pid: target.pid, budget: { hitsPerSecond: 1 } })
+  const errors: Error[] = []
+  probe.on('error', (error) => errors.push(error))
+  await target.ask('calls 1 5000')
+  await waitFor('the probe to be out', () => probe.out)
+  await target.end()
+  await waitFor('the end', () => probe.state === 'target-exited')
+  assert.deepEqual(errors, [])
+  assertBalanced(probe)
+})
+
+test('giving way ends a throttled claim', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:hot')
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  const probe = await tracer.attach(HOT, { pid: target.pid, counter: 'msb', budget: { hitsPerSecond: 1 } })
+  await target.ask('gated 20')
+  await waitFor('the probe to be out', () => probe.out)
+  assert.equal((await tracer.yield()).length, 1)
+  assert.deepEqual([probe.state, probe.out], ['paused', false])
+  assert.equal(isArmed(target.pid, target.program, fileOffset), false)
+  await probe.resume()
+  assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0x8000)
+  await probe.detach()
+})
+
+test('a budget of the tracer takes out the probe that is hit most, and leaves the others alone', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const quietTarget = await Target.start(t, buildTarget(t, 'func'))
+  const tracer = newTracer(t, { budget: { hitsPerSecond: 1000 } })
+  const hot = await tracer.attach('uprobe:f_hot', { pid: target.pid, countOnly: true })
+  const quiet = await tracer.attach('uprobe:f_add', { pid: quietTarget.pid })
+  const reasons = changesOf(quiet)
+  await target.ask('pace 20000')
+  const ADDED = 6
+  for (let added = 1; added <= ADDED; added++) {
+    await waitFor('the hot probe to be out', () => hot.out)
+    await quietTarget.ask('add 1')
+    assert.equal(quiet.stats().hits, added)
+    await waitFor('the hot probe to be armed again', () => hot.armed)
+  }
+  await target.ask('stop')
+  assert.equal(hot.state, 'throttled')
+  assert.deepEqual(reasons, [])
+  const hits = collect(quiet)
+  await detachComplete(quiet, ADDED)
+  assert.equal(hits.length, ADDED)
+})
+
+test('aggregations are not throttled, and know no budget of their own', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const tracer = newTracer(t, { budget: { hitsPerSecond: 1 } })
+  await refused(tracer.aggregate('uprobe:f_hot', { pid: target.pid, budget: { hitsPerSecond: 1 } } as object), 'ERR_UPROBE_BAD_OPTION')
+  const aggregation = await tracer.aggregate('uprobe:f_hot', { pid: target.pid })
+  const probe = await tracer.attach('uprobe:f_hot', { pid: target.pid, countOnly: true })
+  await target.ask('calls 1 5000')
+  await waitFor('the probe to be out', () => probe.out)
+  await target.ask('calls 1 5000')
+  await aggregation.detach()
+  assert.equal(aggregation.stats().hits, 10_000)
+  assert.ok(probe.stats().hits < 10_000)
+})
+
+test('a budget that is kept changes nothing', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const probe = await newTracer(t).attach('uprobe:f_hot', { pid: target.pid, budget: { cpuPercent: 100_000, hitsPerSecond: 1e9 } })
+  const hits = collect(probe)
+  const reasons = changesOf(probe)
+  assert.equal(await target.askNumber('calls 4 5000'), 20_000)
+  await probe.detach()
+  assertStats(probe.stats(), { hits: 20_000, delivered: 20_000 })
+  assert.equal(hits.length, 20_000)
+  assert.deepEqual(reasons, ['detach'])
+})
