@@ -9,6 +9,8 @@ import type { Summary } from './statistics.js'
 export interface Settings {
   /** Few rounds: to try whether it works. The figures are not worth keeping. */
   readonly quick: boolean
+  /** How long it is to last, where that can be chosen. */
+  readonly seconds?: number | undefined
 }
 
 /** Whether a goal is met: by the median, by the better quartile at least, or by neither. */

@@ -11,6 +11,7 @@
  *   calls T N           T threads call f_hot N times each, with the numbers 0 to N - 1, at once; the answer is how often in all
  *   fires T N           the same with t:hot
  *   pace RATE, stop     a thread calls f_hot RATE times a second, with the numbers from 0, until told to stop; the answer is how often
+ *   pace-probe RATE     the same with t:hot
  */
 #include "probe.h"
 #include "protocol.h"
@@ -72,6 +73,7 @@ static long in_threads(void (*pass)(long), int threads, long count) {
 }
 
 static long rate;
+static void (*paced_pass)(long);
 static volatile int paced;
 static long done;
 static pthread_t pacer;
@@ -82,10 +84,19 @@ static void *pace(void *unused) {
   const long long start = nanoseconds(CLOCK_MONOTONIC);
   while (paced) {
     const long due = (long)((double)(nanoseconds(CLOCK_MONOTONIC) - start) * (double)rate / 1e9);
-    while (done < due) f_hot(done++);
+    while (done < due) paced_pass(done++);
     nanosleep(&nap, NULL);
   }
   return unused;
+}
+
+static void start_pace(void (*pass)(long), long times_a_second) {
+  paced_pass = pass;
+  rate = times_a_second;
+  done = 0;
+  paced = 1;
+  if (pthread_create(&pacer, NULL, pace, NULL) != 0) abort();
+  answer("paced %ld", rate);
 }
 
 int main(void) {
@@ -107,11 +118,9 @@ int main(void) {
     } else if ((argument = argument_of(line, "ungated"))) {
       answer("executed %ld", for_time(ungated, atol(argument)));
     } else if ((argument = argument_of(line, "pace"))) {
-      rate = atol(argument);
-      done = 0;
-      paced = 1;
-      if (pthread_create(&pacer, NULL, pace, NULL) != 0) abort();
-      answer("paced %ld", rate);
+      start_pace(f_hot, atol(argument));
+    } else if ((argument = argument_of(line, "pace-probe"))) {
+      start_pace(gated, atol(argument));
     } else if ((argument = argument_of(line, "stop"))) {
       paced = 0;
       pthread_join(pacer, NULL);
