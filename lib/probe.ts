@@ -355,6 +355,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     this.#seen.turn('seen')
   }
 
+  /** @internal Something is not as asked for. */
+  warn(warning: string): void {
+    this.#laterWarnings.push(warning)
+    this.#parts.log.warn(warning)
+  }
+
   /** Switches off. Returns why something could not be, or `null`. */
   async #disarm(time: 'out' | 'apart'): Promise<unknown> {
     // Hits are ignored as soon as it begins.
@@ -366,8 +372,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   async #rearm(): Promise<boolean> {
     const warnings = await this.#resume()
     this.#seen.turn('seen')
-    this.#laterWarnings.push(...warnings)
-    for (const warning of warnings) this.#parts.log.warn(warning)
+    for (const warning of warnings) this.warn(warning)
     return warnings.length === 0
   }
 

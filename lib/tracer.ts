@@ -176,9 +176,9 @@ export class Tracer extends EventEmitter<TracerEvents> {
 
   #govern(probe: Probe, { budget }: AttachSettings, { ns, guessed }: HitCost): void {
     if (guessed !== null) {
-      this.#log.warn(
-        { err: guessed, ns },
-        'what a hit costs could not be measured, and is assumed to be much: less is seen than the budget would allow',
+      this.#log.debug({ err: guessed }, 'what a hit costs could not be measured')
+      probe.warn(
+        `what a hit costs could not be measured (${guessed.message}); ${ns} ns are assumed, so less may be seen than the budget allows`,
       )
     }
     this.#governor.add(probe, budget, ns)

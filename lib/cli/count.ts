@@ -4,9 +4,21 @@ import type { AttachOptions, Probe } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { byOption, counterOption, durationOption, filterOption, maxSitesOption, pidOption } from './options.js'
+import {
+  type BudgetFlags,
+  budgetCpuOption,
+  budgetHitsOption,
+  budgetOf,
+  byOption,
+  counterOption,
+  durationOption,
+  filterOption,
+  maxSitesOption,
+  pidOption,
+} from './options.js'
 import { Output } from './output.js'
 import { runSession, type SessionSettings } from './session.js'
+import { displaySeen } from './summary.js'
 import { alignColumns, jsonLine } from './text.js'
 
 const HELP = `
@@ -20,7 +32,7 @@ Examples:
   uprobe count usdt:postgresql:query__start -p 4242 --by 'str(arg0)' --by pid
 ${EXIT_CODES_HELP}`
 
-interface CountFlags {
+interface CountFlags extends BudgetFlags {
   pid?: number[]
   counter?: 'kernel' | 'msb'
   filter?: string
@@ -39,17 +51,30 @@ interface Row {
   readonly probe: string
   readonly path: string
   readonly hits: number
+  /** Not there if hits were counted all the time. */
+  readonly seenFraction?: number
 }
 
 /** One row for each probe in each file, with the hits that the filter let through. */
 function toRows(probes: readonly Probe[]): Row[] {
   return probes.flatMap((probe) =>
-    probe.statsByName().map(({ probe: name, path, hits, filtered }) => ({ probe: name, path, hits: hits - filtered })),
+    probe.statsByName().map(({ probe: name, path, hits, filtered, seenFraction }) => ({
+      probe: name,
+      path,
+      hits: hits - filtered,
+      ...(seenFraction < 1 && { seenFraction }),
+    })),
   )
 }
 
 function toText(rows: readonly Row[]): string[] {
-  return alignColumns(rows.map(({ probe, path, hits }) => [escapeForDisplay(probe), escapeForDisplay(path), String(hits)]))
+  return alignColumns(
+    rows.map(({ probe, path, hits, seenFraction }) => [
+      escapeForDisplay(probe),
+      escapeForDisplay(path),
+      `${hits}${displaySeen(seenFraction)}`,
+    ]),
+  )
 }
 
 /** Counts by groups: the group with most hits first. */
@@ -89,6 +114,8 @@ export function addCount(program: Command): void {
     .addOption(maxSitesOption())
     .addOption(byOption())
     .addOption(durationOption())
+    .addOption(budgetCpuOption().conflicts('by'))
+    .addOption(budgetHitsOption().conflicts('by'))
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: CountFlags) => {
@@ -104,7 +131,8 @@ export function addCount(program: Command): void {
       if (by !== undefined) {
         await output.lines(await countGroups({ durationMs, json, output }, specs, options, by))
       } else {
-        const rows = toRows(await runSession({ specs, attach: { ...options, countOnly: true }, durationMs, json, output }, untilEnd))
+        const attach = { ...options, countOnly: true }
+        const rows = toRows(await runSession({ specs, attach, durationMs, json, output, tracing: budgetOf(flags) }, untilEnd))
         await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
       }
       output.check()

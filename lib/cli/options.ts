@@ -3,6 +3,7 @@
  * the sentence given here, and the exit code is 2.
  */
 import { InvalidArgumentError, Option } from 'commander'
+import type { TracerOptions } from '../index.js'
 
 /** The longest delay of a Node timer, in seconds (2^31 - 1 milliseconds, 24.8 days). */
 const MAX_TIMER_SECONDS = 2_147_483
@@ -99,4 +100,39 @@ export function parseDurationMs(text: string): number {
 /** `-d SECONDS`. */
 export function durationOption(): Option {
   return new Option('-d, --duration <seconds>', 'stop after this time').argParser(parseDurationMs)
+}
+
+function parseBetween(least: number, most: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text)
+    if (!/^\d+(\.\d+)?$/.test(text) || value < least || value > most) {
+      throw new InvalidArgumentError(`It must be a number from ${least} to ${most}.`)
+    }
+    return value
+  }
+}
+
+/** What the options of a budget leave among the flags of a command. */
+export interface BudgetFlags {
+  budgetCpu?: number
+  budgetHits?: number
+}
+
+/** `--budget-cpu PERCENT`. */
+export function budgetCpuOption(): Option {
+  return new Option(
+    '--budget-cpu <percent>',
+    'what hits may cost, in percent of one CPU; above it probes are out for a part of the time',
+  ).argParser(parseBetween(0.01, 100_000))
+}
+
+/** `--budget-hits N`. */
+export function budgetHitsOption(): Option {
+  return new Option('--budget-hits <hits>', 'how many hits a second there may be, likewise').argParser(parseBetween(1, 1e9))
+}
+
+/** Both, as the tracer takes them. */
+export function budgetOf({ budgetCpu: cpuPercent, budgetHits: hitsPerSecond }: BudgetFlags): TracerOptions {
+  if (cpuPercent === undefined && hitsPerSecond === undefined) return {}
+  return { budget: { cpuPercent, hitsPerSecond } }
 }

@@ -2,7 +2,15 @@
  * What `trace`, `count` and `hist` have in common: attach everything, say so, run until something asks to stop or all targets are gone, detach, and only then
  * read the counts, which are exact from then on.
  */
-import { type AttachOptions, type Probe, type ProbeSite, type ProbeStateChange, type Progress, Tracer } from '../index.js'
+import {
+  type AttachOptions,
+  type Probe,
+  type ProbeSite,
+  type ProbeStateChange,
+  type Progress,
+  Tracer,
+  type TracerOptions,
+} from '../index.js'
 import { warn } from './failure.js'
 import type { Output } from './output.js'
 import { ProgressBar } from './progress-bar.js'
@@ -23,6 +31,8 @@ export interface SessionSettings {
   readonly durationMs: number | undefined
   readonly json: boolean
   readonly output: Output
+  /** For the tracer. */
+  readonly tracing?: TracerOptions
 }
 
 /** What probes to attach, and for how long. */
@@ -62,7 +72,7 @@ export async function runSessionOf<T extends Attached>(
   consume: Consume<T>,
 ): Promise<readonly T[]> {
   const stop = new Stop(request.output, request.json)
-  const tracer = new Tracer()
+  const tracer = new Tracer(request.tracing)
   const bar = new ProgressBar(process.stderr)
   // While hits are printed to the same terminal, a bar would be among them.
   const shown = (action: Progress['action']): boolean => !request.json && (action === 'attach' || process.stdout.isTTY !== true)
@@ -122,6 +132,8 @@ function tellOfTrouble(probe: Attached, json: boolean): void {
   probe.on('error', (error) => warn(error.message, json))
   probe.on('state', ({ reason, pid, mayHaveMissed }) => {
     if (mayHaveMissed) warn(`Hits may have been missed${pid === undefined ? '' : ` in process ${pid}`} (${reason}).`, json)
+    if (reason === 'over-budget') warn('The probe costs more than its budget, and is taken out for parts of the time.', json)
+    if (reason === 'refused') warn('The probe could not be armed again, and sees no hits any more. To go on, start again.', json)
     if (reason === 'yield')
       warn('The probe gave way to another tool (uprobe release) and sees no hits any more. To go on, start again.', json)
   })

@@ -5,7 +5,19 @@ import { EXIT_CODES_HELP } from './failure.js'
 import { FoldedStacks } from './folded.js'
 import { HitFormat } from './hit-format.js'
 import { mergeByTime } from './merge.js'
-import { collectArgumentNumbers, counterOption, durationOption, filterOption, maxSitesOption, parseHits, pidOption } from './options.js'
+import {
+  type BudgetFlags,
+  budgetCpuOption,
+  budgetHitsOption,
+  budgetOf,
+  collectArgumentNumbers,
+  counterOption,
+  durationOption,
+  filterOption,
+  maxSitesOption,
+  parseHits,
+  pidOption,
+} from './options.js'
 import { Output } from './output.js'
 import { type Consume, runSession } from './session.js'
 import { displaySummary, summarize } from './summary.js'
@@ -25,7 +37,7 @@ Examples:
   uprobe trace uprobe:malloc -p 4242 --folded -d 10 | flamegraph.pl > malloc.svg
 ${EXIT_CODES_HELP}`
 
-interface TraceFlags {
+interface TraceFlags extends BudgetFlags {
   pid?: number[]
   counter?: 'kernel' | 'msb'
   str?: number[]
@@ -98,6 +110,8 @@ export function addTrace(program: Command): void {
     )
     .option('-n, --hits <hits>', 'stop after this many hits', parseHits)
     .addOption(durationOption())
+    .addOption(budgetCpuOption())
+    .addOption(budgetHitsOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: TraceFlags) => {
@@ -106,7 +120,7 @@ export function addTrace(program: Command): void {
       const limit = flags.hits ?? Number.POSITIVE_INFINITY
       const stacks = flags.folded ? new FoldedStacks() : null
       const probes = await runSession(
-        { specs, attach: attachOptions(flags), durationMs: flags.duration, json, output },
+        { specs, attach: attachOptions(flags), durationMs: flags.duration, json, output, tracing: budgetOf(flags) },
         stacks === null ? printHits(output, new HitFormat(json), limit, flags.stack ?? false) : foldHits(stacks, limit),
       )
       if (stacks !== null) {

@@ -1,0 +1,70 @@
+/**
+ * `--budget-cpu` and `--budget-hits` of `uprobe trace` and `uprobe count`.
+ */
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { buildTarget } from '../support/build.js'
+import { Cli, failed, jsonOf, linesOf, succeeded, uprobe } from '../support/cli.js'
+import { needs } from '../support/needs.js'
+import { Target } from '../support/target.js'
+import { waitFor } from '../support/wait.js'
+
+const GCC = needs({ programs: ['gcc'] })
+const OVER = 'The probe costs more than its budget, and is taken out for parts of the time.'
+
+/** What it printed, if the warning is all that it complained of. */
+async function endOf(cli: Cli): Promise<string> {
+  const end = await cli.ended
+  const stderr = end.stderr.replaceAll(/^.*warning.*\n/gm, (line) => (line.includes(OVER) ? '' : line))
+  return succeeded({ ...end, stderr })
+}
+
+async function overBudget(cli: Cli, target: Target): Promise<void> {
+  await waitFor('the warning', async () => {
+    await target.ask('calls 1 3000')
+    return cli.stderr.includes(OVER)
+  })
+}
+
+test('trace says that a probe is over its budget, and what part of the time was seen', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  for (const flags of [[], ['--json']]) {
+    const cli = Cli.start(t, ['trace', 'uprobe:f_hot', '-p', String(target.pid), '--budget-hits', '1000', ...flags])
+    await cli.attached()
+    await overBudget(cli, target)
+    cli.kill('SIGTERM')
+    const end = await endOf(cli)
+    if (flags.length === 0) {
+      assert.match(linesOf(end).at(-1) ?? '', /^uprobe:f_hot: (\d+) hits, \1 delivered, 0 lost, \d+\.\d % of the time seen$/)
+      continue
+    }
+    const { summary } = jsonOf(end).at(-1) as { summary: Array<{ seenFraction?: number; hits: number; delivered: number }> }
+    const [entry] = summary
+    assert.ok(entry?.seenFraction !== undefined && entry.seenFraction > 0 && entry.seenFraction < 1)
+    assert.equal(entry.delivered, entry.hits)
+  }
+})
+
+test('count does, too, and a budget that is kept is not mentioned', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const over = Cli.start(t, ['count', 'uprobe:f_hot', '-p', String(target.pid), '--budget-cpu', '0.1'])
+  await over.attached()
+  await overBudget(over, target)
+  over.kill('SIGTERM')
+  assert.match(linesOf(await endOf(over)).join('\n'), /^uprobe:f_hot {2}\S+ {2}\d+, \d+\.\d % of the time seen$/)
+  const kept = Cli.start(t, ['count', 'uprobe:f_hot', '-p', String(target.pid), '--budget-cpu', '1000', '--json'])
+  await kept.attached()
+  await target.ask('calls 1 10')
+  kept.kill('SIGTERM')
+  assert.deepEqual(jsonOf(succeeded(await kept.ended)), [{ probe: 'uprobe:f_hot', path: target.program, hits: 10 }])
+})
+
+test('what is no budget is wrong usage, and so is a budget for groups', async (t) => {
+  for (const args of [
+    ['trace', '--budget-cpu', '0'],
+    ['trace', '--budget-hits', 'many'],
+    ['count', '--budget-hits', '5', '--by', 'pid'],
+  ]) {
+    assert.match(failed(await uprobe(t, ...args, 'uprobe:f_hot'), 2, 'ERR_UPROBE_BAD_OPTION'), /--budget-(cpu|hits)/)
+  }
+})
