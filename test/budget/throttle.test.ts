@@ -113,7 +113,10 @@ for (const counter of ['kernel', 'msb'] as const) {
     assert.ok(seenMs > 0)
     await waitFor('the probe to keep its budget', () => probe.state === 'attached')
     assert.deepEqual(reasons, ['over-budget', 'within-budget'])
+    const before = probe.stats().hits
+    assert.equal(await target.askNumber(`${counter === 'kernel' ? 'calls' : 'fires'} 1 10`), 10)
     await probe.detach()
+    assert.equal(probe.stats().hits, before + 10)
     assert.equal(hits.length, probe.stats().delivered)
     assertBalanced(probe)
   })
