@@ -4,6 +4,7 @@
  * Not for guests: what is hit as often as it can be needs a processor of its own speed.
  */
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import test from 'node:test'
 import type { AttachOptions, Probe, ProbeStateChange } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
@@ -179,10 +180,7 @@ test('a throttled probe that is counted is taken out of the target, its counter 
   assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
   assert.equal(isArmed(target.pid, target.program, fileOffset), false)
   const [held] = await tracer.counters()
-  assert.deepEqual(
-    held?.targets.map(({ value, expected }) => [value, expected]),
-    [[0, 0]],
-  )
+  assert.deepEqual([held?.probes.map(({ active }) => active), held?.targets.map(({ value }) => value)], [[false], [0]])
   await probe.detach()
   assertBalanced(probe)
 })
@@ -288,6 +286,23 @@ test('a target that exits while its probe is out ends it, without an error', GCC
   await waitFor('the end', () => probe.state === 'target-exited')
   assert.deepEqual(errors, [])
   assertBalanced(probe)
+})
+
+test('a target that is found dead when its probe comes back is no error, and its end is told', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const probe = await newTracer(t).attach('uprobe:f_hot', { pid: target.pid, budget: { hitsPerSecond: 1 } })
+  const errors: Error[] = []
+  probe.on('error', (error) => errors.push(error))
+  const reasons = changesOf(probe)
+  await target.ask('calls 1 5000')
+  await waitFor('the probe to be out', () => probe.out)
+  target.kill('SIGKILL')
+  // Without a turn of the event loop, which would tell the probe.
+  while (!/^State:\s+Z/m.test(readFileSync(`/proc/${target.pid}/status`, 'latin1')));
+  await probe.comeBack()
+  await waitFor('the end', () => probe.state === 'target-exited')
+  assert.deepEqual(reasons, ['over-budget', 'exit'])
+  assert.deepEqual(errors, [])
 })
 
 test('giving way ends a throttled claim', GCC, async (t) => {

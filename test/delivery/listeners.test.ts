@@ -28,7 +28,7 @@ describe('what a listener throws', () => {
       hits: [0, -1, -2, -3, -4, -5, -6, -7, -8, -9],
       batched: 10,
       uncaught: [0, -3, -6, -9].map((argument) => ({ message: `hit ${argument}`, context: 'attach' })),
-      stats: { hits: 10, filtered: 0, delivered: 10, lost: 0, lostRing: 0, lostQueue: 0 },
+      stats: { hits: 10, filtered: 0, delivered: 10, lost: 0, lostRing: 0, lostQueue: 0, seenFraction: 1 },
     })
     assert.deepEqual(await agent.end(), { code: 0, signal: null })
   })
