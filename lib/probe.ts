@@ -251,9 +251,22 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     const { arming, holds } = this.#parts
     const hadGivenWay = holds.enter()
     try {
-      return await arming.resume(this.#abort.signal)
+      const warnings = await arming.resume(this.#abort.signal)
+      await this.#moveToLivingThreads()
+      return warnings
     } catch (error) {
       if (hadGivenWay) holds.leave()
+      throw error
+    }
+  }
+
+  /** Registrations that stayed in while the probe was paused may be those of a leader thread that has exited since. If that fails, the probe is paused again. */
+  async #moveToLivingThreads(): Promise<void> {
+    const { arming, attachment } = this.#parts
+    try {
+      for (const target of this.#targets) await attachment.moveToLivingThread(target, this.#abort.signal)
+    } catch (error) {
+      await arming.pause()
       throw error
     }
   }

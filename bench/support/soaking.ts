@@ -96,7 +96,10 @@ export async function soak(cleanup: Cleanup, { target, leaseDir, rate, rounds, r
     await delay(Math.max(0, startMs + (round + 0.5) * roundMs - performance.now()))
     await other.detach()
     let alive = await objects.alive()
-    for (let times = 0; times < SETTLE.times && (alive.programs > usual.programs || alive.maps > usual.maps); times++) {
+    for (let times = 0; alive.programs > usual.programs || alive.maps > usual.maps; times++) {
+      if (times === SETTLE.times) {
+        throw new Error(`${spec} left ${alive.programs - usual.programs} BPF programs and ${alive.maps - usual.maps} maps in the kernel`)
+      }
       await delay(SETTLE.ms)
       alive = await objects.alive()
     }

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
+import { leaseDirectory } from '../support/leases.js'
 import { needs } from '../support/needs.js'
 import { notesOf } from '../support/notes.js'
 import { registerForOwnProcess } from '../support/other-tracer.js'
@@ -35,6 +36,28 @@ for (const registration of REGISTRATIONS) {
       await detachComplete(probe, 9)
       assert.equal(await target.ask('counters'), '0 0 0 0')
       assert.deepEqual(reasons, ['pause', 'leader-exit', 'resume', 'pause', 'resume', 'detach'])
+    },
+  )
+
+  test(
+    `the leader thread exits while a claimed probe is paused: resuming sees the threads that are left (${registration})`,
+    GCC,
+    async (t) => {
+      const target = await Target.start(t, buildTarget(t, 'usdt'))
+      const probe = await newTracer(t, { leaseDir: leaseDirectory() }).attach('usdt:t:shared', {
+        pid: target.pid,
+        registration,
+        counter: 'msb',
+      })
+      const reasons: string[] = []
+      probe.on('state', (change) => reasons.push(change.reason))
+      await probe.pause()
+      assert.equal(await target.ask('leader-exit'), 'leader gone')
+      await waitFor('the exit of the leader to be noticed', () => reasons.includes('leader-exit'))
+      await probe.resume()
+      assert.equal(await target.askNumber('shared 2'), 6)
+      await detachComplete(probe, 6)
+      assert.equal(await target.ask('counters'), '0 0 0 0')
     },
   )
 
