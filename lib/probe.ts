@@ -313,9 +313,9 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#out
   }
 
-  /** @internal */
-  get switchesUnseen(): boolean {
-    return this.#parts.attachment.opensUnseen
+  /** @internal Of all hits while it is taken out, the share that {@link trapped} may not know of. */
+  get unseenShare(): number {
+    return this.#parts.attachment.unseenShare
   }
 
   /** @internal How often its targets ran into a breakpoint, counted as hits or not; `null` once it ends. */

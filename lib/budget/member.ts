@@ -11,8 +11,8 @@ export interface Throttled {
   readonly armed: boolean
   /** It is taken out, and {@link comeBack} is wanted. */
   readonly out: boolean
-  /** Whether breakpoints are in for a while, before and after, that {@link trapped} does not know of. */
-  readonly switchesUnseen: boolean
+  /** Of all hits while it is taken out, the share that {@link trapped} may not know of. */
+  readonly unseenShare: number
   /** How often its targets ran into a breakpoint so far, counted as hits or not; `null` once it ends. */
   trapped(): number | null
   /** Takes the probe out, unless it is paused or ends. */
@@ -87,8 +87,8 @@ export class Member {
     let hits = trapped - this.#trapped
     this.#trapped = trapped
     if (this.#switch !== null) {
-      // The breakpoint may have been in the whole time.
-      if (this.probe.switchesUnseen) hits = Math.max(hits, this.#rate * elapsedMs)
+      // As if it had been hit as before. Nothing like that for the way back: what it was hit long ago says nothing, and would take it out again at once.
+      if (!this.#switch.on) hits += this.#rate * elapsedMs * this.probe.unseenShare
       if (this.#switch.done) this.#settle(this.#switch, nowMs)
     } else if (this.probe.armed && elapsedMs > 0) {
       this.#rate += (hits / elapsedMs - this.#rate) * Math.min(1, elapsedMs / CHECK_MS)
