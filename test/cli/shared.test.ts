@@ -69,6 +69,7 @@ const WRONG: ReadonlyArray<readonly [args: string, says: RegExp]> = [
   ['list 1 a:b more', /too many arguments for 'list'/],
   ['doctor more', /too many arguments for 'doctor'/],
   ['counters', /missing required argument 'pid'/],
+  ['count usdt:a:b --max-sites 0', /--max-sites.*whole number from 1 to 1048576/],
   ['counters 0', /'pid'.*whole number from 1 to 4194304/],
   ['repair x', /'pid'.*whole number/],
   ['release 1 2', /too many arguments for 'release'/],
