@@ -223,7 +223,6 @@ test('--counter msb claims the counter by its highest bit, gives way to uprobe r
       name: 'gated',
       owner: { pid: cli.pid, comm: 'node', kind: 'lease' },
       released: true,
-      reason: null,
     },
   ])
   assert.equal(await target.ask('counters'), '0 0 0 0')
