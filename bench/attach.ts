@@ -12,8 +12,10 @@ import { type AttachOptions, Tracer, UprobeError } from '../lib/index.js'
 import { isArmed } from '../test/support/memory.js'
 import { type Note, notesOf } from '../test/support/notes.js'
 import { POSTGRES, Postgres } from '../test/support/postgres.js'
-import { machine, table } from './support/markdown.js'
-import { showMedian, showQuartiles, summarise } from './support/statistics.js'
+import { table } from './support/markdown.js'
+import { type Holder, holdBpftrace, holdPerf, isInstalled, type Place } from './support/others.js'
+import { type GoalResult, grouped, judge, type Report, type Settings } from './support/report.js'
+import { ratios, showMedian, showQuartiles, summarise } from './support/statistics.js'
 import { Workshop } from './support/workshop.js'
 
 type Registration = 'perf' | 'multi'
@@ -38,6 +40,16 @@ interface Times {
 const ROUNDS = 15
 /** Perf events are closed one after another, about 0.1 s each, so a hundred of them are not closed fifteen times. */
 const SLOW_ROUNDS = 2
+/** What the same system calls take in plain C, times this. */
+const GOAL = 1.3
+/** Of other tracers, which take seconds. */
+const PEER_ROUNDS = 5
+
+/** What was measured of one subject. */
+interface Comparison {
+  readonly rows: readonly string[][]
+  readonly goals: readonly GoalResult[]
+}
 
 async function timeOurs(tracer: Tracer, subject: Subject, registration: Registration): Promise<Times> {
   const delay = monitorEventLoopDelay({ resolution: 1 })
@@ -75,14 +87,14 @@ function timeFloor(floor: string, { pid, path, notes }: Subject, registration: R
   return { attachMs: attach / 1e6, detachMs: detach / 1e6, stallMs: null }
 }
 
-/** Measures both sides in turn, so that both meet the same noise, and returns their rows. */
+/** Measures both sides in turn, so that both meet the same noise. */
 async function compare(
   tracer: Tracer,
   floor: string | null,
   subject: Subject,
   registration: Registration,
   rounds: number,
-): Promise<string[][]> {
+): Promise<Comparison> {
   const ours: Times[] = []
   const floors: Times[] = []
   // The first round is not counted.
@@ -96,6 +108,45 @@ async function compare(
   const sites = String(subject.notes.length)
   const rows = [['uprobe', registration, sites, ...cells(ours)]]
   if (floors.length > 0) rows.push(['C', registration, sites, ...cells(floors)])
+  return { rows, goals: floors.length > 0 ? goalsOf(subject.notes.length, ours, floors) : [] }
+}
+
+function goalsOf(sites: number, ours: readonly Times[], floors: readonly Times[]): GoalResult[] {
+  const goal = (what: string, of: (times: Times) => number): GoalResult =>
+    judge(
+      { what: `${what} ${grouped(sites)} ${sites === 1 ? 'site' : 'sites'}, ratio to C`, limit: GOAL },
+      summarise(ratios(ours.map(of), floors.map(of))),
+    )
+  return [goal('Attaching', ({ attachMs }) => attachMs), goal('Detaching', ({ detachMs }) => detachMs)]
+}
+
+/** Another tracer, from the start of its process until the sites are armed, and from the signal until it is gone. */
+async function timePeer({ pid, path, notes }: Subject, start: (place: Place) => Promise<Holder>, rounds: number): Promise<Times[]> {
+  // The last to be attached, if they are attached one after another.
+  const note = notes.at(-1)
+  if (note === undefined) throw new Error('there is nothing to attach to')
+  const times: Times[] = []
+  for (let round = 0; round < rounds; round++) {
+    const begin = performance.now()
+    const holder = await start({ pid, path, note })
+    const attached = performance.now()
+    await holder.stop()
+    times.push({ attachMs: attached - begin, detachMs: performance.now() - attached, stallMs: null })
+  }
+  return times
+}
+
+async function comparePeers(workshop: Workshop, one: Subject, hundred: Subject): Promise<string[][]> {
+  const rows: string[][] = []
+  const add = async (name: string, subject: Subject, start: (place: Place) => Promise<Holder>, rounds: number): Promise<void> => {
+    rows.push([name, '', String(subject.notes.length), ...cells(await timePeer(subject, start, rounds))])
+  }
+  if (isInstalled('perf')) await add('`perf stat`, a process', one, (place) => holdPerf(workshop, ['stat'], place), PEER_ROUNDS)
+  if (isInstalled('bpftrace')) {
+    // The sites of one name are one probe to it.
+    await add('bpftrace, a process', one, (place) => holdBpftrace(workshop, place, '{ @ = count() }'), PEER_ROUNDS)
+    await add('bpftrace, a process', hundred, (place) => holdBpftrace(workshop, place, '{ @ = count() }'), 1)
+  }
   return rows
 }
 
@@ -119,22 +170,22 @@ async function hasMulti(tracer: Tracer, subject: Subject): Promise<boolean> {
 }
 
 /** All probes of a PostgreSQL server, in every process of it: what the package itself would choose. */
-async function comparePostgres(workshop: Workshop, tracer: Tracer): Promise<string[][]> {
-  if (!existsSync(POSTGRES)) return []
+async function comparePostgres(workshop: Workshop, tracer: Tracer): Promise<Comparison> {
+  if (!existsSync(POSTGRES)) return { rows: [], goals: [] }
   const server = await Postgres.start(workshop)
   const path = server.path
   const notes = notesOf(path)
   const subject: Subject = { pid: server.pid, path, spec: `usdt:${path}:postgresql:*`, notes, options: { countOnly: true } }
-  const rows = await compare(tracer, null, subject, 'multi', ROUNDS)
-  return rows.map(([, ...rest]) => ['uprobe, PostgreSQL', ...rest])
+  const { rows, goals } = await compare(tracer, null, subject, 'multi', ROUNDS)
+  return { rows: rows.map(([, ...rest]) => ['uprobe, PostgreSQL', ...rest]), goals }
 }
 
 /** A file with ten thousand probes, each with a counter of its own; of which one, a hundred, … are attached. */
-async function compareThousands(workshop: Workshop, tracer: Tracer, floor: string): Promise<string[][]> {
+async function compareThousands(workshop: Workshop, tracer: Tracer, floor: string): Promise<Comparison[]> {
   const path = workshop.build('thousands')
   const { pid } = await workshop.startTarget(path)
   const all = notesOf(path)
-  const rows: string[][] = []
+  const comparisons: Comparison[] = []
   for (const numbers of ['7', '7??', '7???', '*']) {
     const isMeant = new RegExp(`^site${numbers.replaceAll('?', '.').replace('*', '.*')}$`)
     const subject: Subject = {
@@ -144,14 +195,14 @@ async function compareThousands(workshop: Workshop, tracer: Tracer, floor: strin
       notes: all.filter(({ name }) => isMeant.test(name)),
       options: { pid, maxSites: all.length },
     }
-    const ofThousands = await compare(tracer, floor, subject, 'multi', ROUNDS)
-    rows.push(...ofThousands.map(([who = '', ...rest]) => [`${who}, of 10,000`, ...rest]))
+    const { rows, goals } = await compare(tracer, floor, subject, 'multi', ROUNDS)
+    comparisons.push({ rows: rows.map(([who = '', ...rest]) => [`${who}, of 10,000`, ...rest]), goals })
   }
-  return rows
+  return comparisons
 }
 
-/** Measures, and returns a section in Markdown. */
-export function attachTime(): Promise<string> {
+/** Measures, and returns a section. */
+export function attachTime({ quick }: Settings): Promise<Report> {
   return Workshop.use(async (workshop) => {
     const path = workshop.build('target')
     const floor = workshop.build('floor')
@@ -164,18 +215,27 @@ export function attachTime(): Promise<string> {
     }
     const one = subjectOf('ints0')
     const hundred = subjectOf('hundred')
-    const rows = await compare(tracer, floor, one, 'perf', ROUNDS)
-    rows.push(...(await compare(tracer, floor, hundred, 'perf', SLOW_ROUNDS)))
+    const ordinary: Comparison[] = [await compare(tracer, floor, one, 'perf', ROUNDS)]
+    const thousands: Comparison[] = []
+    if (!quick) ordinary.push(await compare(tracer, floor, hundred, 'perf', SLOW_ROUNDS))
     if (await hasMulti(tracer, one)) {
-      rows.push(...(await compare(tracer, floor, one, 'multi', ROUNDS)))
-      rows.push(...(await compare(tracer, floor, hundred, 'multi', ROUNDS)))
-      rows.push(...(await compareThousands(workshop, tracer, floor)))
-      rows.push(...(await comparePostgres(workshop, tracer)))
+      ordinary.push(await compare(tracer, floor, one, 'multi', ROUNDS))
+      ordinary.push(await compare(tracer, floor, hundred, 'multi', ROUNDS))
+      thousands.push(...(await compareThousands(workshop, tracer, floor)))
+      ordinary.push(await comparePostgres(workshop, tracer))
     }
-    return [
-      '## How long attaching and detaching take',
-      `${machine()}. Median milliseconds of ${ROUNDS} rounds (of ${SLOW_ROUNDS + 1} for a hundred perf events). The longest stall is that of the event loop, with what the machine did meanwhile.`,
-      table(['', 'registration', 'sites', 'attach', 'half of the rounds', 'detach', 'half of the rounds', 'longest stall'], rows),
-    ].join('\n\n')
+    const peers = quick ? [] : await comparePeers(workshop, one, hundred)
+    const rows = [...ordinary, ...thousands].flatMap((comparison) => comparison.rows)
+    return {
+      markdown: [
+        '## How long attaching and detaching take',
+        `Median milliseconds of ${ROUNDS} rounds (of ${SLOW_ROUNDS + 1} for a hundred perf events, of ${PEER_ROUNDS} and, for a hundred sites, of one for other tracers, with the start and the end of their process). The longest stall is that of the event loop, with what the machine did meanwhile.`,
+        table(
+          ['', 'registration', 'sites', 'attach', 'half of the rounds', 'detach', 'half of the rounds', 'longest stall'],
+          [...rows, ...peers],
+        ),
+      ].join('\n\n'),
+      goals: thousands.flatMap(({ goals }) => goals),
+    }
   })
 }

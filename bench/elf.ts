@@ -1,76 +1,134 @@
 /**
- * What reading a large program costs: Node itself, with some 100 MB and 185,000 symbols, beside `readelf`, which prints all of them.
+ * What reading programs costs: Node itself, with some 100 MB and 185,000 symbols, and a program with 10,000 probes, beside `readelf`, which prints all that there is, and other tracers that list.
  *
- * The file is in the page cache, as that of a running program is. Each measurement is a process of its own (elf-reader.cjs).
+ * The files are in the page cache, as those of running programs are. Each measurement is a process of its own (elf-reader.cjs), and all are made in turn, round by round.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
 import { statSync } from 'node:fs'
 import { join } from 'node:path'
-import { machine, table } from './support/markdown.js'
+import { table } from './support/markdown.js'
 import { isInstalled } from './support/others.js'
-import { showMedian, showQuartiles, summarise } from './support/statistics.js'
+import { type GoalResult, judge, type Report, type Settings } from './support/report.js'
+import { ratios, showMedian, showQuartiles, summarise } from './support/statistics.js'
+import { Workshop } from './support/workshop.js'
 
-const ROUNDS = 15
-const FILE = process.execPath
+const ROUNDS = { full: 15, quick: 3 }
+const NODE = process.execPath
+const MAIN = join(__dirname, '..', 'dist', 'cli', 'main.js')
 
 /** One reading. */
 interface Reading {
   readonly ms: number
-  readonly megabytes: number
-  readonly found: number
+  /** Only of a call in process. */
+  readonly megabytes?: number
+  readonly found?: number
 }
 
-const OURS: Readonly<Record<string, readonly string[]>> = {
-  'its USDT probes': ['notes'],
-  'a function by its name, `uv_run`': ['symbols', 'uv_run'],
-  'functions by a pattern, `uv_*`': ['symbols', 'uv_*'],
-  'every function, `*`': ['symbols', '*'],
+/** Something that reads. */
+interface Way {
+  readonly name: string
+  read(): Reading
+  readonly readings: Reading[]
 }
 
-function readOurs(args: readonly string[]): Reading {
-  const output = execFileSync(process.execPath, [join(__dirname, 'elf-reader.cjs'), FILE, ...args], { encoding: 'utf8' })
-  return JSON.parse(output) as Reading
+/** A call of the library in a new process, without the start of that. */
+function inProcess(name: string, file: string, ...args: readonly string[]): Way {
+  const read = (): Reading =>
+    JSON.parse(execFileSync(process.execPath, [join(__dirname, 'elf-reader.cjs'), file, ...args], { encoding: 'utf8' })) as Reading
+  return { name, read, readings: [] }
 }
 
-/** Milliseconds of a whole run of readelf; most of it is printing. */
-function timeReadelf(option: string): number {
-  const before = performance.now()
-  const { status, stderr } = spawnSync('readelf', [option, FILE], { stdio: ['ignore', 'ignore', 'pipe'], encoding: 'utf8' })
-  if (status !== 0) throw new Error(`readelf failed: ${stderr}`)
-  return performance.now() - before
-}
-
-function rowOf(what: string, ms: readonly number[], megabytes: string, found: string): string[] {
-  const summary = summarise(ms)
-  return [what, showMedian(summary, 1), showQuartiles(summary, 1), megabytes, found]
-}
-
-/** Measures, and returns a section in Markdown. */
-export async function readingCost(): Promise<string> {
-  const rows: string[][] = []
-  for (const [what, args] of Object.entries(OURS)) {
-    // The first brings the file into the page cache.
-    const [first, ...readings] = Array.from({ length: ROUNDS + 1 }, () => readOurs(args))
-    const megabytes = showMedian(summarise(readings.map((reading) => reading.megabytes)), 1)
-    rows.push(
-      rowOf(
-        what,
-        readings.map(({ ms }) => ms),
-        megabytes,
-        String(first?.found),
-      ),
-    )
+/** A whole run of a program, whose output goes nowhere. */
+function asProcess(name: string, program: string, ...args: readonly string[]): Way {
+  const read = (): Reading => {
+    const before = performance.now()
+    const { status, stderr } = spawnSync(program, args, { stdio: ['ignore', 'ignore', 'pipe'], encoding: 'utf8' })
+    if (status !== 0) throw new Error(`${program} ${args.join(' ')} failed: ${stderr}`)
+    return { ms: performance.now() - before }
   }
-  if (isInstalled('readelf')) {
-    for (const option of ['-n', '-sW']) {
-      const times = Array.from({ length: ROUNDS }, () => timeReadelf(option))
-      rows.push(rowOf(`\`readelf ${option}\``, times, '', ''))
-    }
+  return { name, read, readings: [] }
+}
+
+/** `list` is compared with `readelf`, `command` with the start of Node. */
+interface Group {
+  readonly title: string
+  readonly list: Way
+  readonly readelf: Way
+  readonly others: readonly Way[]
+}
+
+function groupOf(title: string, file: string, others: readonly Way[]): Group {
+  return {
+    title,
+    list: inProcess('its USDT probes, `list()`', file, 'notes'),
+    readelf: asProcess('`readelf -n`, a process', 'readelf', '-n', file),
+    others,
   }
-  const size = (statSync(FILE).size / 1e6).toFixed(0)
+}
+
+function msOf({ readings }: Way): number[] {
+  return readings.map(({ ms }) => ms)
+}
+
+function rowOf({ name, readings }: Way): string[] {
+  const ms = summarise(readings.map((reading) => reading.ms))
+  const megabytes = readings.flatMap((reading) => reading.megabytes ?? [])
   return [
-    '## What reading a large program costs',
-    `${machine()}. Node's own binary of ${size} MB, ${ROUNDS} rounds, each in a new process. Goal for what an attach asks: below 150 ms and 60 MB.`,
-    table(['', 'ms', 'half of the rounds', 'MB added', 'found'], rows),
-  ].join('\n\n')
+    name,
+    showMedian(ms, 1),
+    showQuartiles(ms, 1),
+    megabytes.length === 0 ? '' : showMedian(summarise(megabytes), 1),
+    String(readings[0]?.found ?? ''),
+  ]
+}
+
+/** Measures, and returns a section. */
+export function readingCost({ quick }: Settings): Promise<Report> {
+  return Workshop.use(async (workshop) => {
+    const rounds = quick ? ROUNDS.quick : ROUNDS.full
+    const thousands = workshop.build('thousands')
+    const start = asProcess('`node -e ""`', process.execPath, '-e', '')
+    const command = asProcess('`uprobe list`, a process', process.execPath, MAIN, 'list', thousands)
+    const byName = inProcess('a function by its name, `uv_run`', NODE, 'symbols', 'uv_run')
+    const node = groupOf('Node itself', NODE, [
+      byName,
+      inProcess('functions by a pattern, `uv_*`', NODE, 'symbols', 'uv_*'),
+      inProcess('every function, `*`', NODE, 'symbols', '*'),
+      asProcess('`readelf -sW`, a process', 'readelf', '-sW', NODE),
+    ])
+    const many = groupOf('10,000 probes', thousands, [
+      command,
+      start,
+      ...(isInstalled('bpftrace') ? [asProcess('`bpftrace -l`, a process', 'bpftrace', '-l', `usdt:${thousands}:*`)] : []),
+    ])
+    const ways = [node, many].flatMap(({ list, readelf, others }) => [list, readelf, ...others])
+    // The first round brings the files into the page cache.
+    for (let round = 0; round <= rounds; round++) {
+      for (const way of ways) {
+        const reading = way.read()
+        if (round > 0) way.readings.push(reading)
+      }
+    }
+    const rows = [node, many].flatMap(({ title, list, readelf, others }) => [[`**${title}**`], ...[list, readelf, ...others].map(rowOf)])
+    const size = (statSync(NODE).size / 1e6).toFixed(0)
+    return {
+      markdown: [
+        '## What reading a large program costs',
+        `Node's own binary of ${size} MB, and a program with 10,000 USDT probes; ${rounds} rounds, each reading in a new process. Those of the library are the call alone, whose code has never run before.`,
+        table(['', 'ms', 'half of the rounds', 'MB added', 'found'], rows),
+      ].join('\n\n'),
+      goals: [
+        ...[node, many].map(({ title, list, readelf }) => overReadelf(title, list, readelf)),
+        judge(
+          { what: '`uprobe list` of 10,000 probes, beyond the start of Node', limit: 30, unit: 'ms', digits: 0 },
+          summarise(msOf(command).map((ms, round) => ms - (msOf(start)[round] ?? 0))),
+        ),
+        judge({ what: 'One function among 185,000 symbols', limit: 60, unit: 'ms', digits: 0 }, summarise(msOf(byName))),
+      ],
+    }
+  })
+}
+
+function overReadelf(title: string, list: Way, readelf: Way): GoalResult {
+  return judge({ what: `\`list()\`, ${title}, ratio to \`readelf -n\``, limit: 1 }, summarise(ratios(msOf(list), msOf(readelf))))
 }

@@ -5,9 +5,9 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync, readdirSync } from 'node:fs'
 import { release } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { isArmed } from '../../test/support/memory.js'
 import type { Note } from '../../test/support/notes.js'
-import { waitFor } from '../../test/support/wait.js'
 import type { Workshop } from './workshop.js'
 
 /** Sites of the running target: one, or a pair. */
@@ -29,7 +29,9 @@ export interface Holder {
 export type FloorMode = 'count' | 'empty' | 'tally' | 'filter' | 'ints' | 'text' | 'histogram' | 'pair' | 'stack'
 export type BccMode = Exclude<FloorMode, 'count' | 'empty'>
 
-const END_TIMEOUT_MS = 10_000
+/** bpftrace takes half a second to attach or detach a site, where there are many. */
+const ATTACH_TIMEOUT_MS = 180_000
+const END_TIMEOUT_MS = 120_000
 
 const TRACEFS = '/sys/kernel/tracing'
 
@@ -116,10 +118,12 @@ async function hold(workshop: Workshop, program: string, args: readonly string[]
     complaints += text
   })
   workshop.after(() => end(child, 'SIGKILL'))
-  await waitFor(`${program} to attach`, () => {
+  const isAttached = (): boolean =>
+    [place.note, place.second].every((note) => note === undefined || isArmed(place.pid, place.path, note.fileOffset))
+  for (const deadline = Date.now() + ATTACH_TIMEOUT_MS; !isAttached(); await delay(1)) {
     if (child.exitCode !== null) throw new Error(`${program} ${args.join(' ')} ended: ${complaints}`)
-    return [place.note, place.second].every((note) => note === undefined || isArmed(place.pid, place.path, note.fileOffset))
-  })
+    if (Date.now() > deadline) throw new Error(`waited in vain for ${program} to attach`)
+  }
   return { stop: () => end(child, 'SIGINT') }
 }
 
