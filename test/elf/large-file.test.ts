@@ -1,7 +1,7 @@
 /**
- * A large program: what reading it costs. Node itself has some 100 MB and 185,000 symbols.
+ * A large program is not read as a whole: what memory that takes. Node itself has some 100 MB and 185,000 symbols. (How long it takes is measured by bench/elf.ts.)
  *
- * Each figure is taken in a process of its own, from the best of several runs: what a busy machine adds is not ours.
+ * Each figure is taken in a process of its own, from the best of several runs: what the collector has not got to yet is not ours.
  */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
@@ -11,11 +11,9 @@ import { test } from 'node:test'
 import { tempDirectory } from '../support/temp.js'
 
 const RUNS = 5
-const MOST_MS = 150
 const MOST_MEGABYTES = 60
 
 interface Cost {
-  readonly ms: number
   readonly megabytes: number
   readonly found: number
 }
@@ -32,10 +30,8 @@ function costOf(folder: string, expression: string): Cost {
     void (async () => {
       const file = process.execPath
       const before = process.resourceUsage().maxRSS
-      const start = performance.now()
       const found = await (${expression})
-      const ms = performance.now() - start
-      process.stdout.write(JSON.stringify({ ms, megabytes: (process.resourceUsage().maxRSS - before) / 1000, found: found.length }))
+      process.stdout.write(JSON.stringify({ megabytes: (process.resourceUsage().maxRSS - before) / 1000, found: found.length }))
       void [list, symbols, ElfFile]
     })()`,
   )
@@ -49,15 +45,13 @@ for (const [what, expression] of [
   ['finding a function by its name', "ElfFile.open(file).then((elf) => symbols.findFunctions(elf, 'uv_run'))"],
   ['finding functions by a pattern', "ElfFile.open(file).then((elf) => symbols.findFunctions(elf, 'uv_*'))"],
 ] as const) {
-  test(`${what} takes less than ${MOST_MS} ms and ${MOST_MEGABYTES} MB`, (t) => {
+  test(`${what} takes less than ${MOST_MEGABYTES} MB`, (t) => {
     const { size } = statSync(process.execPath)
     assert.ok(size > 50e6, `${process.execPath} has only ${size} bytes`)
     const folder = tempDirectory(t)
     const costs = Array.from({ length: RUNS }, () => costOf(folder, expression))
-    const ms = Math.min(...costs.map((cost) => cost.ms))
     const megabytes = Math.min(...costs.map((cost) => cost.megabytes))
-    t.diagnostic(`${ms.toFixed(1)} ms, ${megabytes.toFixed(1)} MB, ${costs[0]?.found} found`)
-    assert.ok(ms < MOST_MS, `${ms} ms`)
+    t.diagnostic(`${megabytes.toFixed(1)} MB, ${costs[0]?.found} found`)
     assert.ok(megabytes < MOST_MEGABYTES, `${megabytes} MB`)
   })
 }
