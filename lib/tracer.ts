@@ -181,7 +181,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
         `what a hit costs could not be measured (${guessed.message}); ${ns} ns are assumed, so less may be seen than the budget allows`,
       )
     }
-    this.#governor.add(probe, budget, ns)
+    this.#governor.add(probe, budget, ns, probe.stats().seenMs)
   }
 
   /**

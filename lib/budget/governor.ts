@@ -1,7 +1,7 @@
 /**
  * Keeps the budgets of one tracer's probes.
  *
- * It reads the counts of the kernel every 50 ms, and only while there are probes with a budget. A probe whose hits cost more than its budget has allowed so far is taken out of its targets until the time that
+ * It reads the counts of the kernel every 50 ms, and only of probes with a budget that are not out. A probe whose hits cost more than its budget has allowed so far is taken out of its targets until the time that
  * has passed pays for them, and then armed again. When the budget that all share is used up, the probe that costs most is taken out first, then the next, until those that are left take at most half of it;
  * so what is seldom hit stays seen.
  *
@@ -15,6 +15,8 @@ import { type Budget, msPerHit } from './options.js'
 const LEFT_FOR_OTHERS = 0.5
 /** Reading the counts of many sites takes long; it may take one part in so many of the time. */
 const READING_SHARE = 20
+/** But it is not put off for longer, in milliseconds: a reading may have taken long only because others had the processor, and bursts go on meanwhile. */
+const LONGEST_PAUSE_MS = 500
 
 /** The budgets of one tracer. */
 export class Governor {
@@ -32,13 +34,18 @@ export class Governor {
    * Takes a probe into its care, until the probe ends.
    * @param own - the probe's own budget
    * @param hitCostNs - CPU time that a hit costs the target
+   * @param armedMs - how long it has been armed; the hits of this time have to be paid for, too
    */
-  add(probe: Throttled, own: Budget | null, hitCostNs: number): void {
+  add(probe: Throttled, own: Budget | null, hitCostNs: number, armedMs: number): void {
     const commonPriceMs = this.common === null ? 0 : msPerHit(this.common, hitCostNs)
     // What passed before is not the new one's.
     this.#measure()
-    this.#members.add(new Member(probe, own === null ? null : msPerHit(own, hitCostNs), commonPriceMs))
-    // A timer that runs is left alone, or attach after attach would put it off for ever.
+    const member = new Member(probe, own === null ? null : msPerHit(own, hitCostNs), commonPriceMs)
+    const hits = member.measure(this.#lastMs, armedMs, 0)
+    if (hits === null) return
+    this.#members.add(member)
+    this.#bucket?.pass(0, hits * commonPriceMs)
+    // A timer that runs is left alone, or attach after attach would put it off for ever. It is never far away.
     if (this.#timer === null) this.#plan(0)
   }
 
@@ -62,9 +69,10 @@ export class Governor {
     const nowMs = performance.now()
     const elapsedMs = nowMs - this.#lastMs
     this.#lastMs = nowMs
+    const commonDebtMs = this.#bucket?.debtMs ?? 0
     let priceMs = 0
     for (const member of this.#members) {
-      const hits = member.measure(nowMs, elapsedMs)
+      const hits = member.measure(nowMs, elapsedMs, commonDebtMs)
       if (hits === null) this.#members.delete(member)
       else priceMs += hits * member.commonPriceMs
     }
@@ -91,10 +99,10 @@ export class Governor {
     if (this.#timer !== null) clearTimeout(this.#timer)
     this.#timer = null
     if (this.#members.size === 0) return
-    let dueMs = Number.POSITIVE_INFINITY
+    // However long those that are out have to wait: another may be attached or resumed meanwhile, and the hits of a switch are to be looked at, too.
+    let dueMs = CHECK_MS
     for (const member of this.#members) dueMs = Math.min(dueMs, member.dueMs(this.#lastMs, this.#bucket?.debtMs ?? 0))
-    // While all are being switched they come back by themselves; but their hits are to be looked at all the same.
-    const longestMs = Number.isFinite(dueMs) ? dueMs : CHECK_MS
-    this.#timer = setTimeout(() => this.#check(), Math.max(longestMs, READING_SHARE * readingMs)).unref()
+    const restMs = Math.min(READING_SHARE * readingMs, LONGEST_PAUSE_MS)
+    this.#timer = setTimeout(() => this.#check(), Math.max(dueMs, restMs)).unref()
   }
 }

@@ -50,13 +50,13 @@ export class Member {
   /** Whether the common budget wants it out. */
   outForAll = false
   readonly #own: Bucket | null
-  #trapped: number
+  #trapped = 0
   /** Hits a millisecond while it is armed. */
   #rate = 0
   /** It was taken out, and is not known to keep its budget by itself. */
   #throttled = false
-  /** Said that it cannot be switched, and not in each cycle. */
-  #failing = false
+  /** What fails at the moment, and was said: not in each cycle. */
+  readonly #failing = new Set<'counts' | 'out' | 'back'>()
   #switch: Switch | null = null
   #armedSinceMs = 0
   #lastSwitchMs = 0
@@ -72,7 +72,6 @@ export class Member {
     readonly commonPriceMs: number,
   ) {
     this.#own = ownPriceMs === null ? null : new Bucket()
-    this.#trapped = probe.trapped() ?? 0
   }
 
   /** The share of the common budget that it takes at the moment. */
@@ -80,9 +79,18 @@ export class Member {
     return this.probe.armed ? this.#rate * this.commonPriceMs : 0
   }
 
-  /** Pays for its hits since the last time, and returns how many they were; `null` once it ends. */
-  measure(nowMs: number, elapsedMs: number): number | null {
-    const trapped = this.probe.trapped()
+  /**
+   * Pays for its hits since the last time, the first time for all that it had, and returns how many they were; `null` once it ends.
+   * @param elapsedMs - since the last time; the first time, for how long it was armed before
+   * @param commonDebtMs - what the common budget owes
+   */
+  measure(nowMs: number, elapsedMs: number, commonDebtMs: number): number | null {
+    // One that stays out is looked at when it is about to come back.
+    if (this.#switch === null && this.probe.out && this.#debtMs(commonDebtMs) > elapsedMs) {
+      this.#own?.pass(elapsedMs, 0)
+      return 0
+    }
+    const trapped = this.#read()
     if (trapped === null) return null
     let hits = trapped - this.#trapped
     this.#trapped = trapped
@@ -103,6 +111,8 @@ export class Member {
    */
   decide(nowMs: number, onSwitched: () => void): void {
     if (this.#switch !== null || nowMs < this.#notBeforeMs) return
+    // The moment for which it was armed is not cut short because another probe is looked at.
+    if (this.#throttled && this.probe.armed && this.#windowLeftMs(nowMs) > 0) return
     const over = this.outForAll || (this.#own?.debtMs ?? 0) > 0
     if (this.probe.armed && over) {
       this.#throttled = true
@@ -118,9 +128,38 @@ export class Member {
   /** When it should be looked at next, in milliseconds from now. */
   dueMs(nowMs: number, commonDebtMs: number): number {
     if (this.#switch !== null) return Number.POSITIVE_INFINITY
-    if (!this.probe.out) return this.#throttled && this.probe.armed ? this.#windowMs() : CHECK_MS
-    const debtMs = Math.max(this.#own?.debtMs ?? 0, this.outForAll ? commonDebtMs : 0)
-    return Math.max(debtMs, this.#notBeforeMs - nowMs, SHORTEST_MS)
+    if (!this.probe.out) {
+      if (!this.#throttled || !this.probe.armed) return CHECK_MS
+      const leftMs = this.#windowLeftMs(nowMs)
+      return leftMs > 0 ? leftMs : this.#windowMs()
+    }
+    return Math.max(this.#debtMs(commonDebtMs), this.#notBeforeMs - nowMs, SHORTEST_MS)
+  }
+
+  /** How long it has to stay out. */
+  #debtMs(commonDebtMs: number): number {
+    return Math.max(this.#own?.debtMs ?? 0, this.outForAll ? commonDebtMs : 0)
+  }
+
+  #windowLeftMs(nowMs: number): number {
+    return this.#armedSinceMs + this.#windowMs() - nowMs
+  }
+
+  /** Counts that cannot be read are paid for as soon as they can: they add up. */
+  #read(): number | null {
+    try {
+      const trapped = this.probe.trapped()
+      this.#failing.delete('counts')
+      return trapped
+    } catch (error) {
+      this.#fail('counts', error)
+      return this.#trapped
+    }
+  }
+
+  #fail(what: 'counts' | 'out' | 'back', error: unknown): void {
+    if (!this.#failing.has(what)) this.probe.failed(error)
+    this.#failing.add(what)
   }
 
   /** How long it should be armed at a time. */
@@ -134,15 +173,11 @@ export class Member {
   #begin(sinceMs: number, on: boolean, work: Promise<void>, onSwitched: () => void): void {
     const begun: Switch = { sinceMs, on, done: false }
     this.#switch = begun
+    const way = on ? 'back' : 'out'
     work
       .then(
-        () => {
-          this.#failing = false
-        },
-        (error: unknown) => {
-          if (!this.#failing) this.probe.failed(error)
-          this.#failing = true
-        },
+        () => this.#failing.delete(way),
+        (error: unknown) => this.#fail(way, error),
       )
       .finally(() => {
         begun.done = true

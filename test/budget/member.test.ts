@@ -4,44 +4,12 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Bucket } from '../../lib/budget/bucket.js'
-import { Member, type Throttled } from '../../lib/budget/member.js'
+import { Member } from '../../lib/budget/member.js'
 import { checkBudget, msPerHit } from '../../lib/budget/options.js'
 import { SeenClock } from '../../lib/budget/seen-clock.js'
 import { UprobeError } from '../../lib/errors.js'
 import { turns } from '../support/wait.js'
-
-class FakeProbe implements Throttled {
-  armed = true
-  out = false
-  unseenShare = 0
-  hits: number | null = 0
-  calmed = 0
-  /** Thrown by the next switches. */
-  failure: Error | null = null
-  readonly failures: unknown[] = []
-  readonly switches: string[] = []
-
-  trapped(): number | null {
-    return this.hits
-  }
-  async sitOut(): Promise<void> {
-    this.switches.push('out')
-    this.armed = false
-    this.out = true
-  }
-  async comeBack(): Promise<void> {
-    this.switches.push('back')
-    if (this.failure !== null) throw this.failure
-    this.armed = true
-    this.out = false
-  }
-  async calm(): Promise<void> {
-    this.calmed++
-  }
-  failed(error: unknown): void {
-    this.failures.push(error)
-  }
-}
+import { FakeProbe } from './fake-probe.js'
 
 /** Runs a member alone, as a governor does, with a clock of its own. */
 class Run {
@@ -61,8 +29,8 @@ class Run {
 
   async pass(elapsedMs: number): Promise<void> {
     this.nowMs += elapsedMs
-    this.member.measure(this.nowMs, elapsedMs)
-    this.member.decide(this.nowMs, () => this.member.measure(this.nowMs, 0))
+    this.member.measure(this.nowMs, elapsedMs, 0)
+    this.member.decide(this.nowMs, () => this.member.measure(this.nowMs, 0, 0))
     await turns(2)
   }
 }
@@ -132,7 +100,7 @@ test('the time of a switch is paid for as if it had been hit as before, where th
   while (member.dueMs(run.nowMs, 0) !== Number.POSITIVE_INFINITY) await run.step(100)
   const owed = (probe.hits ?? 0) - run.nowMs - 1000
   run.nowMs += 200
-  member.measure(run.nowMs, 200)
+  member.measure(run.nowMs, 200, 0)
   done()
   await turns(2)
   // 200 ms with 100 hits each, half of them unseen, and 200 ms have passed.
@@ -151,11 +119,52 @@ test('a probe that cannot be armed again is reported once and tried again after 
   assert.ok(tried > 1 && tried <= 300, `${tried} times`)
 })
 
+test('a probe that is never taken out cleanly is reported once, although it comes back well', async () => {
+  const probe = new FakeProbe()
+  const run = new Run(probe, new Member(probe, 1, 0))
+  const failure = new Error('a counter that could not be cleared')
+  const { sitOut } = probe
+  probe.sitOut = async () => {
+    await sitOut.call(probe)
+    throw failure
+  }
+  const backs = (): number => probe.switches.filter((kind) => kind === 'back').length
+  while (backs() < 5) await run.step(100)
+  assert.deepEqual(probe.failures, [failure])
+})
+
+test('a probe that stays out is not read until it is about to come back, and what it was hit meanwhile is paid for first', async () => {
+  const probe = new FakeProbe()
+  const run = new Run(probe, new Member(probe, 1, 0))
+  while (!probe.out) await run.step(100)
+  await run.pass(1)
+  const debtMs = run.member.dueMs(run.nowMs, 0)
+  const reads = probe.reads
+  for (let pass = 0; pass < 10; pass++) await run.pass(debtMs / 20)
+  assert.equal(probe.reads, reads)
+  probe.hits = (probe.hits ?? 0) + 10_000
+  await run.pass(debtMs / 2 + 1)
+  assert.equal(probe.out, true)
+  assert.ok(Math.abs(run.member.dueMs(run.nowMs, 0) - 9999) < 1)
+})
+
+test('the moment for which a probe is armed is not cut short when it is looked at sooner', async () => {
+  const probe = new FakeProbe()
+  const run = new Run(probe, new Member(probe, 1, 0))
+  while (!probe.switches.includes('back')) await run.step(1.2)
+  const windowMs = run.member.dueMs(run.nowMs, 0)
+  for (const out of [false, true]) {
+    probe.hits = (probe.hits ?? 0) + 1.2 * (windowMs / 2)
+    await run.pass(windowMs / 2)
+    assert.equal(probe.out, out)
+  }
+})
+
 test('a probe that has ended is no longer measured', () => {
   const probe = new FakeProbe()
   const member = new Member(probe, 1, 0)
   probe.hits = null
-  assert.equal(member.measure(50, 50), null)
+  assert.equal(member.measure(50, 50, 0), null)
 })
 
 test('an account saves a second, and owes what it owes', () => {
