@@ -26,17 +26,17 @@ export interface Arming {
    */
   arm(work: SiteWork): Promise<{ failures: readonly PartFailure[]; warnings: readonly string[] }>
   /**
-   * Switches off what can be switched on again by {@link resume}.
+   * Switches off what can be switched on again by {@link resume}. Where there is a pause map, hits are ignored from the call on.
    * @returns why something could not be switched off in a target; its hits are ignored all the same; `null` if all was
    */
   pause(): Promise<unknown>
   /**
-   * Switches on again; when that fails, the probe is off as before.
+   * Switches on again; when that fails, the probe is off as before. Where there is a pause map, hits are ignored until it resolves.
    * @returns what is not as asked for, as sentences
    */
   resume(signal: AbortSignal): Promise<readonly string[]>
   /**
-   * Takes everything out of the targets. Returns why something could not be, or `null`.
+   * Takes everything out of the targets. Where there is a pause map, hits are ignored from the call on. Returns why something could not be, or `null`.
    * @param work - counts the sites
    */
   disarm(work?: SiteWork): Promise<unknown>
@@ -67,8 +67,7 @@ export class CountedArming implements Arming {
 
   /** What was hit before is delivered when this resolves. */
   async pause(): Promise<null> {
-    this.pauseMap?.set(true)
-    await this.attachment.unregister()
+    await this.disarm()
     await this.ring.drain()
     return null
   }
@@ -80,7 +79,11 @@ export class CountedArming implements Arming {
   }
 
   async disarm(work?: SiteWork): Promise<null> {
-    await this.attachment.unregister(work)
+    try {
+      this.pauseMap?.set(true)
+    } finally {
+      await this.attachment.unregister(work)
+    }
     return null
   }
 
@@ -99,15 +102,18 @@ const RAREST_LOOK_MS = 5000
 export class ClaimedArming implements Arming {
   #registered = false
   #look: NodeJS.Timeout | null = null
+  #lookFailed = false
 
   /**
    * @param onStillHit - a paused probe goes on being hit; {@link takeOut} is wanted
+   * @param onError - told what else fails; once, if nobody can see whether it does
    */
   constructor(
     private readonly attachment: Attachment,
     private readonly held: CounterClaims,
     private readonly pauseMap: PauseMap,
     private readonly onStillHit: () => void,
+    private readonly onError: (error: unknown) => void,
   ) {}
 
   get claims(): boolean {
@@ -133,8 +139,9 @@ export class ClaimedArming implements Arming {
   }
 
   async pause(): Promise<unknown> {
-    const failure = await this.held.clear()
-    this.pauseMap.set(true)
+    const failure = await this.#clear()
+    // Once more: hits that were under way while the bits were being cleared are none of a paused probe.
+    this.#ignoreHits()
     this.#lookForHits(FIRST_LOOK_MS)
     return failure
   }
@@ -142,13 +149,12 @@ export class ClaimedArming implements Arming {
   async resume(signal: AbortSignal): Promise<readonly string[]> {
     this.#stopLooking()
     const { taken } = this.held
-    // Before the counter, or the first hits would be taken for some of a paused probe.
-    this.pauseMap.set(false)
     try {
       const warnings = taken ? await this.held.set(signal) : await this.held.take(signal)
-      if (this.#registered) return warnings
-      await registerAll(this.attachment, signal)
+      if (!this.#registered) await registerAll(this.attachment, signal)
       this.#registered = true
+      // Last, for all bits to be seen from one moment on: setting thousands takes seconds.
+      this.pauseMap.set(false)
       return warnings
     } catch (error) {
       await this.pause()
@@ -170,7 +176,7 @@ export class ClaimedArming implements Arming {
 
   async disarm(work?: SiteWork): Promise<unknown> {
     work?.begin('claim', this.held.counters)
-    const failure = await this.held.clear((counters) => work?.advance(counters))
+    const failure = await this.#clear((counters) => work?.advance(counters))
     this.held.releaseLeases()
     await this.takeOut(work)
     reached('breakpoints-out')
@@ -179,6 +185,21 @@ export class ClaimedArming implements Arming {
 
   finish(): Promise<void> {
     return this.held.finish()
+  }
+
+  /** Hits are ignored first, for none to be seen of the bits that are cleared last. */
+  #clear(through?: (counters: number) => void): Promise<unknown> {
+    this.#ignoreHits()
+    return this.held.clear(through)
+  }
+
+  /** Nothing that is to be taken out stays in for its failure. */
+  #ignoreHits(): void {
+    try {
+      this.pauseMap.set(true)
+    } catch (error) {
+      this.onError(error)
+    }
   }
 
   async endTarget(target: TargetProcess): Promise<void> {
@@ -191,9 +212,19 @@ export class ClaimedArming implements Arming {
     this.#stopLooking()
     if (!this.#registered) return
     this.#look = setTimeout(() => {
-      if (this.pauseMap.hits() > 0) this.onStillHit()
+      if (this.#isHit()) this.onStillHit()
       else this.#lookForHits(Math.min(2 * delayMs, RAREST_LOOK_MS))
     }, delayMs).unref()
+  }
+
+  #isHit(): boolean {
+    try {
+      return this.pauseMap.hits() > 0
+    } catch (error) {
+      if (!this.#lookFailed) this.onError(error)
+      this.#lookFailed = true
+      return false
+    }
   }
 
   #stopLooking(): void {
@@ -204,6 +235,8 @@ export class ClaimedArming implements Arming {
 
 /** Registers everything again, or nothing. */
 async function registerAll(attachment: Attachment, signal: AbortSignal): Promise<void> {
+  // What could not be closed would be forgotten, and stay.
+  if (attachment.parts.some(({ fds }) => fds.length > 0)) await attachment.unregister()
   const failures = await attachment.register(SiteWork.quietly(signal))
   const [first] = failures
   if (first === undefined) return

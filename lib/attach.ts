@@ -238,7 +238,13 @@ async function attachSteps(
       counters: [...facts.counters.values()],
       processes: wanted,
     }))
-    const claimed = new ClaimedArming(attachment, new CounterClaims(host, requests), map, () => probe.stillHit(claimed))
+    const claimed = new ClaimedArming(
+      attachment,
+      new CounterClaims(host, requests),
+      map,
+      () => probe.stillHit(claimed),
+      (error) => probe.failed(error),
+    )
     return claimed
   }
 

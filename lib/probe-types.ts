@@ -77,7 +77,10 @@ export interface ProbeStats {
   readonly lostQueue: number
   /** Time in which hits were counted, in milliseconds; so `hits / seenMs` is how often the sites were hit, also with a budget. */
   readonly seenMs: number
-  /** `seenMs` as a share of the time since the attach, without pauses that were asked for: 1, unless a budget took the probe out for a while. */
+  /**
+   * `seenMs` as a share of the time since the attach, without pauses that `pause()` asked for: 1, unless a budget took the probe out for a while, it could not be armed again (`refused`),
+   * or it gave way to another tool (`yield`).
+   */
   readonly seenFraction: number
 }
 

@@ -8,7 +8,7 @@
 import { EventEmitter } from 'node:events'
 import type { Arming, ClaimedArming } from './arming.js'
 import type { Throttled } from './budget/member.js'
-import { SeenClock } from './budget/seen-clock.js'
+import { SeenClock, type SeenState } from './budget/seen-clock.js'
 import type { Hit, HitDecoder } from './capture/hit.js'
 import type { Arrival } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
@@ -72,7 +72,9 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   readonly #sites: Array<(ProbeSite & { readonly targets: SiteTarget[] }) | undefined> = []
   #leftOut: ReadonlySet<number> = new Set()
   #siteTargets: ReadonlyMap<number, readonly SiteTarget[]> = new Map()
-  readonly #laterWarnings: string[] = []
+  readonly #laterWarnings = new Set<string>()
+  /** Whether it last came back with something left out. */
+  #cameBackInPart = false
   #finalCounts: KernelCounts | null = null
   readonly #seen = new SeenClock()
   #state: ProbeState = 'attached'
@@ -153,7 +155,11 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
    */
   pause(): Promise<void> {
     return this.#inTurn(async () => {
-      if (this.#state === 'paused') return
+      if (this.#state === 'paused') {
+        // It may not have been the user who paused it before.
+        this.#seen.turn('apart')
+        return
+      }
       this.#throwIfEnded()
       const failure = this.#out ? null : await this.#disarm('apart')
       this.#out = false
@@ -251,8 +257,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     const { arming, holds } = this.#parts
     const hadGivenWay = holds.enter()
     try {
+      const { state } = this.#seen
       const warnings = await arming.resume(this.#abort.signal)
-      await this.#moveToLivingThreads()
+      this.#seen.turn('seen')
+      await this.#moveToLivingThreads(state)
       return warnings
     } catch (error) {
       if (hadGivenWay) holds.leave()
@@ -261,12 +269,13 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   /** Registrations that stayed in while the probe was paused may be those of a leader thread that has exited since. If that fails, the probe is paused again. */
-  async #moveToLivingThreads(): Promise<void> {
-    const { arming, attachment } = this.#parts
+  async #moveToLivingThreads(before: SeenState): Promise<void> {
+    const { attachment } = this.#parts
     try {
       for (const target of this.#targets) await attachment.moveToLivingThread(target, this.#abort.signal)
     } catch (error) {
-      await arming.pause()
+      const failure = await this.#disarm(before)
+      if (failure !== null) this.#report(failure)
       throw error
     }
   }
@@ -291,12 +300,11 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#inTurn(async () => {
       const { arming, holds, ring } = this.#parts
       if (this.#ending !== null || !arming.claims) return false
-      const failure = await arming.disarm()
+      const failure = await this.#switchOff('out', () => arming.disarm())
       await arming.finish()
       holds.leave()
       await ring.drain()
       this.#out = false
-      this.#seen.turn('apart')
       this.#change('paused', { reason: 'yield', mayHaveMissed: false })
       if (failure !== null) throw failure
       return true
@@ -341,13 +349,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#inTurn(async () => {
       if (this.#ending !== null || !this.#out) return
       try {
-        await this.#rearm()
+        this.#cameBackInPart = !(await this.#rearm())
         this.#out = false
       } catch (error) {
         // The end of the probe, or of a process, is told by itself, and it goes on with those that are left.
         if (this.#abort.signal.aborted || [...this.#targets].some((target) => target.addressSpaceGone())) return
         this.#out = false
-        this.#seen.turn('apart')
         this.#change('paused', { reason: 'refused', mayHaveMissed: true })
         throw error
       }
@@ -358,7 +365,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   calm(): Promise<void> {
     return this.#inTurn(async () => {
       if (this.#ending === null && this.#state === 'throttled' && !this.#out) {
-        this.#change('attached', { reason: 'within-budget', mayHaveMissed: false })
+        this.#change('attached', { reason: 'within-budget', mayHaveMissed: this.#cameBackInPart })
       }
     })
   }
@@ -370,21 +377,33 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** @internal Something is not as asked for. */
   warn(warning: string): void {
-    this.#laterWarnings.push(warning)
+    if (this.#laterWarnings.has(warning) || this.#parts.warnings.includes(warning)) return
+    this.#laterWarnings.add(warning)
     this.#parts.log.warn(warning)
   }
 
-  /** Switches off. Returns why something could not be, or `null`. */
-  async #disarm(time: 'out' | 'apart'): Promise<unknown> {
-    // Hits are ignored as soon as it begins.
-    this.#seen.turn(time)
-    return this.#parts.arming.pause()
+  /** Switches off. Returns why something could not be, or `null`: the probe is off all the same. */
+  async #disarm(time: SeenState): Promise<unknown> {
+    try {
+      return await this.#switchOff(time, () => this.#parts.arming.pause())
+    } catch (error) {
+      return error
+    }
+  }
+
+  /** Counts the time as `time` from where hits are no longer counted: with a pause map at once, without one when the registrations are gone. */
+  async #switchOff<T>(time: SeenState, work: () => Promise<T>): Promise<T> {
+    if (this.#parts.pauseMap !== null || this.#seen.state !== 'seen') this.#seen.turn(time)
+    try {
+      return await work()
+    } finally {
+      this.#seen.turn(time)
+    }
   }
 
   /** Switches on. Returns whether all is as asked for. */
   async #rearm(): Promise<boolean> {
     const warnings = await this.#resume()
-    this.#seen.turn('seen')
     for (const warning of warnings) this.warn(warning)
     return warnings.length === 0
   }
@@ -447,11 +466,11 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   async #tearDown(): Promise<void> {
     const { ring, probeId, arming, programs, pauseMap, counts, files, holds, onEnded } = this.#parts
     let failure: unknown = null
-    this.#seen.turn('apart')
     this.#out = false
     try {
       try {
-        failure = await arming.disarm(new SiteWork(new AbortController().signal, this.#parts.onEnding))
+        const work = new SiteWork(new AbortController().signal, this.#parts.onEnding)
+        failure = await this.#switchOff('apart', () => arming.disarm(work))
         await ring.drain()
       } finally {
         // Also after a failure: the map is about to be closed, and its number to be given to somebody else.

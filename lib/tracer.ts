@@ -121,6 +121,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
 
   async #attach(spec: string, settings: AttachSettings, makeSink: MakeSink | null): Promise<Probe> {
     const native = loadNative()
+    settings.signal?.throwIfAborted()
     const cost = makeSink === null ? this.#hitCost(native, spec, settings) : null
     const stop = new AbortController()
     const signals = settings.signal === null ? [this.#closing.signal] : [settings.signal, this.#closing.signal]
@@ -154,7 +155,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
       const probe = await work
       if (probe.state === 'attached') this.#probes.add(probe)
       const known = await cost
-      if (known !== null) this.#govern(probe, settings, known)
+      if (known !== null) await this.#govern(probe, settings, known)
       return probe
     } catch (error) {
       unfollow()
@@ -171,17 +172,26 @@ export class Tracer extends EventEmitter<TracerEvents> {
     const { kind: probe } = parseSpec(spec)
     // Only a bound in time needs to know.
     if (budgets.every(({ cpuPercent }) => cpuPercent === undefined)) return Promise.resolve({ ns: 0, guessed: null })
-    return hitCost(native, { probe, strings: strings.length > 0, stack, countOnly }, () => new Tracer())
+    return hitCost(native, { probe, strings: strings.length > 0, stack, countOnly }, () => {
+      const { leaseDir } = this.#settings
+      return new Tracer(leaseDir === null ? {} : { leaseDir })
+    })
   }
 
-  #govern(probe: Probe, { budget }: AttachSettings, { ns, guessed }: HitCost): void {
-    if (guessed !== null) {
-      this.#log.debug({ err: guessed }, 'what a hit costs could not be measured')
-      probe.warn(
-        `what a hit costs could not be measured (${guessed.message}); ${ns} ns are assumed, so less may be seen than the budget allows`,
-      )
+  /** A probe whose budget nobody would keep is detached. */
+  async #govern(probe: Probe, { budget }: AttachSettings, { ns, guessed }: HitCost): Promise<void> {
+    try {
+      if (guessed !== null) {
+        this.#log.debug({ err: guessed }, 'what a hit costs could not be measured')
+        probe.warn(
+          `what a hit costs could not be measured (${guessed.message}); ${ns} ns are assumed, so less may be seen than the budget allows`,
+        )
+      }
+      this.#governor.add(probe, budget, ns, probe.stats().seenMs)
+    } catch (error) {
+      await probe.detach()
+      throw error
     }
-    this.#governor.add(probe, budget, ns, probe.stats().seenMs)
   }
 
   /**

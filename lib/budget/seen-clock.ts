@@ -5,8 +5,8 @@
  */
 
 /**
- * What the time is counted as: `seen`, the hits are counted; `out`, they are not, since a budget is kept; `apart`, nobody wants to know: not attached yet or any more, or paused
- * by the user.
+ * What the time is counted as: `seen`, the hits are counted; `out`, they are not, although they are wanted: a budget is kept, coming back was refused, or another tool was given way to; `apart`, nobody wants to
+ * know: not attached yet or any more, or paused by the user.
  */
 export type SeenState = 'seen' | 'out' | 'apart'
 
@@ -25,6 +25,11 @@ export class SeenClock {
   turn(state: SeenState): void {
     this.#settle()
     this.#state = state
+  }
+
+  /** What time is counted as. */
+  get state(): SeenState {
+    return this.#state
   }
 
   /** Time that was seen so far. */

@@ -6,7 +6,10 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import test from 'node:test'
-import type { AttachOptions, Probe, ProbeStateChange } from '../../lib/index.js'
+import { Governor } from '../../lib/budget/governor.js'
+import { CounterClaims } from '../../lib/counter/claims.js'
+import { type AttachOptions, type Probe, type ProbeStateChange, Tracer } from '../../lib/index.js'
+import { Attachment } from '../../lib/register/attachment.js'
 import { buildTarget } from '../support/build.js'
 import { leaseDirectory } from '../support/leases.js'
 import { counterValue, isArmed } from '../support/memory.js'
@@ -15,7 +18,7 @@ import { gatedNote } from '../support/notes.js'
 import { registerForOwnProcess } from '../support/other-tracer.js'
 import { Target } from '../support/target.js'
 import { assertStats, collect, detachComplete, newTracer, refused } from '../support/tracing.js'
-import { waitFor } from '../support/wait.js'
+import { turns, waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
 const HOT = 'usdt:t:hot'
@@ -30,6 +33,13 @@ function assertBalanced(probe: Probe): void {
   const { hits, filtered, delivered, lost, lostRing, lostQueue } = probe.stats()
   assert.equal(hits, filtered + delivered + lost)
   assert.equal(lost, lostRing + lostQueue)
+}
+
+/** The time that passes is one that was to be seen, and is not. */
+async function assertUnseenTime(probe: Probe): Promise<void> {
+  const { seenMs, seenFraction } = probe.stats()
+  await waitFor('unseen time to pass', () => probe.stats().seenFraction < seenFraction)
+  assert.equal(probe.stats().seenMs, seenMs)
 }
 
 /** Waits until a throttled probe has been armed again `times` times: its hits stand still while it is out. */
@@ -267,7 +277,14 @@ test('a site that is refused when a throttled probe comes back: told, paused, an
   await waitFor('the refusal', () => probe.state === 'paused')
   assert.equal(reasons.at(-1), 'refused')
   assert.equal(errors.length, 1)
+  await assertUnseenTime(probe)
   await refused(probe.resume(), 'ERR_UPROBE_COUNTER_MISMATCH')
+  await assertUnseenTime(probe)
+  await probe.pause()
+  // Now it is the user who wants it so.
+  const { seenFraction } = probe.stats()
+  await turns(10)
+  assert.equal(probe.stats().seenFraction, seenFraction)
   other.close()
   await probe.resume()
   assert.equal(counterValue(target.pid, target.program, refCtrOffset), 1)
@@ -315,9 +332,131 @@ test('giving way ends a throttled claim', GCC, async (t) => {
   assert.equal((await tracer.yield()).length, 1)
   assert.deepEqual([probe.state, probe.out], ['paused', false])
   assert.equal(isArmed(target.pid, target.program, fileOffset), false)
+  await assertUnseenTime(probe)
   await probe.resume()
   assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0x8000)
   await probe.detach()
+})
+
+test('time is seen for as long as hits are counted, also while a probe is detached or paused', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  for (const [budget, counter, countsOn] of [
+    [undefined, 'kernel', true],
+    [{ hitsPerSecond: 1e9 }, 'kernel', false],
+    [undefined, 'msb', false],
+  ] as const) {
+    const probe = await tracer.attach(HOT, { pid: target.pid, counter, registration: 'perf', ...(budget && { budget }) })
+    for (const end of ['pause', 'detach'] as const) {
+      const ended = probe[end]()
+      await turns(1)
+      // The kernel takes a tenth of a second to close a registration; a claim has to be read back.
+      const { seenMs } = probe.stats()
+      await ended
+      await turns(1)
+      const after = probe.stats().seenMs
+      if (countsOn) assert.ok(after > seenMs, `${end} of a probe that counts on`)
+      else assert.equal(after, seenMs, `${end} of a probe that is switched off first`)
+      await turns(1)
+      assert.equal(probe.stats().seenMs, after)
+      if (end === 'pause') await probe.resume()
+    }
+  }
+})
+
+test('a probe that could not be taken out cleanly is out all the same, and comes back', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const { refCtrOffset } = gatedNote(target.program, 't:hot')
+  const probe = await newTracer(t).attach(HOT, { pid: target.pid, countOnly: true, budget: { hitsPerSecond: 1e9 } })
+  const failure = new Error('no descriptor is left')
+  const unregister = t.mock.method(Attachment.prototype, 'unregister')
+  const failOnce = (): void => unregister.mock.mockImplementationOnce(() => Promise.reject(failure))
+  failOnce()
+  await assert.rejects(probe.sitOut(), failure)
+  assert.deepEqual([probe.state, probe.out, probe.armed], ['throttled', true, false])
+  assert.equal(await target.askNumber('fires 1 10'), 10)
+  assert.equal(probe.stats().hits, 0)
+  await probe.comeBack()
+  assert.deepEqual([probe.out, probe.armed], [false, true])
+  assert.equal(counterValue(target.pid, target.program, refCtrOffset), 1)
+  assert.equal(await target.askNumber('fires 1 10'), 10)
+  assert.equal(probe.stats().hits, 10)
+  failOnce()
+  await assert.rejects(probe.pause(), failure)
+  assert.equal(probe.state, 'paused')
+  await probe.resume()
+  await probe.detach()
+  assert.equal(counterValue(target.pid, target.program, refCtrOffset), 0)
+})
+
+test('what is left out each time that a probe comes back is said once, and that hits may be missing', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const probe = await newTracer(t, { leaseDir: leaseDirectory() }).attach(HOT, {
+    pid: target.pid,
+    counter: 'msb',
+    budget: { hitsPerSecond: 1e9 },
+  })
+  const missed: boolean[] = []
+  probe.on('state', ({ reason, mayHaveMissed }) => {
+    if (reason === 'within-budget') missed.push(mayHaveMissed)
+  })
+  const { set } = CounterClaims.prototype
+  const withWarning = t.mock.method(CounterClaims.prototype, 'set', async function (this: CounterClaims, signal?: AbortSignal) {
+    return [...(await set.call(this, signal)), 'left out: one process']
+  })
+  for (let cycle = 0; cycle < 3; cycle++) {
+    await probe.sitOut()
+    await probe.comeBack()
+  }
+  await probe.calm()
+  assert.deepEqual(probe.warnings, ['left out: one process'])
+  withWarning.mock.restore()
+  await probe.sitOut()
+  await probe.comeBack()
+  await probe.calm()
+  assert.deepEqual(missed, [true, false])
+})
+
+test('a probe that is paused again since it could not be moved: both failures are told', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const probe = await newTracer(t, { leaseDir: leaseDirectory() }).attach(HOT, { pid: target.pid, counter: 'msb' })
+  const errors: Error[] = []
+  probe.on('error', (error) => errors.push(error))
+  await probe.pause()
+  const [first, second] = [new Error('cannot be moved'), new Error('cannot be cleared')]
+  const { clear } = CounterClaims.prototype
+  t.mock.method(Attachment.prototype, 'moveToLivingThread').mock.mockImplementationOnce(() => Promise.reject(first))
+  t.mock.method(CounterClaims.prototype, 'clear').mock.mockImplementationOnce(async function (this: CounterClaims) {
+    await clear.call(this)
+    return second
+  })
+  await assert.rejects(probe.resume(), first)
+  assert.equal(probe.state, 'paused')
+  assert.deepEqual(errors, [second])
+})
+
+test('a signal that is aborted before the attach: no cost is measured', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const tracer = newTracer(t)
+  const attach = t.mock.method(Tracer.prototype, 'attach')
+  const reason = new Error('changed my mind')
+  // Nobody has measured this kind of capture before.
+  const options = { pid: target.pid, strings: [1], stack: true, budget: { cpuPercent: 1 }, signal: AbortSignal.abort(reason) }
+  await assert.rejects(tracer.attach('uprobe:f_hot', options), reason)
+  assert.equal(attach.mock.callCount(), 1)
+})
+
+test('a probe whose budget cannot be kept is not attached', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const { fileOffset } = gatedNote(target.program, 't:hot')
+  const tracer = newTracer(t)
+  const failure = new Error('no governor')
+  t.mock.method(Governor.prototype, 'add').mock.mockImplementationOnce(() => {
+    throw failure
+  })
+  await assert.rejects(tracer.attach(HOT, { pid: target.pid, budget: { hitsPerSecond: 1 } }), failure)
+  assert.deepEqual(tracer.probes, [])
+  assert.equal(isArmed(target.pid, target.program, fileOffset), false)
 })
 
 test('a budget of the tracer takes out the probe that is hit most, and leaves the others alone', GCC, async (t) => {

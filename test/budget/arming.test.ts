@@ -1,0 +1,125 @@
+/**
+ * In which order a probe is switched, so that what is counted and for how long fit together; with parts that are made up.
+ */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { ClaimedArming, CountedArming } from '../../lib/arming.js'
+import { waitFor } from '../support/wait.js'
+
+/** The parts of an arming. They note what is asked of them. */
+class Parts {
+  readonly calls: string[] = []
+  readonly errors: unknown[] = []
+  /** Thrown by the pause map. */
+  failure: Error | null = null
+  open = false
+  readonly pauseMap = {
+    set: (paused: boolean) => {
+      this.calls.push(paused ? 'ignore hits' : 'count hits')
+      if (this.failure !== null) throw this.failure
+    },
+    hits: () => {
+      this.calls.push('look for hits')
+      if (this.failure !== null) throw this.failure
+      return 0
+    },
+  }
+  readonly held = {
+    taken: true,
+    counters: 1,
+    set: async () => this.#note('set', []),
+    clear: async () => this.#note('clear', null),
+    releaseLeases: () => undefined,
+  }
+  readonly attachment: object
+
+  constructor() {
+    const isOpen = (): boolean => this.open
+    this.attachment = {
+      get parts() {
+        return [{ fds: isOpen() ? [1] : [] }]
+      },
+      register: async () => {
+        this.open = true
+        return this.#note('register', [])
+      },
+      unregister: async () => {
+        this.open = false
+        this.#note('unregister', null)
+      },
+    }
+  }
+
+  claimed(): ClaimedArming {
+    const parts: unknown[] = [this.attachment, this.held, this.pauseMap, () => undefined, (error: unknown) => this.errors.push(error)]
+    return new ClaimedArming(...(parts as ConstructorParameters<typeof ClaimedArming>))
+  }
+
+  counted(): CountedArming {
+    const parts: unknown[] = [this.attachment, { drain: async () => undefined }, this.pauseMap]
+    return new CountedArming(...(parts as ConstructorParameters<typeof CountedArming>))
+  }
+
+  #note<T>(call: string, answer: T): T {
+    this.calls.push(call)
+    return answer
+  }
+}
+
+const signal = new AbortController().signal
+
+test('hits of a claimed probe are counted from when all bits are set until before the first is cleared', async () => {
+  const parts = new Parts()
+  const arming = parts.claimed()
+  await arming.resume(signal)
+  assert.deepEqual(parts.calls.splice(0), ['set', 'register', 'count hits'])
+  await arming.pause()
+  // The second time for what was under way.
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'clear', 'ignore hits'])
+  await arming.resume(signal)
+  assert.deepEqual(parts.calls.splice(0), ['set', 'count hits'])
+  await arming.disarm()
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'clear', 'unregister'])
+})
+
+test('hits of a counted probe are counted from when all is registered until before the first registration is closed', async () => {
+  const parts = new Parts()
+  const arming = parts.counted()
+  await arming.resume(signal)
+  assert.deepEqual(parts.calls.splice(0), ['register', 'count hits'])
+  await arming.pause()
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'unregister'])
+  await arming.resume(signal)
+  parts.calls.length = 0
+  await arming.disarm()
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'unregister'])
+})
+
+test('what could not be closed is closed before it is registered again', async () => {
+  const parts = new Parts()
+  parts.open = true
+  await parts.counted().resume(signal)
+  assert.deepEqual(parts.calls, ['unregister', 'register', 'count hits'])
+})
+
+test('a probe whose switch fails is taken out all the same', async () => {
+  const parts = new Parts()
+  parts.failure = new Error('bpf')
+  await assert.rejects(parts.counted().disarm(), parts.failure)
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'unregister'])
+  await parts.claimed().disarm()
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'clear', 'unregister'])
+  assert.deepEqual(parts.errors, [parts.failure])
+})
+
+test('hits of a paused probe that cannot be looked for are told of once, and looked for further on', async () => {
+  const parts = new Parts()
+  const arming = parts.claimed()
+  await arming.resume(signal)
+  await arming.pause()
+  parts.failure = new Error('bpf')
+  await waitFor('a second look', () => parts.calls.filter((call) => call === 'look for hits').length === 2)
+  assert.deepEqual(parts.errors, [parts.failure])
+  parts.failure = null
+  await arming.disarm()
+})
