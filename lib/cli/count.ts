@@ -51,18 +51,18 @@ interface Row {
   readonly probe: string
   readonly path: string
   readonly hits: number
-  /** Not there if hits were counted all the time. */
+  /** With a budget: the part of the time in which hits were counted. */
   readonly seenFraction?: number
 }
 
 /** One row for each probe in each file, with the hits that the filter let through. */
-function toRows(probes: readonly Probe[]): Row[] {
+function toRows(probes: readonly Probe[], budget: boolean): Row[] {
   return probes.flatMap((probe) =>
     probe.statsByName().map(({ probe: name, path, hits, filtered, seenFraction }) => ({
       probe: name,
       path,
       hits: hits - filtered,
-      ...(seenFraction < 1 && { seenFraction }),
+      ...(budget && { seenFraction }),
     })),
   )
 }
@@ -132,7 +132,9 @@ export function addCount(program: Command): void {
         await output.lines(await countGroups({ durationMs, json, output }, specs, options, by))
       } else {
         const attach = { ...options, countOnly: true }
-        const rows = toRows(await runSession({ specs, attach, durationMs, json, output, tracing: budgetOf(flags) }, untilEnd))
+        const tracing = budgetOf(flags)
+        const probes = await runSession({ specs, attach, durationMs, json, output, tracing }, untilEnd)
+        const rows = toRows(probes, tracing.budget !== undefined)
         await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
       }
       output.check()

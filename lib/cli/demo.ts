@@ -32,7 +32,7 @@ export function addDemo(program: Command): void {
         attached: ({ sites }) => process.stderr.write(`attached ${plural(sites.length, 'site')} of usdt:uprobe:demo\n`),
         hit: (hit) => output.line(format.line(hit)),
       })
-      const summary = summarize([probe])
+      const summary = summarize([probe], false)
       await output.lines(json ? [jsonLine({ summary })] : summary.map(displayCounts))
       output.check()
     })

@@ -10,37 +10,46 @@ export interface SummaryEntry {
   readonly filtered: number
   readonly delivered: number
   readonly lost: number
-  /** Not there if hits were counted all the time; otherwise the part of it in which they were, the least of those that are added up. */
+  /** With a budget: the part of the time in which hits were counted, the least of those that are added up. */
   readonly seenFraction?: number
 }
 
-/** Adds up by the probe's name what was counted in several files, or for several specifications. */
-export function summarize(probes: readonly Probe[]): SummaryEntry[] {
+/**
+ * Adds up by the probe's name what was counted in several files, or for several specifications.
+ * @param budget - whether there is one
+ */
+export function summarize(probes: readonly Probe[], budget: boolean): SummaryEntry[] {
   const byName = new Map<string, SummaryEntry>()
   for (const { probe, hits, filtered, delivered, lost, seenFraction } of probes.flatMap((p) => p.statsByName())) {
     const before: Omit<SummaryEntry, 'probe'> = byName.get(probe) ?? { hits: 0, filtered: 0, delivered: 0, lost: 0 }
-    const seen = Math.min(before.seenFraction ?? 1, seenFraction)
     byName.set(probe, {
       probe,
       hits: before.hits + hits,
       filtered: before.filtered + filtered,
       delivered: before.delivered + delivered,
       lost: before.lost + lost,
-      ...(seen < 1 && { seenFraction: seen }),
+      ...(budget && { seenFraction: Math.min(before.seenFraction ?? 1, seenFraction) }),
     })
   }
   return [...byName.values()]
 }
 
-/** As in `20 hits, 20 delivered, 0 lost`; what a filter rejected is named when there is some, and the part of the time that was seen when it was not all. */
+/** As in `20 hits, 20 delivered, 0 lost`; what a filter rejected is named when there is some, and with a budget the part of the time that was seen. */
 export function displayCounts({ hits, filtered, delivered, lost, seenFraction }: Omit<SummaryEntry, 'probe'>): string {
   const rejected = filtered === 0 ? '' : `${filtered} filtered, `
   return `${plural(hits, 'hit')}, ${rejected}${delivered} delivered, ${lost} lost${displaySeen(seenFraction)}`
 }
 
-/** As in `, 12.5 % of the time seen`; nothing if that was all. */
-export function displaySeen(seenFraction = 1): string {
-  return seenFraction < 1 ? `, ${(100 * seenFraction).toFixed(1)} % of the time seen` : ''
+/** As in `, 12.5 % of the time seen`; nothing without a budget. What is not all does not read as all, nor what is not nothing as nothing. */
+export function displaySeen(seenFraction: number | undefined): string {
+  if (seenFraction === undefined) return ''
+  return `, ${displayPercent(100 * seenFraction)} % of the time seen`
+}
+
+function displayPercent(percent: number): string {
+  if (percent === 0 || percent === 100) return String(percent)
+  if (percent < 0.1) return 'less than 0.1'
+  return percent > 99.9 ? 'more than 99.9' : percent.toFixed(1)
 }
 
 /** One line a probe. */

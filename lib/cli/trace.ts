@@ -1,6 +1,6 @@
 /** `uprobe trace`: prints hits as they come, and closes with the counts. */
 import { type Command, Option } from 'commander'
-import type { AttachOptions, Probe } from '../index.js'
+import type { AttachOptions } from '../index.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { FoldedStacks } from './folded.js'
 import { HitFormat } from './hit-format.js'
@@ -20,7 +20,7 @@ import {
 } from './options.js'
 import { Output } from './output.js'
 import { type Consume, runSession } from './session.js'
-import { displaySummary, summarize } from './summary.js'
+import { displaySummary, type SummaryEntry, summarize } from './summary.js'
 import { jsonLine } from './text.js'
 
 const HELP = `
@@ -87,8 +87,8 @@ function foldHits(stacks: FoldedStacks, limit: number): Consume {
 }
 
 /** Prints folded stacks alone on standard output, where a flame graph tool may read them, and the counts beside. */
-async function printFolded(output: Output, stacks: FoldedStacks, probes: readonly Probe[]): Promise<void> {
-  for (const line of displaySummary(summarize(probes))) process.stderr.write(`${line}\n`)
+async function printFolded(output: Output, stacks: FoldedStacks, summary: readonly SummaryEntry[]): Promise<void> {
+  for (const line of displaySummary(summary)) process.stderr.write(`${line}\n`)
   await output.lines(stacks.lines())
 }
 
@@ -118,17 +118,18 @@ export function addTrace(program: Command): void {
       const json = flags.json ?? false
       const output = new Output(process.stdout)
       const limit = flags.hits ?? Number.POSITIVE_INFINITY
+      const tracing = budgetOf(flags)
       const stacks = flags.folded ? new FoldedStacks() : null
       const probes = await runSession(
-        { specs, attach: attachOptions(flags), durationMs: flags.duration, json, output, tracing: budgetOf(flags) },
+        { specs, attach: attachOptions(flags), durationMs: flags.duration, json, output, tracing },
         stacks === null ? printHits(output, new HitFormat(json), limit, flags.stack ?? false) : foldHits(stacks, limit),
       )
+      const summary = summarize(probes, tracing.budget !== undefined)
       if (stacks !== null) {
-        await printFolded(output, stacks, probes)
+        await printFolded(output, stacks, summary)
         output.check()
         return
       }
-      const summary = summarize(probes)
       await output.lines(json ? [jsonLine({ summary })] : displaySummary(summary))
       output.check()
     })

@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import { displaySeen } from '../../lib/cli/summary.js'
 import { buildTarget } from '../support/build.js'
 import { Cli, failed, jsonOf, linesOf, succeeded, uprobe } from '../support/cli.js'
 import { needs } from '../support/needs.js'
@@ -35,7 +36,7 @@ test('trace says that a probe is over its budget, and what part of the time was 
     cli.kill('SIGTERM')
     const end = await endOf(cli)
     if (flags.length === 0) {
-      assert.match(linesOf(end).at(-1) ?? '', /^uprobe:f_hot: (\d+) hits, \1 delivered, 0 lost, \d+\.\d % of the time seen$/)
+      assert.match(linesOf(end).at(-1) ?? '', /^uprobe:f_hot: (\d+) hits, \1 delivered, 0 lost, (less than )?\d+\.\d % of the time seen$/)
       continue
     }
     const { summary } = jsonOf(end).at(-1) as { summary: Array<{ seenFraction?: number; hits: number; delivered: number }> }
@@ -45,18 +46,47 @@ test('trace says that a probe is over its budget, and what part of the time was 
   }
 })
 
-test('count does, too, and a budget that is kept is not mentioned', GCC, async (t) => {
+test('count does, too, and that all was seen where a budget is kept, and nothing without one', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'hot'))
   const over = Cli.start(t, ['count', 'uprobe:f_hot', '-p', String(target.pid), '--budget-cpu', '0.1'])
   await over.attached()
   await overBudget(over, target)
   over.kill('SIGTERM')
-  assert.match(linesOf(await endOf(over)).join('\n'), /^uprobe:f_hot {2}\S+ {2}\d+, \d+\.\d % of the time seen$/)
-  const kept = Cli.start(t, ['count', 'uprobe:f_hot', '-p', String(target.pid), '--budget-cpu', '1000', '--json'])
-  await kept.attached()
+  assert.match(linesOf(await endOf(over)).join('\n'), /^uprobe:f_hot {2}\S+ {2}\d+, (less than )?\d+\.\d % of the time seen$/)
+  for (const [flags, seen] of [
+    [['--budget-cpu', '1000'], { seenFraction: 1 }],
+    [[], {}],
+  ] as const) {
+    const kept = Cli.start(t, ['count', 'uprobe:f_hot', '-p', String(target.pid), ...flags, '--json'])
+    await kept.attached()
+    await target.ask('calls 1 10')
+    kept.kill('SIGTERM')
+    assert.deepEqual(jsonOf(succeeded(await kept.ended)), [{ probe: 'uprobe:f_hot', path: target.program, hits: 10, ...seen }])
+  }
+})
+
+test('trace says that all was seen where a budget is kept', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const cli = Cli.start(t, ['trace', 'uprobe:f_hot', '-p', String(target.pid), '--budget-cpu', '1000'])
+  await cli.attached()
   await target.ask('calls 1 10')
-  kept.kill('SIGTERM')
-  assert.deepEqual(jsonOf(succeeded(await kept.ended)), [{ probe: 'uprobe:f_hot', path: target.program, hits: 10 }])
+  cli.kill('SIGTERM')
+  const end = linesOf(succeeded(await cli.ended))
+  assert.equal(end.at(-1), 'uprobe:f_hot: 10 hits, 10 delivered, 0 lost, 100 % of the time seen')
+})
+
+test('a part of the time is not rounded to all of it, nor to nothing', () => {
+  for (const [fraction, shown] of [
+    [undefined, ''],
+    [1, ', 100 % of the time seen'],
+    [0.9997, ', more than 99.9 % of the time seen'],
+    [0.999, ', 99.9 % of the time seen'],
+    [0.125, ', 12.5 % of the time seen'],
+    [0.0004, ', less than 0.1 % of the time seen'],
+    [0, ', 0 % of the time seen'],
+  ] as const) {
+    assert.equal(displaySeen(fraction), shown)
+  }
 })
 
 test('what is no budget is wrong usage, and so is a budget for groups', async (t) => {
