@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import type { Probe } from '../../lib/index.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
@@ -12,7 +13,7 @@ import { needs } from '../support/needs.js'
 import { gatedNote, notesOf } from '../support/notes.js'
 import { registerForOwnProcess } from '../support/other-tracer.js'
 import { Target } from '../support/target.js'
-import { collect, detachComplete, newTracer, refused } from '../support/tracing.js'
+import { assertStats, collect, detachComplete, newTracer, refused } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
@@ -199,6 +200,14 @@ test(
   },
 )
 
+/** As {@link detachComplete}, of a probe that gave way for a while. */
+async function detachAfterYield(probe: Probe, hits: number): Promise<void> {
+  await probe.detach()
+  const { seenFraction } = probe.stats()
+  assert.ok(seenFraction > 0 && seenFraction < 1, `${seenFraction} was seen`)
+  assertStats(probe.stats(), { hits, delivered: hits, seenFraction })
+}
+
 test('a tracer that gives way lets kernel tracers in, and takes the counter again when they are gone', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const leaseDir = leaseDirectory()
@@ -217,7 +226,7 @@ test('a tracer that gives way lets kernel tracers in, and takes the counter agai
   other.close()
   await probe.resume()
   assert.equal(await target.askNumber('gated 4'), 4)
-  await detachComplete(probe, 4)
+  await detachAfterYield(probe, 4)
   assert.deepEqual(changes, ['paused yield', 'attached resume', 'detached detach'])
   await detachComplete(await theirs.attach('usdt:t:gated', { pid }), 0)
 })
@@ -242,7 +251,7 @@ test('what a tracer gave way to may be another of this process that counts with 
     ['msb'],
   )
   assert.equal(await target.askNumber('gated 4'), 4)
-  await detachComplete(probe, 4)
+  await detachAfterYield(probe, 4)
   await detachComplete(await theirs.attach('usdt:t:gated', { pid }), 0)
 })
 
