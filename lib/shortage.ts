@@ -37,6 +37,7 @@ export function saysUnusable(error: unknown): boolean {
   return error instanceof UprobeError && !isLimit(error)
 }
 
-function isLimit(error: unknown): boolean {
+/** Whether a failure that was explained says that a limit is reached. */
+export function isLimit(error: unknown): boolean {
   return error instanceof UprobeError && error.code === 'ERR_UPROBE_LIMIT'
 }

@@ -210,12 +210,16 @@ export class Attachment {
       part.fds = []
     }
     work?.begin('unregister', sites + events.length)
-    for (const { target } of parts) await target?.programMapped()
     try {
-      await closeRegistrations(this.with_.native, links)
-      work?.advance(sites)
+      for (const target of new Set(parts.map((part) => part.target))) await target?.programMapped()
     } finally {
-      await closeRegistrations(this.with_.native, events, work === undefined ? undefined : (count) => work.advance(count))
+      // Whatever failed before: nobody else knows them any more.
+      try {
+        await closeRegistrations(this.with_.native, links)
+        work?.advance(sites)
+      } finally {
+        await closeRegistrations(this.with_.native, events, work === undefined ? undefined : (count) => work.advance(count))
+      }
     }
     work?.end()
   }

@@ -15,7 +15,7 @@ import { EINVAL, ENOENT, ENOSYS, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
-import { limitError } from '../shortage.js'
+import { isLimit, limitError } from '../shortage.js'
 import { type Mapping, readMaps } from './maps.js'
 
 /** What /proc/PID/stat says that identifies a process. */
@@ -149,12 +149,23 @@ export class TargetProcess {
    * It maps the whole length of the file first and then takes most of it away again. A uprobe that is there in between gets its breakpoint, and its counter, which is not mapped yet, is
    * noted down to be raised later (`delayed_uprobe_add`, kernel/events/uprobes.c). If the uprobe is unregistered while its place is not mapped, the note stays, and a count of 1 with it that
    * nobody takes back. Seen on Linux 6.18, once in fifty when the registration was closed at the very exec.
+   *
+   * For want of a descriptor it cannot be asked. An exec that may be under way is waited for then as long as for any, and nothing is thrown: whoever waits here is about to take something out.
    */
   async programMapped(): Promise<void> {
     for (let waited = 0; waited < MAX_EXEC_MS; waited++) {
-      const stat = readStat(`/proc/${this.pid}`)
-      if (stat === null || stat.startCode !== 0n || isDead(stat)) return
+      if (this.#programIsMapped()) return
       await delay(1)
+    }
+  }
+
+  #programIsMapped(): boolean {
+    try {
+      const stat = readStat(`/proc/${this.pid}`)
+      return stat === null || stat.startCode !== 0n || isDead(stat)
+    } catch (error) {
+      if (!isLimit(error)) throw error
+      return false
     }
   }
 

@@ -29,3 +29,21 @@ test('a thread that becomes the leader while it is looked for is found as the le
   leaderDead = true
   assert.equal(target.isAlive(), true)
 })
+
+test(
+  'a process that cannot be looked at for want of a descriptor may be in the middle of an exec, and is waited for',
+  needs(),
+  async (t) => {
+    const target = TargetProcess.open(loadNative(), process.pid)
+    t.after(() => target.close())
+    const { readFileSync } = fs
+    let refusals = 3
+    t.mock.method(fs, 'readFileSync', (...args: Parameters<typeof readFileSync>) => {
+      if (args[0] !== `/proc/${process.pid}/stat` || refusals === 0) return readFileSync(...args)
+      refusals--
+      throw Object.assign(new Error('too many open files'), { errno: -24, code: 'EMFILE', syscall: 'open' })
+    })
+    await target.programMapped()
+    assert.equal(refusals, 0)
+  },
+)
