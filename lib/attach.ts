@@ -181,7 +181,7 @@ async function attachSteps(
     programs,
     retprobe: spec.kind === 'uretprobe',
     parts,
-    log,
+    onWarning: (warning) => probe.warn(warning),
   })
 
   // From the first registration on there can be hits, so whoever gets them must be there before.

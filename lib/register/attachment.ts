@@ -4,7 +4,6 @@
  * The attachment arms them, verifies them, ends one when its process is gone, and takes everything back. It knows nothing of hits.
  */
 import { type FileFacts, type SiteTarget, verifySites } from '../counter/verify.js'
-import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
 import { SiteWork } from '../progress.js'
 import type { TargetFile } from '../target/file.js'
@@ -40,7 +39,8 @@ export interface AttachmentParts {
   readonly programs: CapturePrograms
   readonly retprobe: boolean
   readonly parts: Part[]
-  readonly log: Logger
+  /** Is told what is not as asked for, as a sentence. */
+  onWarning(warning: string): void
 }
 
 /** A site that could not be registered in one part of the probe. */
@@ -120,10 +120,7 @@ export class Attachment {
       if (!target.isAlive()) throw target.goneError()
       target.refreshThread()
       // A link is made for the leader's address space, which is gone when the leader has exited; nothing would be armed, without an error.
-      if (target.leaderExited && part.via !== 'perf') {
-        part.via = 'perf'
-        checkEvents(this.with_.parts)
-      }
+      if (target.leaderExited && part.via !== 'perf') this.#takePerf(part)
     }
     const tid = target?.tid ?? null
     const registration = await registerSites({ native, pmu, programs, retprobe, file, target, sites, via: part.via, work })
@@ -134,6 +131,17 @@ export class Attachment {
     // The number may belong to another process by now, which must not keep our probe.
     await closeRegistrations(native, registration.fds)
     throw target.goneError()
+  }
+
+  /**
+   * From now on the sites of a part are registered one by one.
+   * @throws {UprobeError} `ERR_UPROBE_TOO_MANY_SITES`; the part is as before, so that the next attempt is refused too
+   */
+  #takePerf(part: Part): void {
+    const { parts, onWarning } = this.with_
+    const warnings = checkEvents(parts.map((one) => (one === part ? { via: 'perf', sites: one.sites } : one)))
+    part.via = 'perf'
+    for (const warning of warnings) onWarning(warning)
   }
 
   /** Reads back every site in every process that can be looked at. */
