@@ -41,6 +41,9 @@ export interface SessionRequest extends SessionSettings {
   readonly attach: AttachOptions
 }
 
+/** Writes a remark, on a line of its own. */
+type Say = (message: string) => void
+
 /** Attaches all that a session is about, one after the other; aborted when it is to end. */
 type AttachEach<T> = (tracer: Tracer, signal: AbortSignal) => AsyncIterable<T>
 
@@ -80,7 +83,12 @@ export async function runSessionOf<T extends Attached>(
     if (shown(progress.action)) bar.show(progress)
   })
   try {
-    const probes = await attachAll(tracer, request, attachEach, stop)
+    const say = (message: string): void => {
+      // Or it would stand behind the bar, on the same line.
+      bar.erase()
+      warn(message, request.json)
+    }
+    const probes = await attachAll(tracer, say, attachEach, stop)
     bar.erase()
     if (probes === null) return []
     announce(probes, request.json)
@@ -108,16 +116,11 @@ function whenStopped({ signal }: Stop): Promise<void> {
 }
 
 /** Attaches all or none; `null` if the stop came first. */
-async function attachAll<T extends Attached>(
-  tracer: Tracer,
-  { json }: SessionSettings,
-  attachEach: AttachEach<T>,
-  stop: Stop,
-): Promise<T[] | null> {
+async function attachAll<T extends Attached>(tracer: Tracer, say: Say, attachEach: AttachEach<T>, stop: Stop): Promise<T[] | null> {
   const probes: T[] = []
   try {
     for await (const probe of attachEach(tracer, stop.signal)) {
-      tellOfTrouble(probe, json)
+      tellOfTrouble(probe, say)
       probes.push(probe)
     }
     return stop.signal.aborted ? null : probes
@@ -128,14 +131,13 @@ async function attachAll<T extends Attached>(
 }
 
 /** Says what happens to an attached probe that its counts do not show: hits that nobody saw, a pause that nobody here asked for. */
-function tellOfTrouble(probe: Attached, json: boolean): void {
-  probe.on('error', (error) => warn(error.message, json))
+function tellOfTrouble(probe: Attached, say: Say): void {
+  probe.on('error', (error) => say(error.message))
   probe.on('state', ({ reason, pid, mayHaveMissed }) => {
-    if (mayHaveMissed) warn(`Hits may have been missed${pid === undefined ? '' : ` in process ${pid}`} (${reason}).`, json)
-    if (reason === 'over-budget') warn('The probe costs more than its budget, and is taken out for parts of the time.', json)
-    if (reason === 'refused') warn('The probe could not be armed again, and sees no hits any more. To go on, start again.', json)
-    if (reason === 'yield')
-      warn('The probe gave way to another tool (uprobe release) and sees no hits any more. To go on, start again.', json)
+    if (mayHaveMissed) say(`Hits may have been missed${pid === undefined ? '' : ` in process ${pid}`} (${reason}).`)
+    if (reason === 'over-budget') say('The probe costs more than its budget, and is taken out for parts of the time.')
+    if (reason === 'refused') say('The probe could not be armed again, and sees no hits any more. To go on, start again.')
+    if (reason === 'yield') say('The probe gave way to another tool (uprobe release) and sees no hits any more. To go on, start again.')
   })
 }
 
