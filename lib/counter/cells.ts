@@ -2,16 +2,18 @@
  * Counters of a process by their addresses, as a lease names them: what is there now must still be what was claimed.
  */
 import { closeSync, openSync } from 'node:fs'
+import { TimeSlice } from '../elf/time-slice.js'
 import { ENOENT, ERANGE, ESRCH } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
 import type { CounterCell, Native } from '../native.js'
 import { limitError } from '../shortage.js'
-import { type FileIdentity, type Mapping, mappingsOf } from '../target/maps.js'
+import { type FileIdentity, type Mapping, mappingAt, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { type CounterKey, type CounterLocks, counterKey } from './counter-locks.js'
 import { isGone } from './gone.js'
 import { CLAIM } from './read.js'
 import type { SpaceId } from './space.js'
+import { inSteps } from './step-groups.js'
 
 /** Where a counter was claimed. */
 export interface CellPlace {
@@ -61,16 +63,17 @@ export async function clearUnowned(
   check?.(target)
   const all = await target.maps(true)
   const ofFile = mappingsOf(target.procDirectory, all, file)
-  const valid = places.flatMap((place) => {
-    const mapping = all.find((m) => place.address >= m.start && place.address + 2n <= m.end)
-    return mapping !== undefined && isStill(place, mapping, ofFile) ? [{ place, mapping }] : []
-  })
   const fds: number[] = []
   try {
     const memFd = openFor(target, 'mem', fds)
     const mapsFd = openFor(target, 'maps', fds)
     if (memFd === null || mapsFd === null || target.addressSpaceGone()) return []
-    const cells = valid.map(({ place, mapping }) => {
+    const cells: UnownedCell[] = []
+    const slice = new TimeSlice()
+    for (const place of places) {
+      if (slice.isOver) await slice.rest()
+      const mapping = mappingAt(all, place.address)
+      if (mapping === null || !isStill(place, mapping, ofFile)) continue
       const [device = '', inode = '0'] = mapping.fileKey.split(' ')
       const fileOffset = mapping.fileOffset + place.address - mapping.start
       const cell = new native.CounterCell({
@@ -84,18 +87,25 @@ export async function clearUnowned(
       })
       // What is no file's memory may be something else by now, and is told by its value.
       const isOurBit = place.refCtrOffset === null ? (value: number) => value === CLAIM && wanted(value) : wanted
-      return { address: place.address, cell, keys: [space, ...kin].map((one) => counterKey(one, place.address)), wanted: isOurBit }
-    })
-    return await locks.step(
-      cells.flatMap(({ keys }) => keys),
-      // Asked within the step, for which we may have waited: a claim of ours may have come meanwhile.
-      () => cells.filter(({ keys }) => !keys.some(isOurs)).flatMap((one) => clearOne(target.pid, one, locks, dryRun)),
-    )
+      cells.push({ address: place.address, cell, keys: [space, ...kin].map((one) => counterKey(one, place.address)), wanted: isOurBit })
+    }
+    const cleared: ClearedBit[] = []
+    for (const group of inSteps(cells)) {
+      if (slice.isOver) await slice.rest()
+      const ofGroup = await locks.step(
+        group.flatMap(({ keys }) => keys),
+        // Asked within the step, for which we may have waited: a claim of ours may have come meanwhile.
+        () => group.filter(({ keys }) => !keys.some(isOurs)).flatMap((one) => clearOne(target.pid, one, locks, dryRun)),
+      )
+      cleared.push(...ofGroup)
+    }
+    return cleared
   } finally {
     for (const fd of fds) closeSync(fd)
   }
 }
 
+/** A counter that may be cleared. */
 interface UnownedCell {
   readonly address: bigint
   readonly cell: CounterCell
@@ -119,7 +129,7 @@ function clearOne(pid: number, { address, cell, keys, wanted }: UnownedCell, loc
 /** Whether a mapping is the one in which the counter was claimed. */
 function isStill(place: CellPlace, mapping: Mapping, ofFile: readonly Mapping[]): boolean {
   const { address, refCtrOffset } = place
-  if (!mapping.writable || mapping.shared) return false
+  if (!mapping.writable || mapping.shared || address + 2n > mapping.end) return false
   const isFile = ofFile.some(({ start }) => start === mapping.start)
   if (refCtrOffset === null) return (isFile || mapping.fileKey.endsWith(' 0')) && isLoadedThere(place, ofFile)
   return isFile && mapping.fileOffset + address - mapping.start === refCtrOffset

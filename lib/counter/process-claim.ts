@@ -6,8 +6,7 @@
  *
  * Setting what is set and clearing what is clear is harmless, so no step needs to know whether it was done before.
  *
- * What has to be one step is one counter's deciding and storing. Counters are taken in groups all the same, since a small claim then is switched on at one stroke; but not all of ten thousand, since
- * the kernel keeps the locks of a file in a list that it walks for each of them (`posix_lock_inode`, fs/locks.c), and our host wants its event loop to turn.
+ * What has to be one step is one counter's deciding and storing. A small claim is switched on at one stroke all the same; a large one is not (step-groups.ts).
  */
 import { closeSync, openSync } from 'node:fs'
 import { TimeSlice } from '../elf/time-slice.js'
@@ -25,6 +24,7 @@ import type { Lease, LeaseOwner } from './lease-owner.js'
 import { type CounterPlace, counterPlaces } from './places.js'
 import { CLAIM, type FileCounter } from './read.js'
 import { readSpace, type SpaceId } from './space.js'
+import { inSteps } from './step-groups.js'
 import { reached } from './steps.js'
 import { unclaimable } from './unreachable.js'
 
@@ -59,10 +59,8 @@ export class ActiveClaims {
   }
 }
 
-/** The most counters of which one step is made, where there are no more. */
-const SMALL_CLAIM = 128
-/** How many are of a larger claim. With ten thousand locks in the list, those of one counter take some hundred microseconds. */
-const GROUP = 8
+/** The clock is read once in so many counters. */
+const COUNTERS_A_LOOK = 128
 
 /** A counter in one mapping of the process. */
 interface HeldCell {
@@ -81,13 +79,7 @@ interface CellGroup {
 }
 
 function groupsOf(cells: readonly HeldCell[]): CellGroup[] {
-  const groups: CellGroup[] = []
-  const most = cells.length > SMALL_CLAIM ? GROUP : SMALL_CLAIM
-  for (let first = 0; first < cells.length; first += most) {
-    const group = cells.slice(first, first + most)
-    groups.push({ cells: group, keys: group.map(({ key }) => key) })
-  }
-  return groups
+  return inSteps(cells).map((group) => ({ cells: group, keys: group.map(({ key }) => key) }))
 }
 
 /** The file whose counters are claimed. */
@@ -428,7 +420,7 @@ async function placesOf(
   const found: Array<{ counter: FileCounter; place: CounterPlace }> = []
   const slice = new TimeSlice()
   for (const [index, counter] of counters.entries()) {
-    if (index % SMALL_CLAIM === 0 && slice.isOver) await slice.rest()
+    if (index % COUNTERS_A_LOOK === 0 && slice.isOver) await slice.rest()
     const { places, problem } = counterPlaces(all, ofFile, counter)
     if (problem === 'not-mapped') continue
     if (problem !== null) throw unclaimable(`${nameOf(counter)} in ${escapeForDisplay(file.path)}`, target.pid, problem)

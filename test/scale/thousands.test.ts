@@ -8,6 +8,7 @@ import fs from 'node:fs'
 import test, { type TestContext } from 'node:test'
 import type { Progress, ProgressStep, Tracer } from '../../lib/index.js'
 import { loadNative } from '../../lib/native.js'
+import { attachIn, startAgent } from '../support/agent.js'
 import { leaseDirectory, leaseFiles } from '../support/leases.js'
 import { holdings } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
@@ -196,6 +197,50 @@ test('have all their counters claimed, with a handful of descriptors, and given 
   await assertSemaphores(program, 0, CLAIM)
   assert.ok(!leaseFiles(leaseDir).some((name) => /^(lease|left|released)/.test(name)))
   assert.deepEqual(holdings().descriptors, before.descriptors)
+})
+
+test('are cleared group by group after their agent has died, and the event loop has its turn in between', GCC, async (t) => {
+  const program = await startThousands(t)
+  const leaseDir = leaseDirectory()
+  const agent = await startAgent(t, [], leaseDir)
+  assert.equal(await attachIn(agent, program.spec('1*'), { pid: program.pid, counter: 'msb', maxSites: SITES }), 'attached')
+  await agent.stop()
+  await assertSemaphores(program, 1111, CLAIM)
+
+  const native = loadNative()
+  const { lockByte } = native
+  const held = new Set<bigint>()
+  let mostHeld = 0
+  let taken = 0
+  let mostTaken = 0
+  t.mock.method(native, 'lockByte', (...args: Parameters<typeof lockByte>) => {
+    const done = lockByte(...args)
+    const [, byte, how] = args
+    // The steps of counters have the even bytes, but for that of recovering.
+    if (byte === 0n || byte % 2n !== 0n) return done
+    if (how === 'none') held.delete(byte)
+    else if (done) {
+      held.add(byte)
+      mostTaken = Math.max(mostTaken, ++taken)
+    }
+    mostHeld = Math.max(mostHeld, held.size)
+    return done
+  })
+  const turns = setInterval(() => undefined, 1)
+  t.after(() => clearInterval(turns))
+  const next = (): void => {
+    taken = 0
+    timer = setImmediate(next)
+  }
+  let timer = setImmediate(next)
+  t.after(() => clearImmediate(timer))
+  countedClock(t)
+  const probe = await newTracer(t, { leaseDir }).attach(program.spec('2'), { pid: program.pid })
+  await probe.detach()
+  await assertSemaphores(program, 0, CLAIM)
+  assert.ok(mostHeld > 0 && mostHeld <= 128, `${mostHeld} counters in one step`)
+  assert.ok(mostTaken <= 256, `${mostTaken} counters in one turn`)
+  assert.ok(!leaseFiles(leaseDir).some((name) => /^(lease|left|released)/.test(name)))
 })
 
 test('tell in order how far an attach and a detach are', GCC, async (t) => {
