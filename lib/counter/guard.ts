@@ -9,18 +9,19 @@
  * In a program that traces itself the guard's process does map the file, and the guard is a breakpoint like any other.
  */
 import { EINVAL } from '../errno.js'
-import { errnoOf, UprobeError } from '../errors.js'
+import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, loadProgram } from '../register/bpf-objects.js'
 import { closeRegistrations } from '../register/close.js'
 import { diagnoseRefusal } from '../register/diagnose.js'
+import { refusedAmong, saysOneSite } from '../register/halving.js'
 import { checkEvents } from '../register/many-events.js'
 import { multiSupport } from '../register/multi-support.js'
 import { readUprobePmu } from '../register/pmu.js'
 import type { TargetFile } from '../target/file.js'
 import { holdersOf, kernelHolders } from './owners.js'
-import type { FileCounter, SharingSite } from './read.js'
+import type { FileCounter } from './read.js'
 
 /** `r0 = 0; exit`: a program that does nothing, which a link cannot do without. */
 export const IDLE_PROGRAM = Uint8Array.of(0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0)
@@ -30,6 +31,12 @@ let disabled = false
 /** For the test that shows what guards are for. Not part of the package's surface. */
 export function disableGuards(off: boolean): void {
   disabled = off
+}
+
+/** A site that is guarded, and a counter that it has. */
+interface GuardedSite {
+  readonly counter: FileCounter
+  readonly fileOffset: bigint
 }
 
 /** Guards over all sites of some counters of one file. */
@@ -48,14 +55,15 @@ export class Guard {
    * @throws {UprobeError} `ERR_UPROBE_COUNTER_BUSY` if a tracer has registered one of the sites with a counter; others as for a registration
    */
   static async take(native: Native, file: TargetFile, counters: readonly FileCounter[]): Promise<Guard> {
-    const sites = new Map<bigint, { counter: FileCounter; site: SharingSite }>()
-    for (const counter of counters) for (const site of counter.sites) sites.set(site.fileOffset, { counter, site })
+    const sites = new Map<bigint, GuardedSite>()
+    for (const counter of counters) for (const { fileOffset } of counter.sites) sites.set(fileOffset, { counter, fileOffset })
     if (disabled || sites.size === 0) return new Guard(native, [])
+    const all = [...sites.values()]
     const fds: number[] = []
     try {
-      if ((await multiSupport(native)).oneProcess && (await takeByLink(native, file, [...sites.keys()], fds))) return new Guard(native, fds)
-      checkEvents([{ via: 'perf', sites: [...sites.values()] }])
-      for (const [fileOffset, { counter }] of sites) fds.push(await takeByEvent(native, file, counter, fileOffset))
+      if ((await multiSupport(native)).oneProcess && (await takeByLink(native, file, all, fds))) return new Guard(native, fds)
+      checkEvents([{ via: 'perf', sites: all }])
+      for (const site of all) fds.push(await takeByEvent(native, file, site))
       return new Guard(native, fds)
     } catch (error) {
       await closeRegistrations(native, fds)
@@ -71,8 +79,12 @@ export class Guard {
   }
 }
 
-/** Whether one link for all sites was made; if it is refused, one event a site says which of them is the reason. */
-async function takeByLink(native: Native, file: TargetFile, offsets: readonly bigint[], fds: number[]): Promise<boolean> {
+/**
+ * One link for all sites.
+ * @returns whether it was made; if not, it was not for the sake of a site
+ * @throws {UprobeError} if a site is refused: of that one
+ */
+async function takeByLink(native: Native, file: TargetFile, sites: readonly GuardedSite[], fds: number[]): Promise<boolean> {
   const progFd = await loadProgram(native, {
     type: BPF_PROG_TYPE_KPROBE,
     expectedAttachType: BPF_TRACE_UPROBE_MULTI,
@@ -81,52 +93,73 @@ async function takeByLink(native: Native, file: TargetFile, offsets: readonly bi
     name: 'uprobe_guard',
   })
   try {
-    const fileOffsets = BigUint64Array.from(offsets)
-    fds.push(
-      await native.bpfLinkCreateUprobeMulti({
-        progFd,
-        path: file.kernelPath,
-        fileOffsets,
-        refCtrOffsets: null,
-        cookies: new BigUint64Array(offsets.length),
-        retprobe: false,
-        pid: process.pid,
-      }),
-    )
-    return true
-  } catch (error) {
-    if (errnoOf(error) === undefined) throw error
+    const error = await tryLink(native, file, progFd, sites, fds)
+    if (error === null) return true
+    if (!saysOneSite(error)) return false
+    const attempt = async (some: readonly GuardedSite[]): Promise<unknown> => {
+      const trial: number[] = []
+      const trialError = await tryLink(native, file, progFd, some, trial)
+      await closeRegistrations(native, trial)
+      return trialError
+    }
+    for await (const refused of refusedAmong(sites, error, attempt)) throw await explain(refused.error, native, file, refused.one)
     return false
   } finally {
     native.closeFd(progFd)
   }
 }
 
-async function takeByEvent(native: Native, file: TargetFile, counter: FileCounter, fileOffset: bigint): Promise<number> {
-  const pmu = readUprobePmu()
+/** Makes one link; returns the kernel's error, or `null` when it is open and in `fds`. */
+async function tryLink(native: Native, file: TargetFile, progFd: number, sites: readonly GuardedSite[], fds: number[]): Promise<unknown> {
+  try {
+    fds.push(
+      await native.bpfLinkCreateUprobeMulti({
+        progFd,
+        path: file.kernelPath,
+        fileOffsets: BigUint64Array.from(sites, ({ fileOffset }) => fileOffset),
+        refCtrOffsets: null,
+        cookies: new BigUint64Array(sites.length),
+        retprobe: false,
+        pid: process.pid,
+      }),
+    )
+    return null
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error
+    return error
+  }
+}
+
+async function takeByEvent(native: Native, file: TargetFile, site: GuardedSite): Promise<number> {
   try {
     return await native.perfEventOpenUprobe({
-      type: pmu.type,
+      type: readUprobePmu().type,
       path: file.kernelPath,
-      fileOffset,
+      fileOffset: site.fileOffset,
       refCtrOffset: 0,
       retprobe: false,
       tid: process.pid,
     })
   } catch (error) {
-    const path = escapeForDisplay(file.path)
-    const probe = `usdt:${escapeForDisplay(counter.provider)}:${escapeForDisplay(counter.name)}`
-    if (errnoOf(error) !== EINVAL) {
-      throw await diagnoseRefusal(error, { native, pmu, file, site: { probe, fileOffset, refCtrOffset: null }, target: null })
-    }
-    const site = `${probe} at ${path}:0x${fileOffset.toString(16)}`
-    throw new UprobeError(
-      'ERR_UPROBE_COUNTER_BUSY',
-      `${site}: another tracer has registered this site with its counter, so the counter cannot be claimed. Nothing was written. ${await whoHolds(native, file, fileOffset)} ` +
-        "Detach that tracer, or use counter: 'kernel', which shares the counter with it.",
-      { cause: error, errno: EINVAL, syscall: 'perf_event_open', site, path },
-    )
+    throw await explain(error, native, file, site)
   }
+}
+
+/** Why a site cannot be guarded. */
+async function explain(error: unknown, native: Native, file: TargetFile, { counter, fileOffset }: GuardedSite): Promise<UprobeError> {
+  const path = escapeForDisplay(file.path)
+  const probe = `usdt:${escapeForDisplay(counter.provider)}:${escapeForDisplay(counter.name)}`
+  if (errnoOf(error) !== EINVAL) {
+    const site = { probe, fileOffset, refCtrOffset: null }
+    return diagnoseRefusal(error, { native, pmu: readUprobePmu(), file, site, target: null })
+  }
+  const site = `${probe} at ${path}:0x${fileOffset.toString(16)}`
+  return new UprobeError(
+    'ERR_UPROBE_COUNTER_BUSY',
+    `${site}: another tracer has registered this site with its counter, so the counter cannot be claimed. Nothing was written. ${await whoHolds(native, file, fileOffset)} ` +
+      "Detach that tracer, or use counter: 'kernel', which shares the counter with it.",
+    { cause: error, errno: EINVAL, syscall: isSystemCallError(error) ? error.syscall : undefined, site, path },
+  )
 }
 
 /** A sentence about who has a site, as far as the kernel tells. */

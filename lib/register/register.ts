@@ -11,7 +11,6 @@
  * A link is refused as a whole if one site is. Which one it was is found by halving.
  */
 import { cookieOf } from '../capture/compile.js'
-import { EINVAL, EIO, ENOEXEC, ENOTSUPP } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
@@ -20,6 +19,7 @@ import type { TargetFile } from '../target/file.js'
 import type { TargetProcess } from '../target/process.js'
 import { closeRegistrations } from './close.js'
 import { checkCounterOffset, diagnoseRefusal } from './diagnose.js'
+import { type Refused, refusedAmong, saysOneSite } from './halving.js'
 import type { UprobePmu } from './pmu.js'
 import type { CapturePrograms, MultiProgram } from './programs.js'
 import { describeSite, type Site } from './site.js'
@@ -50,9 +50,6 @@ export interface Registration {
   readonly fds: readonly number[]
   readonly failures: readonly SiteFailure[]
 }
-
-/** Errnos that speak of one site, not of the whole call. */
-const SITE_ERRNOS: ReadonlySet<number | undefined> = new Set([EIO, ENOEXEC, EINVAL, ENOTSUPP])
 
 /**
  * Registers the sites. Those that the kernel refuses one by one are in `failures`, the others are armed.
@@ -98,7 +95,7 @@ async function registerPerf(request: RegisterRequest, sites: readonly Site[], fd
       })
     } catch (error) {
       const explained = await diagnoseRefusal(error, { native, pmu, file, site, target })
-      if (!SITE_ERRNOS.has(errnoOf(error))) throw explained
+      if (!saysOneSite(error)) throw explained
       failures.push({ site, error: explained })
       continue
     }
@@ -123,11 +120,11 @@ async function registerMulti(request: RegisterRequest, sites: readonly Site[], f
     const error = await tryLink(request, program, served, fds)
     request.work.advance(served.length)
     if (error === null) continue
-    const refused = SITE_ERRNOS.has(errnoOf(error)) ? await findRefused(request, program, served, error) : []
+    const refused = saysOneSite(error) ? await findRefused(request, program, served, error) : []
     const explain = async (site: Site, cause: unknown): Promise<UprobeError> =>
       diagnoseRefusal(cause, { native: request.native, pmu: request.pmu, file: request.file, site, target: request.target })
-    for (const one of refused) failures.push({ site: one.site, error: await explain(one.site, one.error) })
-    const refusedSites = new Set(refused.map(({ site }) => site))
+    for (const { one, error } of refused) failures.push({ site: one, error: await explain(one, error) })
+    const refusedSites = new Set(refused.map(({ one }) => one))
     const left = served.filter((site) => !refusedSites.has(site))
     const [first] = left
     if (first === undefined) continue
@@ -171,23 +168,21 @@ function cookiesOf({ shapes }: MultiProgram, sites: readonly Site[]): BigUint64A
   return eachSite(sites, ({ slot }) => cookieOf(slot, shapes[slot] ?? 0))
 }
 
-/** The sites that the kernel refuses, found by halving: each trial link is closed again. */
+/** The sites that the kernel refuses; each trial link is closed again. */
 async function findRefused(
   request: RegisterRequest,
   program: MultiProgram,
   sites: readonly Site[],
   error: unknown,
-): Promise<Array<{ site: Site; error: unknown }>> {
-  const [only] = sites
-  if (only !== undefined && sites.length === 1) return [{ site: only, error }]
-  const refused: Array<{ site: Site; error: unknown }> = []
-  const middle = sites.length >> 1
-  for (const half of [sites.slice(0, middle), sites.slice(middle)]) {
+): Promise<Array<Refused<Site>>> {
+  const refused: Array<Refused<Site>> = []
+  const attempt = async (some: readonly Site[]): Promise<unknown> => {
     request.work.signal.throwIfAborted()
     const trial: number[] = []
-    const halfError = await tryLink(request, program, half, trial)
+    const trialError = await tryLink(request, program, some, trial)
     await closeRegistrations(request.native, trial)
-    if (halfError !== null) refused.push(...(await findRefused(request, program, half, halfError)))
+    return trialError
   }
+  for await (const one of refusedAmong(sites, error, attempt)) refused.push(one)
   return refused
 }

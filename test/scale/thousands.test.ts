@@ -12,6 +12,8 @@ import { attachIn, startAgent } from '../support/agent.js'
 import { leaseDirectory, leaseFiles } from '../support/leases.js'
 import { holdings } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
+import { notesOf } from '../support/notes.js'
+import { registerForOwnProcess } from '../support/other-tracer.js'
 import { detachComplete, newTracer, refused } from '../support/tracing.js'
 import { assertSemaphores, numberOf, SITES, startThousands, type Thousands, variedHits } from './thousands.js'
 
@@ -197,6 +199,27 @@ test('have all their counters claimed, with a handful of descriptors, and given 
   await assertSemaphores(program, 0, CLAIM)
   assert.ok(!leaseFiles(leaseDir).some((name) => /^(lease|left|released)/.test(name)))
   assert.deepEqual(holdings().descriptors, before.descriptors)
+})
+
+test('cannot be claimed while another tracer counts on one of them, which is named', GCC, async (t) => {
+  const { program, tracer } = await scene(t)
+  const [note] = notesOf(program.target.program, 't:site1500')
+  assert.ok(note?.fileOffset && note.refCtrOffset)
+  const other = await registerForOwnProcess(program.target.program, note.fileOffset, Number(note.refCtrOffset))
+  const before = holdings()
+  const attach = () => tracer.attach(program.spec('1*'), { pid: program.pid, counter: 'msb', maxSites: SITES })
+  const error = await refused(attach(), 'ERR_UPROBE_COUNTER_BUSY')
+  assert.match(
+    error.message,
+    new RegExp(`^usdt:t:site1500 at .*:0x${note.fileOffset.toString(16)}: another tracer has registered this site`),
+  )
+  await assertSemaphores(program, 0, CLAIM)
+  assert.deepEqual(
+    ['[perf_event]', 'bpf_link', 'bpf-prog'].map((kind) => moreOf(`anon_inode:${kind}`, before)),
+    [0, 0, 0],
+  )
+  other.close()
+  await (await attach()).detach()
 })
 
 test('are cleared group by group after their agent has died, and the event loop has its turn in between', GCC, async (t) => {
