@@ -185,6 +185,7 @@ export class CounterClaims {
           if (!claim.trySet(inherited)) await claim.set(inherited, signal, through)
         } catch (error) {
           if (!this.#found.has(claim.target) || !(error instanceof UprobeError)) throw error
+          await this.#clearOne(claim)
           // One that is gone is told of by its watch.
           if (error.code !== 'ERR_UPROBE_TARGET_GONE') warnings.push(`left out: ${error.message}`)
         }

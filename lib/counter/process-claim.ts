@@ -222,7 +222,7 @@ export class ProcessClaim {
    * @param inherited - whether a bit that is set already may have come with a fork
    * @param signal - ends it early
    * @param through - is told of how many counters the bits are set
-   * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_TARGET_GONE`, or the reason of the signal; nothing is set then that was not before
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_TARGET_GONE`, or the reason of the signal; nothing is set then that was not before, unless it could not be cleared: {@link clear} says so
    */
   async set(inherited = false, signal?: AbortSignal, through?: (counters: number) => void): Promise<void> {
     const { locks } = this.context.owner
@@ -242,7 +242,8 @@ export class ProcessClaim {
         await slice.rest()
       }
     } catch (error) {
-      await this.#clearGroups(set)
+      // What cannot be cleared is still ours, and told of by whoever clears next; it must not hide why that is wanted.
+      await this.#clearGroups(set).catch(() => undefined)
       throw error
     }
   }

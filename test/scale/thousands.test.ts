@@ -11,6 +11,7 @@ import { loadNative } from '../../lib/native.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { leaseDirectory, leaseFiles } from '../support/leases.js'
 import { holdings } from '../support/leftovers.js'
+import { writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { notesOf } from '../support/notes.js'
 import { registerForOwnProcess } from '../support/other-tracer.js'
@@ -199,6 +200,29 @@ test('have all their counters claimed, with a handful of descriptors, and given 
   await assertSemaphores(program, 0, CLAIM)
   assert.ok(!leaseFiles(leaseDir).some((name) => /^(lease|left|released)/.test(name)))
   assert.deepEqual(holdings().descriptors, before.descriptors)
+})
+
+test('an abort says why also when a counter cannot be given back, which is told of by its lease', GCC, async (t) => {
+  const program = await startThousands(t)
+  const leaseDir = leaseDirectory()
+  const tracer = newTracer(t, { leaseDir })
+  const [note] = notesOf(program.target.program, 't:site1')
+  assert.ok(note?.refCtrOffset)
+  const { refCtrOffset } = note
+  const write = (value: number): void => writeCounter(program.pid, program.target.program, refCtrOffset, value)
+  const abort = new AbortController()
+  const reason = new Error('enough')
+  tracer.on('progress', ({ action, step, done }) => {
+    if (action !== 'attach' || step !== 'claim' || done === 0 || abort.signal.aborted) return
+    // A high byte that no claim has: it is not written.
+    write(0xc000)
+    abort.abort(reason)
+  })
+  const options = { pid: program.pid, counter: 'msb', maxSites: SITES, signal: abort.signal } as const
+  await assert.rejects(tracer.attach(program.spec('1*'), options), (error) => error === reason)
+  await assertSemaphores(program, 1, 0xc000)
+  assert.ok(leaseFiles(leaseDir).includes('left.json'))
+  write(0)
 })
 
 test('cannot be claimed while another tracer counts on one of them, which is named', GCC, async (t) => {
