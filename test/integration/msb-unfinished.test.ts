@@ -13,7 +13,7 @@ import { counterValue, isArmed, writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote } from '../support/notes.js'
 import { Target } from '../support/target.js'
-import { detachComplete, newTracer, refused } from '../support/tracing.js'
+import { detachAfterYield, detachComplete, newTracer, refused } from '../support/tracing.js'
 
 const GCC = needs({ programs: ['gcc'] })
 const CLAIMED = 0x8000
@@ -111,7 +111,7 @@ test('whoever asks an agent to give way while it is attaching is answered when i
   )
   assert.equal(probe.state, 'paused')
   assert.equal(await target.ask('counters'), '0 0 0 0')
-  await detachComplete(probe, 0)
+  await detachAfterYield(probe, 0)
 })
 
 test('an agent that cannot clear a claim has not released it', GCC, async (t) => {
@@ -125,5 +125,5 @@ test('an agent that cannot clear a claim has not released it', GCC, async (t) =>
     [['gated', false]],
   )
   writeCounter(target.pid, target.program, refCtrOffset, 0)
-  await detachComplete(probe, 0)
+  await detachAfterYield(probe, 0)
 })

@@ -3,7 +3,6 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import type { Probe } from '../../lib/index.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
@@ -13,7 +12,7 @@ import { needs } from '../support/needs.js'
 import { gatedNote, notesOf } from '../support/notes.js'
 import { registerForOwnProcess } from '../support/other-tracer.js'
 import { Target } from '../support/target.js'
-import { assertStats, collect, detachComplete, newTracer, refused } from '../support/tracing.js'
+import { collect, detachAfterYield, detachComplete, newTracer, refused } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
@@ -199,14 +198,6 @@ test(
     assert.deepEqual(await tryAll(), ['taken', 'taken', 'taken'])
   },
 )
-
-/** As {@link detachComplete}, of a probe that gave way for a while. */
-async function detachAfterYield(probe: Probe, hits: number): Promise<void> {
-  await probe.detach()
-  const { seenFraction } = probe.stats()
-  assert.ok(seenFraction > 0 && seenFraction < 1, `${seenFraction} was seen`)
-  assertStats(probe.stats(), { hits, delivered: hits, seenFraction })
-}
 
 test('a tracer that gives way lets kernel tracers in, and takes the counter again when they are gone', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))

@@ -25,6 +25,14 @@ export async function detachComplete(probe: Probe, hits: number): Promise<void> 
   assertStats(probe.stats(), { hits, delivered: hits })
 }
 
+/** As {@link detachComplete}, of a probe that gave way for a while. */
+export async function detachAfterYield(probe: Probe, hits: number): Promise<void> {
+  await probe.detach()
+  const { seenFraction } = probe.stats()
+  assert.ok(seenFraction > 0 && seenFraction < 1, `${seenFraction} was seen`)
+  assertStats(probe.stats(), { hits, delivered: hits, seenFraction })
+}
+
 /** Asserts the counts of an ended probe; those that are not named must be 0. */
 export function assertStats(stats: ProbeStats, expected: Partial<ProbeStats>): void {
   const { seenMs: _, ...counts } = stats
