@@ -32,6 +32,9 @@ const skip =
     ? false
     : 'leaks uprobes if it fails, so it runs in a guest only (npm run test:guest -- --tests=race)'
 
+/** What is broken on purpose is broken once: a new kernel was found waiting for a grace period for minutes meanwhile. */
+const withGuardsOnly = process.env.UPROBE_GUEST === '5.10' ? false : 'the guest 5.10 shows what happens without guards'
+
 /** What agents claim, and what agents count on with the kernel: two probes with one counter. */
 const SPECS = { msb: 'usdt:t:left', kernel: 'usdt:t:right' }
 /** How often claims are set, in attaching and in resuming, until the race is over; a guest is slow, so time says nothing. */
@@ -228,7 +231,7 @@ test('claims, tracers that count with the kernel, and agents that are killed at 
   for (const [what, count] of Object.entries(all)) assert.ok((count ?? 0) > 0, `${what}: ${count}`)
 })
 
-test('without guards the same leaves counts and breakpoints behind', { skip }, async (t) => {
+test('without guards the same leaves counts and breakpoints behind', { skip: skip || withGuardsOnly }, async (t) => {
   const race = await Race.start(t, false)
   await race.run(MOST_SETS)
   const left = await race.finish()
