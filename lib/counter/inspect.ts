@@ -84,12 +84,12 @@ export interface InspectedCounter {
 const LOOK_MS = 20
 /**
  * How long it must look the same. While a perf event is closed it is no process's any more, and its breakpoint is still in for some grace periods of the kernel: 0.1 s on a machine that is
- * idle, several times that on a busy one. Counts move within microseconds of their breakpoints.
+ * idle, several times that on a busy one (once more than 0.6 s on an emulated one). Counts move within microseconds of their breakpoints.
  */
 const STEADY_MS = 100
-const STEADY_STUCK_MS = 600
+const STEADY_STUCK_MS = 2000
 /** How long to wait for it to stand still. */
-const PATIENCE_MS = 3000
+const PATIENCE_MS = 6000
 
 /** States that a tracer which is just coming or going can look like. */
 const SUSPECT: ReadonlySet<CounterState> = new Set(['orphan-claim', 'foreign-claim', 'underflow', 'leaked-count', 'stuck-breakpoint'])
