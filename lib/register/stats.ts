@@ -36,7 +36,6 @@ export class SiteCounts {
   readonly fd: number
   /** As of `CaptureProgram`. */
   readonly slotsAnEntry: number
-  readonly #entries: number
   #closed = false
 
   /** Throws as `createMap`. */
@@ -46,12 +45,11 @@ export class SiteCounts {
   ) {
     possibleCpus(native)
     this.slotsAnEntry = slots > SLOTS_AN_ENTRY ? SLOTS_AN_ENTRY : 1
-    this.#entries = Math.ceil(slots / this.slotsAnEntry)
     this.fd = createMap(native, {
       type: BPF_MAP_TYPE_PERCPU_ARRAY,
       keyBytes: 4,
       valueBytes: STATS_VALUE_BYTES * this.slotsAnEntry,
-      maxEntries: this.#entries,
+      maxEntries: entriesFor(slots, this.slotsAnEntry),
       name: 'uprobe_stats',
     })
   }
@@ -69,11 +67,14 @@ export class SiteCounts {
   }
 }
 
+function entriesFor(slots: number, slotsAnEntry: number): number {
+  return Math.ceil(slots / slotsAnEntry)
+}
+
 function readCounts(native: Native, fd: number, slots: number, slotsAnEntry: number): KernelCounts {
   const cpus = possibleCpus(native)
-  const entries = Math.ceil(slots / slotsAnEntry)
   // A per-CPU value is padded to 8 bytes; ours is a multiple of 8 already.
-  const halves = new Uint32Array(native.bpfMapRead(fd, 0, entries, STATS_VALUE_BYTES * slotsAnEntry * cpus))
+  const halves = new Uint32Array(native.bpfMapRead(fd, 0, entriesFor(slots, slotsAnEntry), STATS_VALUE_BYTES * slotsAnEntry * cpus))
   const number = (at: number): number => (halves[at] ?? 0) + (halves[at + 1] ?? 0) * 2 ** 32
   const hits = new Float64Array(slots)
   const filtered = new Float64Array(slots)
