@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import type { Probe } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
 import { leaseDirectory } from '../support/leases.js'
@@ -15,6 +16,17 @@ import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
 
+/** Resumes a probe whose leader thread has exited while it was paused; returns the reasons of all its changes, also of those to come. */
+async function resumeWithoutLeader(probe: Probe, target: Target): Promise<readonly string[]> {
+  const reasons: string[] = []
+  probe.on('state', (change) => reasons.push(change.reason))
+  await probe.pause()
+  assert.equal(await target.ask('leader-exit'), 'leader gone')
+  await waitFor('the exit of the leader to be noticed', () => reasons.includes('leader-exit'))
+  await probe.resume()
+  return reasons
+}
+
 for (const registration of REGISTRATIONS) {
   test(
     `the leader thread exits while a probe is paused: resuming arms it for the threads that are left (${registration})`,
@@ -22,12 +34,7 @@ for (const registration of REGISTRATIONS) {
     async (t) => {
       const target = await Target.start(t, buildTarget(t, 'usdt'))
       const probe = await newTracer(t).attach('usdt:t:shared', { pid: target.pid, registration })
-      const reasons: string[] = []
-      probe.on('state', (change) => reasons.push(change.reason))
-      await probe.pause()
-      assert.equal(await target.ask('leader-exit'), 'leader gone')
-      await waitFor('the exit of the leader to be noticed', () => reasons.includes('leader-exit'))
-      await probe.resume()
+      const reasons = await resumeWithoutLeader(probe, target)
       assert.equal(await target.ask('counters'), '0 0 3 0')
       assert.equal(await target.askNumber('shared 2'), 6)
       await probe.pause()
@@ -49,12 +56,7 @@ for (const registration of REGISTRATIONS) {
         registration,
         counter: 'msb',
       })
-      const reasons: string[] = []
-      probe.on('state', (change) => reasons.push(change.reason))
-      await probe.pause()
-      assert.equal(await target.ask('leader-exit'), 'leader gone')
-      await waitFor('the exit of the leader to be noticed', () => reasons.includes('leader-exit'))
-      await probe.resume()
+      await resumeWithoutLeader(probe, target)
       assert.equal(await target.askNumber('shared 2'), 6)
       await detachComplete(probe, 6)
       assert.equal(await target.ask('counters'), '0 0 0 0')
