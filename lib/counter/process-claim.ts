@@ -122,6 +122,8 @@ export class ProcessClaim {
     file: ClaimedFile,
     counters: readonly FileCounter[],
   ): Promise<ProcessClaim | null> {
+    // In the middle of an exec the code is mapped while the data and the auxiliary vector are not there yet, which looks like a process that cannot be claimed.
+    await target.programMapped()
     const found = await placesOf(target, file, counters)
     if (found.length === 0) return null
     const space = readSpace(target)
@@ -424,6 +426,7 @@ async function placesOf(
     if (index % COUNTERS_A_LOOK === 0 && slice.isOver) await slice.rest()
     const { places, problem } = counterPlaces(all, ofFile, counter)
     if (problem === 'not-mapped') continue
+    if (problem !== null && target.addressSpaceGone()) throw target.goneError()
     if (problem !== null) throw unclaimable(`${nameOf(counter)} in ${escapeForDisplay(file.path)}`, target.pid, problem)
     for (const place of places) found.push({ counter, place })
   }

@@ -150,7 +150,9 @@ export class TargetProcess {
    * noted down to be raised later (`delayed_uprobe_add`, kernel/events/uprobes.c). If the uprobe is unregistered while its place is not mapped, the note stays, and a count of 1 with it that
    * nobody takes back. Seen on Linux 6.18, once in fifty when the registration was closed at the very exec.
    *
-   * For want of a descriptor it cannot be asked. An exec that may be under way is waited for then as long as for any, and nothing is thrown: whoever waits here is about to take something out.
+   * Nor can it be told before what the process has: its data is mapped after its code, and its auxiliary vector is written last (`create_elf_tables`, fs/binfmt_elf.c).
+   *
+   * For want of a descriptor it cannot be asked. An exec that may be under way is waited for then as long as for any, and nothing is thrown: whoever waits here is about to take something out, or meets the shortage himself.
    */
   async programMapped(): Promise<void> {
     for (let waited = 0; waited < MAX_EXEC_MS; waited++) {
