@@ -98,19 +98,33 @@ export function sameFile(a: FileIdentity, b: FileIdentity): boolean {
   return a.device === b.device && a.inode === b.inode
 }
 
-/** The mappings of `identity` among `mappings`; asks the kernel once for each file. */
+/** The mappings of `identity` among `mappings`; asks the kernel once for each file. One that changed after it was read may be missing. */
 export function mappingsOf(procDirectory: string, mappings: readonly Mapping[], identity: FileIdentity): Mapping[] {
-  const verdicts = new Map<string, boolean>()
-  return mappings.filter((mapping) => {
-    if (!mapping.path.startsWith('/')) return false
-    let verdict = verdicts.get(mapping.fileKey)
-    if (verdict === undefined) {
-      const found = mappingIdentity(procDirectory, mapping)
-      verdict = found !== undefined && sameFile(found, identity)
-      verdicts.set(mapping.fileKey, verdict)
-    }
-    return verdict
+  const asked = askAboutFiles(procDirectory, mappings)
+  return mappings.filter(({ fileKey }) => {
+    const found = asked.get(fileKey)
+    return found !== undefined && sameFile(found, identity)
   })
+}
+
+/**
+ * Whether a process maps a file, or may do so: a mapping that changed after it was read cannot be asked about any more. A loader maps a whole library first, and at once other
+ * parts of it over its end.
+ */
+export function mayMap(procDirectory: string, mappings: readonly Mapping[], identity: FileIdentity): boolean {
+  const asked = askAboutFiles(procDirectory, mappings)
+  return [...asked.values()].some((found) => found === undefined || sameFile(found, identity))
+}
+
+/** The identities of all mapped files by their keys; `undefined` where none of the file's mappings is there any more. */
+function askAboutFiles(procDirectory: string, mappings: readonly Mapping[]): ReadonlyMap<string, FileIdentity | undefined> {
+  const asked = new Map<string, FileIdentity | undefined>()
+  for (const mapping of mappings) {
+    if (mapping.path.startsWith('/') && asked.get(mapping.fileKey) === undefined) {
+      asked.set(mapping.fileKey, mappingIdentity(procDirectory, mapping))
+    }
+  }
+  return asked
 }
 
 /** The mapping that holds an address, or `null`; `all` are in the order in which the kernel lists them, which is that of their addresses. */

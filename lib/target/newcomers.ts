@@ -14,7 +14,7 @@ import { ENODEV } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native, SidebandEvent } from '../native.js'
 import { limitError } from '../shortage.js'
-import { type FileIdentity, type Mapping, mappingsOf } from './maps.js'
+import { type FileIdentity, mayMap } from './maps.js'
 import { TargetProcess } from './process.js'
 
 /**
@@ -42,7 +42,7 @@ export class Newcomers {
 
   /**
    * Begins to wait. Processes that map a file before this returns are not told of; walk /proc after it.
-   * @param onProcess - called with `map` for a process that maps one of the files executable, also when it has done so before; and with `fork` for
+   * @param onProcess - called with `map` for a process that maps one of the files executable, or may do so, also when it has done so before; and with `fork` for
    *   a new child of a process of {@link watchForksOf}, or of such a child, which may have ended or called exec since. Of one process in the order in which it happened, as
    *   far as it happened on one CPU.
    * @param onLost - called when there may have been more: walk /proc
@@ -235,7 +235,7 @@ class Sidebands {
       target = TargetProcess.open(this.native, pid)
       const code = (await target.maps()).filter(({ executable }) => executable)
       const { procDirectory } = target
-      return waiting.filter(({ files }) => files.some((file) => mapsFile(procDirectory, code, file)))
+      return waiting.filter(({ files }) => files.some(({ identity }) => mayMap(procDirectory, code, identity)))
     } catch (error) {
       if (error instanceof UprobeError && error.code === 'ERR_UPROBE_TARGET_GONE') return []
       // Whoever is told will meet the same failure, and can say what it means for him.
@@ -244,10 +244,6 @@ class Sidebands {
       target?.close()
     }
   }
-}
-
-function mapsFile(procDirectory: string, code: readonly Mapping[], file: AwaitedFile): boolean {
-  return mappingsOf(procDirectory, code, file.identity).length > 0
 }
 
 /** The last components under which a file may be mapped: its name, and that of what a symbolic link leads to. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { statSync } from 'node:fs'
 import { describe, it } from 'node:test'
-import { codeAddress, counterAddress, mappingIdentity, mappingsOf, parseMaps, readMaps } from '../../lib/target/maps.js'
+import { codeAddress, counterAddress, mappingIdentity, mappingsOf, mayMap, parseMaps, readMaps } from '../../lib/target/maps.js'
 import { parseStat } from '../../lib/target/process.js'
 
 const MAPS = `55d0c0e00000-55d0c0e21000 r--p 00000000 fd:00 1234                       /srv/a b
@@ -67,6 +67,24 @@ describe('the identity of a mapping', () => {
     assert.deepEqual(mappingIdentity(own, code), { device: node.dev, inode: node.ino })
     const all = mappingsOf(own, mappings, { device: node.dev, inode: node.ino })
     assert.deepEqual(new Set(all.map((m) => m.path)), new Set([process.execPath]))
+  })
+
+  it('is asked of another mapping of the file where one changed after it was read, and is not denied where all did', {
+    skip: process.getuid?.() === 0 ? false : 'reading map_files needs root',
+  }, async () => {
+    const own = `/proc/${process.pid}`
+    const { dev, ino } = statSync(process.execPath, { bigint: true })
+    const identity = { device: dev, inode: ino }
+    const other = { device: dev, inode: ino + 1n }
+    const ofNode = (await readMaps(own)).filter(({ path }) => path === process.execPath)
+    const changed = (m: (typeof ofNode)[number]) => ({ ...m, end: m.end + 0x1000n })
+    const oneChanged = ofNode.map((m, index) => (index === 0 ? changed(m) : m))
+    assert.deepEqual(mappingsOf(own, oneChanged, identity), oneChanged)
+    assert.deepEqual([mayMap(own, oneChanged, identity), mayMap(own, oneChanged, other)], [true, false])
+    const allChanged = ofNode.map(changed)
+    assert.deepEqual(mappingsOf(own, allChanged, identity), [])
+    assert.deepEqual([mayMap(own, allChanged, identity), mayMap(own, allChanged, other)], [true, true])
+    assert.equal(mayMap(own, [], identity), false)
   })
 })
 
