@@ -358,18 +358,25 @@ export class CounterClaims {
     }
   }
 
-  /** A process came to map the file, or was born of one that has a claim. */
-  async #arrive(request: ClaimRequest, pid: number, how: 'fork' | 'map', look = 0): Promise<void> {
+  /**
+   * A process came to map the file, or was born of one that has a claim.
+   * @param look - how often it was looked at before
+   * @param failures - the looks just before this one at which its counters could not be claimed. One such look may have come in the middle of a load, also the last one after an earlier load.
+   */
+  async #arrive(request: ClaimRequest, pid: number, how: 'fork' | 'map', look = 0, failures = 0): Promise<void> {
     if (!this.#taken) return
-    const delay = how === 'map' ? LOOKS_MS[look] : undefined
+    let failed = false
     try {
       await this.#claimArrival(request, pid)
     } catch (error) {
       if (!(error instanceof UprobeError)) throw error
       if (error.code === 'ERR_UPROBE_TARGET_GONE') return
-      if (error.code !== 'ERR_UPROBE_COUNTER_PLACE' || delay === undefined) throw error
+      if (error.code !== 'ERR_UPROBE_COUNTER_PLACE' || how === 'fork' || failures === LOOKS_MS.length) throw error
+      failed = true
     }
-    if (delay !== undefined) this.#after(delay, () => this.#arrive(request, pid, how, look + 1))
+    const looks = failed ? failures : look
+    const delay = how === 'map' ? LOOKS_MS[looks] : undefined
+    if (delay !== undefined) this.#after(delay, () => this.#arrive(request, pid, how, looks + 1, failed ? failures + 1 : 0))
   }
 
   async #claimArrival(request: ClaimRequest, pid: number): Promise<void> {

@@ -172,14 +172,18 @@ test('a process of many that calls exec with another program has no claim and no
   assert.equal(await target.ask('counters'), '0 0 0 0')
 })
 
-test('a process that calls exec over and over is claimed each time, whatever there is of the new program when it is looked at', GCC, async (t) => {
-  const program = buildTarget(t, 'usdt')
-  const target = await Target.start(t, program)
-  const { probe } = await everywhere(t, `usdt:${program}:t:gated`)
-  // Without the wait for the program to be mapped, an error in one of thirty.
-  for (let time = 0; time < 60; time++) {
-    assert.equal(await target.ask(`exec ${program}`), 'ready')
-    await waitFor('the claim', async () => (await target.ask('counters')) === '32768 0 0 0')
-  }
-  await detachComplete(probe, 0)
-})
+test(
+  'a process that calls exec over and over is claimed each time, whatever there is of the new program when it is looked at',
+  GCC,
+  async (t) => {
+    const program = buildTarget(t, 'usdt')
+    const target = await Target.start(t, program)
+    const { probe } = await everywhere(t, `usdt:${program}:t:gated`)
+    // Without the wait for the program to be mapped, an error in one of thirty.
+    for (let time = 0; time < 60; time++) {
+      assert.equal(await target.ask(`exec ${program}`), 'ready')
+      await waitFor('the claim', async () => (await target.ask('counters')) === '32768 0 0 0')
+    }
+    await detachComplete(probe, 0)
+  },
+)
