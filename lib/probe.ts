@@ -9,7 +9,7 @@ import { EventEmitter } from 'node:events'
 import type { Arming, ClaimedArming } from './arming.js'
 import type { Throttled } from './budget/member.js'
 import { SeenClock, type SeenState } from './budget/seen-clock.js'
-import type { Hit, HitDecoder } from './capture/hit.js'
+import type { Hit, HitDecoder, RecordOffsets } from './capture/hit.js'
 import type { Arrival } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
 import type { ProbeHolds } from './counter/table.js'
@@ -492,7 +492,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     if (failure !== null) throw failure
   }
 
-  #receive(buffer: ArrayBuffer, offsets: readonly number[]): void {
+  #receive(buffer: ArrayBuffer, offsets: RecordOffsets): void {
     const { decoder } = this.#parts
     const taken = this.#consumer.accept(new HitBatch(buffer, offsets, decoder))
     decoder.countSlots(buffer, offsets, 0, taken, this.#delivered)

@@ -67,7 +67,15 @@ interface HitSource {
   readonly stacks: HitStacks | null
   /** How each operand is read, see {@link formatsOf}. */
   readonly formats: Uint8Array
+  /** Whether all operands are numbers, where they can be read. */
+  readonly numbers: boolean
+  /** Where the string of each operand is that was asked for as one: in a record of the full class, and in one of the small, if there is that. */
+  readonly areas: StringAreas
+  readonly smallAreas: StringAreas | null
+  siteOf(slot: number): ProbeSite
 }
+
+type StringAreas = ReadonlyArray<StringArea | undefined>
 
 /** One execution of a site. */
 export class Hit {
@@ -77,15 +85,16 @@ export class Hit {
   readonly #source: HitSource
   #args: readonly ArgumentValue[] | null = null
 
-  /** The site that was executed. */
-  readonly site: ProbeSite
-
   /** @internal */
-  constructor(view: DataView, offset: number, source: HitSource, site: ProbeSite) {
+  constructor(view: DataView, offset: number, source: HitSource) {
     this.#view = view
     this.#offset = offset
     this.#source = source
-    this.site = site
+  }
+
+  /** The site that was executed. */
+  get site(): ProbeSite {
+    return this.#source.siteOf(this.u32(SLOT))
   }
 
   /** When it happened: CLOCK_MONOTONIC in nanoseconds, comparable with `process.hrtime.bigint()`. */
@@ -122,20 +131,12 @@ export class Hit {
 
   /** The arguments, one an operand of the site. */
   get args(): readonly ArgumentValue[] {
-    if (this.#args === null) {
-      const { formats } = this.#source
-      const flags = this.u32(FLAGS)
-      const args = new Array<ArgumentValue>(formats.length)
-      for (let index = 0; index < formats.length; index++) {
-        const format = formats[index] ?? NOT_A_NUMBER
-        args[index] =
-          format !== NOT_A_NUMBER && ((flags >>> index) & 1) === 0
-            ? readNumber(this.#view, this.#offset + OPERANDS + 8 * index, format)
-            : this.argument(index)
-      }
-      this.#args = args
-    }
-    return this.#args
+    const known = this.#args
+    if (known !== null) return known
+    const { formats, numbers } = this.#source
+    const args = numbers && this.u32(FLAGS) === 0 ? readNumbers(this.#view, this.#offset + OPERANDS, formats) : this.mixedArgs()
+    this.#args = args
+    return args
   }
 
   /**
@@ -170,6 +171,21 @@ export class Hit {
     if (stacks === null) throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'The probe records no stacks. Attach it with `stack: true`.')
     const stack = this.keptStack(stacks)
     return stack === null ? [] : stacks.symbolize(stack, this)
+  }
+
+  /** Arguments of which some are no plain numbers. */
+  private mixedArgs(): ArgumentValue[] {
+    const { formats } = this.#source
+    const flags = this.u32(FLAGS)
+    const args = new Array<ArgumentValue>(formats.length)
+    for (let index = 0; index < formats.length; index++) {
+      const format = formats[index] ?? NOT_A_NUMBER
+      args[index] =
+        format !== NOT_A_NUMBER && ((flags >>> index) & 1) === 0
+          ? readNumber(this.#view, this.#offset + OPERANDS + 8 * index, format)
+          : this.argument(index)
+    }
+    return args
   }
 
   private keptStack(stacks: HitStacks): Stack | null {
@@ -214,10 +230,8 @@ export class Hit {
 
   /** Where the string of an operand is, if it was asked for as one. */
   private area(index: number): StringArea | undefined {
-    if (this.#source.layout.full.strings.length === 0) return undefined
-    const { strings } = this.recordClass()
-    for (let at = 0; at < strings.length; at++) if (strings[at]?.operand === index) return strings[at]
-    return undefined
+    const { areas, smallAreas } = this.#source
+    return (smallAreas !== null && this.u32(FLAGS) >>> SMALL_RECORD_BIT === 1 ? smallAreas : areas)[index]
   }
 
   /** Bytes of a string without its NUL, at most the limit; negative if it was not readable. */
@@ -251,15 +265,17 @@ export class Hit {
   }
 }
 
-/** The batch that a string was read from last, as a Buffer: a view made anew for each string would cost more than the string. */
+/** The batch that a string was read from last, as a Buffer: a view made anew for each string would cost more than the string, and so would asking the view for its memory. */
+let lastView: DataView = new DataView(new ArrayBuffer(0))
 let lastBatch = Buffer.alloc(0)
 
 /** Reads UTF-8. Most text is ASCII, which is Latin-1 as well, and that is far quicker to make a string of. */
 function readText(view: DataView, at: number, length: number): string {
-  const batch = view.buffer as ArrayBuffer
-  if (lastBatch.buffer !== batch) lastBatch = Buffer.from(batch)
-  const start = view.byteOffset + at
-  return lastBatch.toString(isAscii(view, at, length) ? 'latin1' : 'utf8', start, start + length)
+  if (lastView !== view) {
+    lastView = view
+    lastBatch = Buffer.from(view.buffer as ArrayBuffer, view.byteOffset, view.byteLength)
+  }
+  return lastBatch.toString(isAscii(view, at, length) ? 'latin1' : 'utf8', at, at + length)
 }
 
 function isAscii(view: DataView, at: number, length: number): boolean {
@@ -292,6 +308,32 @@ function formatsOf(shape: CaptureShape): Uint8Array {
     if (operand.kind === 'unsupported' || strings.has(index)) return NOT_A_NUMBER
     return operand.size | (operand.float ? FLOAT : operand.signed ? SIGNED : 0)
   })
+}
+
+function sourceOf(shape: CaptureShape, siteOf: HitSource['siteOf'], stacks: HitStacks | null): HitSource {
+  const layout = layoutOf(shape)
+  const formats = formatsOf(shape)
+  const areasOf = ({ strings }: RecordClass) => shape.operands.map((_, index) => strings.find(({ operand }) => operand === index))
+  return {
+    shape,
+    layout,
+    stacks,
+    formats,
+    numbers: !formats.includes(NOT_A_NUMBER),
+    areas: areasOf(layout.full),
+    smallAreas: layout.small === null ? null : areasOf(layout.small),
+    siteOf,
+  }
+}
+
+/** As many numbers as there are formats. An array that is listed is made in one step, which one that is filled is not. */
+function readNumbers(view: DataView, at: number, formats: Uint8Array): Array<number | bigint> {
+  const [first, second] = [formats[0], formats[1]]
+  if (first === undefined) return []
+  if (second === undefined) return [readNumber(view, at, first)]
+  const numbers = [readNumber(view, at, first), readNumber(view, at + 8, second)]
+  for (let index = 2; index < formats.length; index++) numbers.push(readNumber(view, at + 8 * index, formats[index] ?? NOT_A_NUMBER))
+  return numbers
 }
 
 function readNumber(view: DataView, at: number, format: number): number | bigint {
@@ -333,6 +375,9 @@ export function argsToJson(args: readonly ArgumentValue[]): ArgJson[] {
   })
 }
 
+/** Where records begin in a batch. */
+export type RecordOffsets = Uint32Array
+
 /** Decodes the records of one probe. */
 export class HitDecoder {
   readonly #sources: readonly HitSource[]
@@ -344,21 +389,17 @@ export class HitDecoder {
    * @param siteOf - the site of a slot, as the user sees it
    * @param stacks - where stacks are, if the shapes record them
    */
-  constructor(
-    shapes: readonly CaptureShape[],
-    private readonly siteOf: (slot: number) => ProbeSite,
-    stacks: HitStacks | null = null,
-  ) {
+  constructor(shapes: readonly CaptureShape[], siteOf: (slot: number) => ProbeSite, stacks: HitStacks | null = null) {
     const sources = new Map<CaptureShape, HitSource>()
     for (const shape of shapes) {
       if (sources.has(shape)) continue
-      sources.set(shape, { shape, layout: layoutOf(shape), formats: formatsOf(shape), stacks: shape.stack ? stacks : null })
+      sources.set(shape, sourceOf(shape, siteOf, shape.stack ? stacks : null))
     }
     this.#sources = shapes.flatMap((shape) => sources.get(shape) ?? [])
   }
 
   /** Adds 1 to `counts`, one a slot, for each of the records at `offsets`, from `start` up to `end`. */
-  countSlots(buffer: ArrayBuffer, offsets: readonly number[], start: number, end: number, counts: Float64Array): void {
+  countSlots(buffer: ArrayBuffer, offsets: RecordOffsets, start: number, end: number, counts: Float64Array): void {
     if (counts.length === 1) {
       counts[0] = (counts[0] ?? 0) + end - start
       return
@@ -376,7 +417,7 @@ export class HitDecoder {
     const slot = view.getUint32(offset + SLOT, true)
     const source = this.#sources[slot]
     if (source === undefined) throw new RangeError(`a record names slot ${slot}, which does not exist`)
-    return new Hit(view, offset, source, this.siteOf(slot))
+    return new Hit(view, offset, source)
   }
 
   #viewOf(buffer: ArrayBuffer): DataView {

@@ -1,7 +1,7 @@
 /**
  * A batch: the hits of one probe that one wake-up delivers. Hits are decoded when they are asked for.
  */
-import type { Hit } from '../capture/hit.js'
+import type { Hit, RecordOffsets } from '../capture/hit.js'
 
 /** Turns the record at `offset` of `buffer` into a hit. */
 interface Decoder {
@@ -11,11 +11,11 @@ interface Decoder {
 /** Hits of one probe, in the order in which the kernel recorded them. */
 export class HitBatch implements Iterable<Hit> {
   readonly #buffer: ArrayBuffer
-  readonly #offsets: readonly number[]
+  readonly #offsets: RecordOffsets
   readonly #decoder: Decoder
 
   /** @internal */
-  constructor(buffer: ArrayBuffer, offsets: readonly number[], decoder: Decoder) {
+  constructor(buffer: ArrayBuffer, offsets: RecordOffsets, decoder: Decoder) {
     this.#buffer = buffer
     this.#offsets = offsets
     this.#decoder = decoder
@@ -43,7 +43,7 @@ export class HitBatch implements Iterable<Hit> {
 
   /** The hits from `start` up to `end`, as a batch over the same memory. */
   slice(start: number, end: number): HitBatch {
-    return new HitBatch(this.#buffer, this.#offsets.slice(start, end), this.#decoder)
+    return new HitBatch(this.#buffer, this.#offsets.subarray(start, end), this.#decoder)
   }
 
   [Symbol.iterator](): IterableIterator<Hit> {
@@ -57,7 +57,7 @@ class HitIterator implements IterableIterator<Hit> {
 
   constructor(
     private readonly buffer: ArrayBuffer,
-    private readonly offsets: readonly number[],
+    private readonly offsets: RecordOffsets,
     private readonly decoder: Decoder,
   ) {}
 

@@ -6,6 +6,7 @@
  */
 import { AsyncResource } from 'node:async_hooks'
 import { setImmediate as nextTurn } from 'node:timers/promises'
+import type { RecordOffsets } from '../capture/hit.js'
 import { BATCH_HEAD, MAX_RECORD_BYTES } from '../capture/record.js'
 import type { Logger } from '../log.js'
 import type { Native, RingReader, SidebandEvent, TargetEvent, WatchEvent } from '../native.js'
@@ -18,7 +19,7 @@ export interface RecordSink {
    * @param buffer - a batch, shared with other probes
    * @param offsets - where the records of this probe begin in it, in the order in which the kernel wrote them
    */
-  receive(buffer: ArrayBuffer, offsets: readonly number[]): void
+  receive(buffer: ArrayBuffer, offsets: RecordOffsets): void
   /** Whether it gets its records of a batch before others do that refer to them. */
   readonly early?: boolean
 }

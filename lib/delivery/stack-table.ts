@@ -6,7 +6,7 @@
  * whose stack was let go says so instead of showing another.
  */
 import { randomBytes } from 'node:crypto'
-import type { Stack } from '../capture/hit.js'
+import type { RecordOffsets, Stack } from '../capture/hit.js'
 import { STACK_FIELD, STACK_KEY_BYTES, type StackProgram } from '../capture/stack-code.js'
 import type { Native } from '../native.js'
 import { BPF_MAP_TYPE_HASH, createMap } from '../register/bpf-objects.js'
@@ -67,7 +67,7 @@ export class StackTable implements RecordSink {
   }
 
   /** Takes records of stacks out of a batch. */
-  receive(buffer: ArrayBuffer, offsets: readonly number[]): void {
+  receive(buffer: ArrayBuffer, offsets: RecordOffsets): void {
     const view = new DataView(buffer)
     for (const offset of offsets) {
       const key = keyOf(view, offset + STACK_FIELD.key)

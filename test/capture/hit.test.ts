@@ -226,8 +226,8 @@ test('decodes records of several sites by their slot', () => {
     ],
   )
   const counts = new Float64Array(2)
-  decoder.countSlots(two, [8, 8, 8], 1, 3, counts)
-  decoder.countSlots(one, [8], 0, 1, counts)
+  decoder.countSlots(two, Uint32Array.of(8, 8, 8), 1, 3, counts)
+  decoder.countSlots(one, Uint32Array.of(8), 0, 1, counts)
   assert.deepEqual([...counts], [1, 2])
   assert.throws(() => decoder.decode(batchOf(first, [{ slot: 2 }]), 8), RangeError)
 })

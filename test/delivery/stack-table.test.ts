@@ -27,7 +27,7 @@ function send(table: StackTable, number: number, addresses: number, kept = false
   view.setUint32(STACK_FIELD.kept, kept ? 1 : 0, true)
   view.setBigUint64(STACK_FIELD.key, BigInt(number), true)
   for (let index = 0; index < addresses; index++) view.setBigUint64(STACK_FIELD.addresses + 8 * index, BigInt(number + index), true)
-  table.receive(buffer, [0])
+  table.receive(buffer, Uint32Array.of(0))
 }
 
 /** Whether a hit finds the stack with a number, and has its addresses. */
