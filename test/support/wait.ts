@@ -3,12 +3,12 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 
-const PATIENCE_MS = 20_000
+const PATIENCE_MS = 60_000
 const POLL_MS = 2
 
 /**
  * Waits until `condition` gives a value other than `undefined` or `false`, and returns it.
- * @param what - named in the error after 20 seconds, which mean that it will never hold
+ * @param what - named in the error after a minute, which means that it will never hold: emulated machines that share a processor take seconds for what takes milliseconds elsewhere
  */
 export async function waitFor<T>(what: string, condition: () => T | undefined | false | Promise<T | undefined | false>): Promise<T> {
   const deadline = Date.now() + PATIENCE_MS
