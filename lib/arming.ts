@@ -9,7 +9,7 @@ import type { CounterClaims } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
 import { reached } from './counter/steps.js'
 import type { Ring } from './delivery/ring.js'
-import { SiteWork } from './progress.js'
+import type { SiteWork } from './progress.js'
 import type { Attachment, PartFailure } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { TargetProcess } from './target/process.js'
@@ -73,7 +73,7 @@ export class CountedArming implements Arming {
   }
 
   async resume(signal: AbortSignal): Promise<readonly string[]> {
-    await registerAll(this.attachment, signal)
+    await this.attachment.registerAgain(signal)
     this.pauseMap?.set(false)
     return []
   }
@@ -151,7 +151,7 @@ export class ClaimedArming implements Arming {
     const { taken } = this.held
     try {
       const warnings = taken ? await this.held.set(signal) : await this.held.take(signal)
-      if (!this.#registered) await registerAll(this.attachment, signal)
+      if (!this.#registered) await this.attachment.registerAgain(signal)
       this.#registered = true
       // Last, for all bits to be seen from one moment on: setting thousands takes seconds.
       this.pauseMap.set(false)
@@ -231,15 +231,4 @@ export class ClaimedArming implements Arming {
     if (this.#look !== null) clearTimeout(this.#look)
     this.#look = null
   }
-}
-
-/** Registers everything again, or nothing. */
-async function registerAll(attachment: Attachment, signal: AbortSignal): Promise<void> {
-  // What could not be closed would be forgotten, and stay.
-  if (attachment.parts.some(({ fds }) => fds.length > 0)) await attachment.unregister()
-  const failures = await attachment.register(SiteWork.quietly(signal))
-  const [first] = failures
-  if (first === undefined) return
-  await attachment.unregister()
-  throw first.error
 }

@@ -171,7 +171,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /**
    * Switches the probe on again. Does nothing if the probe is not paused; one that is throttled comes back by itself.
-   * @throws {UprobeError} as `tracer.attach`, when the kernel refuses; the probe stays paused then
+   * @throws {UprobeError} as `tracer.attach`, when the kernel refuses or a counter is negative; the probe stays paused then
    */
   resume(): Promise<void> {
     return this.#inTurn(async () => {

@@ -26,5 +26,6 @@ export function inFlags(message: string): string {
     .replace(/^Option (\w+)/, (all, name: string) => FLAGS.get(name) ?? all)
     .replace(/counter: '(kernel|msb)'/g, '--counter $1')
     .replace(/\bwith leaseDir\b/g, 'with --lease-dir')
+    .replace(/( sites, and |, or raise )maxSites\b/g, '$1--max-sites')
     .replace('give two probes, { from, to }', 'give --to')
 }

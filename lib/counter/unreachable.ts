@@ -35,16 +35,3 @@ export function unclaimable(where: string, pid: number, problem: PlaceProblem): 
     { site: where, pid },
   )
 }
-
-/** What to say of a counter that the kernel takes for negative. */
-export function negativeMessage(where: string, pid: number, value: number): string {
-  return (
-    `${where}: its counter reads 0x${value.toString(16)} in process ${pid}. The kernel takes that as negative and refuses to count. ` +
-    `Another tool set the most significant bit, or subtracted too much. \`uprobe repair ${pid}\` says what can be done.`
-  )
-}
-
-/** A counter that the kernel could not count on. */
-export function negativeCounter(where: string, pid: number, value: number): UprobeError {
-  return new UprobeError('ERR_UPROBE_COUNTER_NEGATIVE', negativeMessage(where, pid, value), { site: where, pid })
-}

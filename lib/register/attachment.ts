@@ -3,6 +3,7 @@
  *
  * The attachment arms them, verifies them, ends one when its process is gone, and takes everything back. It knows nothing of hits.
  */
+import { refuseNegative } from '../counter/negative.js'
 import { type FileFacts, type SiteTarget, verifySites } from '../counter/verify.js'
 import type { Native } from '../native.js'
 import { SiteWork } from '../progress.js'
@@ -95,6 +96,22 @@ export class Attachment {
   }
 
   /**
+   * Registers every part again, or nothing. In processes that are named the counters are looked at before, as they were at the first time.
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_NEGATIVE`, and why the kernel refuses a site
+   */
+  async registerAgain(signal: AbortSignal): Promise<void> {
+    const { parts } = this.with_
+    const work = SiteWork.quietly(signal)
+    // What could not be closed would be forgotten, and stay.
+    if (parts.some(({ fds }) => fds.length > 0)) await this.unregister()
+    for (const { target, facts, sites } of parts) if (target !== null) await refuseNegative(target, facts, sites, work)
+    const [first] = await this.register(work)
+    if (first === undefined) return
+    await this.unregister()
+    throw first.error
+  }
+
+  /**
    * Leaves out what was refused, so that it is not asked for again.
    * @returns the slots of the sites that are left in no part
    */
@@ -184,13 +201,16 @@ export class Attachment {
    * Registers the parts of one process anew on a thread that lives, if the one they are registered on has exited: the filter of a perf event looks for that
    * thread's address space, which is gone then (`__uprobe_perf_filter`, kernel/trace/trace_uprobe.c). The new registration is in before the old one goes.
    * @returns whether anything was moved
+   * @throws {UprobeError} `ERR_UPROBE_COUNTER_NEGATIVE`, with the old registration left in, which can go without a leak once the counter is put right; and as {@link registerAgain}
    */
   async moveToLivingThread(target: TargetProcess, signal: AbortSignal): Promise<boolean> {
     let moved = false
     for (const part of this.with_.parts) {
       if (part.target !== target || part.via !== 'perf' || part.tid === target.tid) continue
       const old = part.fds
-      const { fds, failures } = await this.#registerPart(part, SiteWork.quietly(signal))
+      const work = SiteWork.quietly(signal)
+      await refuseNegative(target, part.facts, part.sites, work)
+      const { fds, failures } = await this.#registerPart(part, work)
       part.fds = fds
       moved = true
       await closeRegistrations(this.with_.native, old)

@@ -5,8 +5,8 @@
  * asking again in ways that change nothing.
  */
 
+import { negativeMessage } from '../counter/negative.js'
 import { CLAIM, readCounterOf } from '../counter/read.js'
-import { negativeMessage } from '../counter/unreachable.js'
 import { EACCES, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOTSUPP, EPERM, ESRCH } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'

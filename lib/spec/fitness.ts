@@ -5,9 +5,10 @@
  * file, and counters by pages of the process.
  */
 import { release } from 'node:os'
+import { type CounterView, negativeCounter, readNegative } from '../counter/negative.js'
 import { counterPlaces, kernelFindsCounter } from '../counter/places.js'
-import { CLAIM, type FileCounter, readCounterOf } from '../counter/read.js'
-import { negativeCounter, unclaimable, unreachableByKernel } from '../counter/unreachable.js'
+import type { FileCounter } from '../counter/read.js'
+import { unclaimable, unreachableByKernel } from '../counter/unreachable.js'
 import type { FileFacts } from '../counter/verify.js'
 import { isGoBinary } from '../elf/symbols.js'
 import type { UprobeError } from '../errors.js'
@@ -17,16 +18,13 @@ import type { AttachSettings } from '../options.js'
 import { checkSite, type HazardContext } from '../register/hazards.js'
 import type { InstructionSource } from '../register/instruction-start.js'
 import { describeSite } from '../register/site.js'
-import { codeAddress, counterAddress, type Mapping, mappingsOf } from '../target/maps.js'
+import { codeAddress, type Mapping, mappingsOf } from '../target/maps.js'
 import { PagedMemory } from '../target/paged-memory.js'
 import type { TargetProcess } from '../target/process.js'
 import type { FoundSite } from './find-sites.js'
 
 /** A process, and where it maps the file in question. */
-interface ProcessView {
-  readonly target: TargetProcess
-  readonly memory: PagedMemory
-  readonly mappings: readonly Mapping[]
+interface ProcessView extends CounterView {
   /** All mappings, those that are no file's included. */
   readonly all: readonly Mapping[]
 }
@@ -104,23 +102,11 @@ export class SiteFitness {
     if (!kernelFindsCounter(mappings, counter)) {
       return unreachableByKernel(this.#where(site), target.pid, counterPlaces(all, mappings, counter).problem === null)
     }
-    const value = readNegative(view, counter)
+    const value = counter.refCtrOffset === null ? null : readNegative(view, counter.refCtrOffset)
     return value === null ? null : negativeCounter(this.#where(site), target.pid, value)
   }
 
   #where(site: FoundSite): string {
     return describeSite(site, this.#path)
   }
-}
-
-/**
- * The counter, if the kernel takes it for negative and it is no claim. Where a breakpoint was left in, the kernel accepts a registration all the same, and leaks a uprobe when that goes, since it cannot count
- * down (`update_ref_ctr` and `uprobe_write_opcode`, kernel/events/uprobes.c). Claims are guarded: the kernel refuses before it looks.
- */
-function readNegative({ target, memory, mappings }: ProcessView, { refCtrOffset }: FileCounter): number | null {
-  const address = refCtrOffset === null ? null : counterAddress(mappings, refCtrOffset)
-  const glimpse = address === null ? null : memory.u16(address)
-  if (refCtrOffset === null || glimpse === null || glimpse <= CLAIM) return null
-  const value = readCounterOf(target, mappings, refCtrOffset)
-  return value !== null && value > CLAIM ? value : null
 }

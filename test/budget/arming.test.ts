@@ -12,7 +12,6 @@ class Parts {
   readonly errors: unknown[] = []
   /** Thrown by the pause map. */
   failure: Error | null = null
-  open = false
   readonly pauseMap = {
     set: (paused: boolean) => {
       this.calls.push(paused ? 'ignore hits' : 'count hits')
@@ -31,23 +30,9 @@ class Parts {
     clear: async () => this.#note('clear', null),
     releaseLeases: () => undefined,
   }
-  readonly attachment: object
-
-  constructor() {
-    const isOpen = (): boolean => this.open
-    this.attachment = {
-      get parts() {
-        return [{ fds: isOpen() ? [1] : [] }]
-      },
-      register: async () => {
-        this.open = true
-        return this.#note('register', [])
-      },
-      unregister: async () => {
-        this.open = false
-        this.#note('unregister', null)
-      },
-    }
+  readonly attachment = {
+    registerAgain: async () => this.#note('register', undefined),
+    unregister: async () => this.#note('unregister', undefined),
   }
 
   claimed(): ClaimedArming {
@@ -93,13 +78,6 @@ test('hits of a counted probe are counted from when all is registered until befo
   parts.calls.length = 0
   await arming.disarm()
   assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'unregister'])
-})
-
-test('what could not be closed is closed before it is registered again', async () => {
-  const parts = new Parts()
-  parts.open = true
-  await parts.counted().resume(signal)
-  assert.deepEqual(parts.calls, ['unregister', 'register', 'count hits'])
 })
 
 test('a probe whose switch fails is taken out all the same', async () => {

@@ -12,7 +12,7 @@ import { type AttachOptions, type Probe, type ProbeStateChange, Tracer } from '.
 import { Attachment } from '../../lib/register/attachment.js'
 import { buildTarget } from '../support/build.js'
 import { leaseDirectory } from '../support/leases.js'
-import { counterValue, isArmed } from '../support/memory.js'
+import { counterValue, isArmed, writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote } from '../support/notes.js'
 import { registerForOwnProcess } from '../support/other-tracer.js'
@@ -291,6 +291,29 @@ test('a site that is refused when a throttled probe comes back: told, paused, an
   await probe.detach()
   assert.equal(errors.length, 1)
 })
+
+test(
+  'a counter that another tool made negative while a throttled probe was out: paused, and resumed when it is put right',
+  GCC,
+  async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'hot'))
+    const { fileOffset, refCtrOffset } = gatedNote(target.program, 't:hot')
+    // Without a budget: nobody else has it come back while the counter is being written, which would leak a uprobe.
+    const probe = await newTracer(t).attach(HOT, { pid: target.pid, countOnly: true })
+    const reasons = changesOf(probe)
+    await probe.sitOut()
+    writeCounter(target.pid, target.program, refCtrOffset, 0x8001)
+    const { errno } = await refused(probe.comeBack(), 'ERR_UPROBE_COUNTER_NEGATIVE')
+    assert.equal(errno, undefined)
+    assert.deepEqual([probe.state, probe.out, isArmed(target.pid, target.program, fileOffset)], ['paused', false, false])
+    await assertUnseenTime(probe)
+    writeCounter(target.pid, target.program, refCtrOffset, 0)
+    await probe.resume()
+    assert.equal(await target.askNumber('fires 1 10'), 10)
+    assert.equal(probe.stats().hits, 10)
+    assert.deepEqual(reasons, ['over-budget', 'refused', 'resume'])
+  },
+)
 
 test('a target that exits while its probe is out ends it, without an error', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'hot'))

@@ -18,6 +18,10 @@ for (const [message, said] of [
   ['Option maxGroups: give an integer from 1 to 7.', 'Option maxGroups: give an integer from 1 to 7.'],
   ["Detach that tracer, or use counter: 'kernel', which shares it.", 'Detach that tracer, or use --counter kernel, which shares it.'],
   ['Give one on a local file system with leaseDir.', 'Give one on a local file system with --lease-dir.'],
+  [
+    'usdt:t:maxSites* stands for 9 sites, and maxSites is 1. Narrow the pattern, or raise maxSites.',
+    'usdt:t:maxSites* stands for 9 sites, and --max-sites is 1. Narrow the pattern, or raise --max-sites.',
+  ],
   ['The filter says: Option sum', 'The filter says: Option sum'],
 ] as const) {
   test(`says ${said}`, () => assert.equal(inFlags(message), said))

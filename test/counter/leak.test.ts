@@ -7,8 +7,9 @@
  * In guests last (2): the uprobes that it leaks stay.
  */
 import assert from 'node:assert/strict'
+import { readdirSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
-import { counters, type RepairEntry, repair } from '../../lib/index.js'
+import { counters, type Probe, type RepairEntry, repair, type UprobeError } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
 import { HAS_MULTI } from '../support/features.js'
 import { kernelLogSince } from '../support/kernel-log.js'
@@ -17,6 +18,7 @@ import { counterValue, isArmed, writeBreakpoint, writeCounter } from '../support
 import { gatedNote, notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { detachComplete, newTracer, refused } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
 import { register } from './places.js'
 
 const GUEST = {
@@ -65,6 +67,37 @@ async function leaked(t: TestContext): Promise<Scene> {
         after,
         applied,
       ]),
+  }
+}
+
+/** A process with a probe of the package, and what leaks. */
+async function traced(t: TestContext): Promise<{
+  readonly target: Target
+  readonly probe: Probe
+  value(): number
+  write(value: number): void
+  armed(): boolean
+  /** Returns a function that gives what the kernel says to have leaked since. */
+  leaks(): () => string[]
+  repair(): Promise<unknown>
+}> {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const { program, pid } = target
+  const { fileOffset, refCtrOffset } = gatedNote(program, 't:gated')
+  const probe = await newTracer(t).attach('usdt:t:gated', { pid, registration: 'perf' })
+  // The youngest: a leader that has exited shows no memory.
+  const thread = (): number => Number(readdirSync(`/proc/${pid}/task`).at(-1))
+  return {
+    target,
+    probe,
+    value: () => counterValue(thread(), program, refCtrOffset),
+    write: (value) => writeCounter(thread(), program, refCtrOffset, value),
+    armed: () => isArmed(thread(), program, fileOffset),
+    leaks: () => {
+      const log = kernelLogSince('a probe under a negative counter')
+      return () => log().filter((line) => /leaking uprobe|decrement failed/.test(line))
+    },
+    repair: () => repair({ pid, dryRun: false, leaseDir: leaseDirectory() }),
   }
 }
 
@@ -142,3 +175,55 @@ test('a breakpoint that no uprobe made, under a negative counter: neither an att
     [],
   )
 })
+
+for (const [way, off, on] of [
+  ['resuming', (probe: Probe) => probe.pause(), (probe: Probe) => probe.resume()],
+  ['coming back to a budget', (probe: Probe) => probe.sitOut(), (probe: Probe) => probe.comeBack()],
+] as const) {
+  test(
+    `a counter that was made negative under a probe: it leaks once when the probe is taken out, and ${way} is refused, where it would leak again`,
+    GUEST,
+    async (t) => {
+      const { probe, value, write, armed, leaks, repair } = await traced(t)
+      write(0x8001)
+      await off(probe)
+      assert.deepEqual([value(), armed()], [0x8001, true])
+      const since = leaks()
+      for (let attempt = 0; attempt < 2; attempt++) {
+        await refused(attempt === 0 ? on(probe) : probe.resume(), 'ERR_UPROBE_COUNTER_NEGATIVE')
+        assert.deepEqual([probe.state, value(), armed()], ['paused', 0x8001, true])
+      }
+      assert.deepEqual(since(), [])
+      await repair()
+      assert.deepEqual([value(), armed()], [0, false])
+      await probe.resume()
+      assert.equal(value(), 1)
+      await probe.detach()
+      assert.deepEqual([value(), armed(), since()], [0, false, []])
+    },
+  )
+}
+
+test(
+  'a counter that was made negative under a probe whose leader thread exits: the probe is not moved, and nothing leaks once the counter is put right',
+  GUEST,
+  async (t) => {
+    const { target, probe, value, write, armed, leaks } = await traced(t)
+    const since = leaks()
+    const told: unknown[] = []
+    probe.on('error', (error) => told.push((error as UprobeError).code))
+    probe.on('state', ({ reason }) => told.push(reason))
+    write(0x8001)
+    assert.equal(await target.ask('leader-exit'), 'leader gone')
+    await waitFor('the exit of the leader to be noticed', () => told.length > 0)
+    assert.deepEqual(told, ['ERR_UPROBE_COUNTER_NEGATIVE'])
+    assert.deepEqual([value(), armed()], [0x8001, true])
+    write(1)
+    await probe.pause()
+    assert.deepEqual([value(), armed(), since()], [0, false, []])
+    await probe.resume()
+    assert.equal(await target.askNumber('gated 3'), 3)
+    await detachComplete(probe, 3)
+    assert.deepEqual([value(), armed(), since()], [0, false, []])
+  },
+)

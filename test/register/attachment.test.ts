@@ -91,3 +91,9 @@ it('says what many perf events cost, once, where the leader thread has exited', 
   assert.equal(warnings.length, 1)
   assert.match(warnings.join(), /^100 sites need a perf event each/)
 })
+
+it('closes what could not be closed before it registers it again', async () => {
+  const { attachment, opened, closed } = attachmentOf([{ via: 'perf', sites: sitesOf(1), fds: [3] }], LEADERLESS)
+  await attachment.registerAgain(new AbortController().signal)
+  assert.deepEqual([closed, opened.length, attachment.parts.map(({ fds }) => fds)], [[3], 1, [[1]]])
+})

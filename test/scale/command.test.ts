@@ -27,7 +27,7 @@ test('refuses them otherwise, and says what to give', GCC, async (t) => {
   const program = await startThousands(t)
   for (const command of [['trace'], ['count'], ['hist', '--arg', '0']]) {
     const refusal = failed(await uprobe(t, ...command, program.spec('*'), '-p', String(program.pid)), 1, 'ERR_UPROBE_TOO_MANY_SITES')
-    assert.match(refusal, /stands for 10000 sites, and maxSites is 1024/)
+    assert.match(refusal, /stands for 10000 sites, and --max-sites is 1024\. .* raise --max-sites\./)
     failed(await uprobe(t, ...command, program.spec('7??'), '-p', String(program.pid), '--max-sites', '99'), 1, 'ERR_UPROBE_TOO_MANY_SITES')
   }
   await assertSemaphores(program, 0, 1)
