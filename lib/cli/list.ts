@@ -32,6 +32,8 @@ function toJson(site: UsdtListing): object {
   }
 }
 
+/** Characters. */
+const BLOCK_LENGTH = 16_384
 const NOT_MAPPED = 'not mapped'
 
 /** What to say of a site's counter; a semaphore without a place in the file lies where the kernel never finds it. */
@@ -40,30 +42,42 @@ function counterColumn(site: UsdtListing): string {
   return site.semaphore === 0n ? 'no counter' : 'counter unreachable'
 }
 
-/** Sites as JSON, one a line. */
-function* jsonLines(sites: readonly UsdtListing[]): Generator<string> {
-  for (const site of sites) yield jsonLine(toJson(site))
-}
-
 /**
- * Sites for people, one a line, in aligned columns. There may be ten thousand: so a line is formed when it is printed and then forgotten, after a walk for the widths of
- * the columns; and what the file calls its probes is escaped one by one only where something in all of it needs that.
+ * Makes the function that forms a site's line for people, in aligned columns. What the file calls its probes is escaped one by one only where something in all of it needs
+ * that.
  */
-function* alignedLines(sites: readonly UsdtListing[]): Generator<string> {
+function aligner(sites: readonly UsdtListing[]): (site: UsdtListing) => string {
   const names = sites.map(({ name }) => name).join('')
   const shown = escapeForDisplay(names) === names ? (name: string): string => name : escapeForDisplay
   const [probeWidth, offsetWidth, counterWidth] = widthsOf(sites, shown)
   let before: UsdtListing | undefined
   let place = ''
   let args = ''
-  for (const site of sites) {
+  return (site) => {
     if (before?.path !== site.path || before.provider !== site.provider) place = placeOf(site)
     if (before?.args !== site.args) args = escapeForDisplay(site.args)
     before = site
     const offset = hex(site.fileOffset) ?? NOT_MAPPED
     const line = `${(place + shown(site.name)).padEnd(probeWidth)}  ${offset.padEnd(offsetWidth)}  ${counterColumn(site).padEnd(counterWidth)}  ${args}`
-    yield args === '' ? line.trimEnd() : line
+    return args === '' ? line.trimEnd() : line
   }
+}
+
+/**
+ * Some hundred lines at a time, each as one text. There may be ten thousand sites: a line is formed when it is printed and then forgotten, and what is done for each is
+ * done in this one loop, since no code is optimized before the listing ends.
+ */
+function* blocksOf(sites: readonly UsdtListing[], lineOf: (site: UsdtListing) => string): Generator<string> {
+  let block = ''
+  for (const site of sites) {
+    if (block.length > BLOCK_LENGTH) {
+      yield block
+      block = lineOf(site)
+    } else {
+      block += block === '' ? lineOf(site) : `\n${lineOf(site)}`
+    }
+  }
+  if (block !== '') yield block
 }
 
 /** The probe as `trace` takes it, up to its name. */
@@ -98,7 +112,7 @@ function widthsOf(sites: readonly UsdtListing[], shown: (name: string) => string
 export async function printList(target: string | number, pattern: string | undefined, json: boolean): Promise<void> {
   const output = new Output(process.stdout)
   const sites = await list(target, pattern)
-  await output.lines(json ? jsonLines(sites) : alignedLines(sites))
+  await output.lines(blocksOf(sites, json ? (site) => jsonLine(toJson(site)) : aligner(sites)))
   output.check()
 }
 
