@@ -12,7 +12,7 @@
  */
 import { badElf, decodeName } from './bad-elf.js'
 import type { ElfFile } from './elf-file.js'
-import { type Section, SHT_NOTE } from './headers.js'
+import { type ElfView, type Section, SHT_NOTE } from './headers.js'
 import { TimeSlice } from './time-slice.js'
 
 /** One USDT note. */
@@ -47,6 +47,8 @@ const MAX_NOTES = 131_072
 const MAX_NOTE_BYTES = 64 * 1024
 /** How much becomes text at once, which any note fits in. A name of more than 12 characters is a slice of it (V8), so whoever keeps the name keeps as much. */
 const WINDOW_BYTES = MAX_NOTE_BYTES + 4096
+/** How many notes are read before it is asked whether others want the thread. */
+const NOTES_AT_ONCE = 128
 const NOT_ASCII = /[^\0-\x7f]/
 
 /** Makes of a note, whose parts are those of {@link UsdtNote}, what is wanted of it; `null` if it is not wanted. */
@@ -78,8 +80,8 @@ export function readUsdtNotes(elf: ElfFile): Promise<UsdtNote[]> {
 /** Reads all USDT notes and returns what `make` makes of them, in the order of the file; throws as {@link readUsdtNotes}. */
 export async function collectUsdtNotes<T>(elf: ElfFile, make: NoteMaker<T>): Promise<T[]> {
   const base = elf.sections.find(({ name }) => name === '.stapsdt.base')
-  const made: T[] = []
-  const work: Work = { slice: new TimeSlice(), notes: 0 }
+  const work: Work<T> = { made: [], notes: 0 }
+  const slice = new TimeSlice()
   let total = 0n
   for (const section of elf.sections) {
     if (section.name !== SECTION || section.type !== SHT_NOTE) continue
@@ -88,101 +90,127 @@ export async function collectUsdtNotes<T>(elf: ElfFile, make: NoteMaker<T>): Pro
     if (total > BigInt(MAX_TOTAL_BYTES)) {
       throw badElf(elf.path, `${total} bytes of USDT notes, more than the ${MAX_TOTAL_BYTES} that are accepted`, section.offset)
     }
-    await collectFrom(elf, section, base, work, made, make)
+    const reader = new NoteReader(elf, section, await elf.readView(section.offset, Number(section.size)), base, work, make)
+    while (reader.readSome()) if (slice.isOver) await slice.rest()
   }
-  return made
+  return work.made
 }
 
 /** What the sections of a file have in common. */
-interface Work {
-  readonly slice: TimeSlice
+interface Work<T> {
+  readonly made: T[]
   /** How many USDT notes there were. */
   notes: number
 }
 
+/** How far a section was read. */
+interface State {
+  /** Where the next note begins. */
+  readonly next: number
+  /** A piece of the section, a character for each byte, and where it begins and ends. */
+  readonly text: string
+  readonly textStart: number
+  readonly textEnd: number
+  // What the next note mostly has as well; texts also as their bytes.
+  readonly provider: string
+  readonly providerBytes: string
+  readonly args: string
+  readonly argsBytes: string
+  readonly base: bigint
+  /** How far the program was moved since then. */
+  readonly moved: bigint
+}
+
+const START = { next: 0, text: '', textStart: 0, textEnd: 0, provider: '', providerBytes: '', args: '', argsBytes: '', base: 0n }
+
 /**
  * Goes through the notes of a section.
  *
- * A file may have ten thousand, and the first time V8 has no optimized code yet. What then counts is how many steps its interpreter takes, so this is one loop, and texts
- * are found and compared by methods of strings, which are compiled code; and how much is made, which its collector copies twice if it stays. So a text or a number
- * that notes have in common is kept as one.
+ * A file may have ten thousand, and the first time V8 has no optimized code yet. What then counts is how many steps its interpreter takes, so there is one loop, and texts
+ * are found and compared by methods of strings, which are compiled code; and how much is made, which its collector copies twice if it stays, so a text or a number that
+ * notes have in common is kept as one. The loop is not in the async function that waits between its parts, since V8 optimizes that later, and a process that ends waits for it.
  */
-async function collectFrom<T>(
-  elf: ElfFile,
-  section: Section,
-  baseSection: Section | undefined,
-  work: Work,
-  made: T[],
-  make: NoteMaker<T>,
-): Promise<void> {
-  const view = await elf.readView(section.offset, Number(section.size))
-  const { buffer, data, littleEndian } = view
-  const isWide = elf.bits === 64
-  const word = elf.bits / 8
-  const bad = (what: string, at: number): Error => badElf(elf.path, what, section.offset + BigInt(at))
-  // A piece of the section, a character for each byte, and where it begins and ends.
-  let text = ''
-  let textStart = 0
-  let textEnd = 0
-  // What the next note mostly has as well.
-  let provider = ''
-  let providerBytes = ''
-  let args = ''
-  let argsBytes = ''
-  let base = 0n
-  // How far the program was moved since then.
-  let moved = baseSection?.address ?? 0n
-  let steps = 0
-  let next = 0
-  for (let at = 0; at + HEAD_BYTES <= buffer.length; at = next) {
-    if (++steps % 128 === 0 && work.slice.isOver) await work.slice.rest()
-    const ownerBytes = data.getUint32(at, littleEndian)
-    const descBytes = data.getUint32(at + 4, littleEndian)
-    const start = at + HEAD_BYTES + ownerBytes + (-ownerBytes & 3)
-    const end = start + descBytes
-    next = end + (-descBytes & 3)
-    if (end > buffer.length) throw bad(`a note reaches beyond its section ${SECTION}`, at)
-    if (ownerBytes !== OWNER.length || data.getUint32(at + 8, littleEndian) !== TYPE) continue
-    if (end > textEnd) {
-      textStart = at
-      textEnd = Math.min(at + WINDOW_BYTES, buffer.length)
-      text = buffer.toString('latin1', at, textEnd)
-    }
-    if (!text.startsWith(OWNER, at + HEAD_BYTES - textStart)) continue
-    if (++work.notes > MAX_NOTES) throw bad(`more than the ${MAX_NOTES} USDT notes that are accepted`, start)
-    if (descBytes < 3 * word) throw bad(`a USDT note of ${descBytes} bytes is too short for its addresses`, start)
-    if (descBytes > MAX_NOTE_BYTES)
-      throw bad(`a USDT note of ${descBytes} bytes is longer than the ${MAX_NOTE_BYTES} that are accepted`, start)
+class NoteReader<T> {
+  #state: State
 
-    // Where each text begins, and behind the zero of the last one.
-    const providerAt = start + 3 * word - textStart
-    const nameAt = text.indexOf('\0', providerAt) + 1
-    const argsAt = nameAt === 0 ? 0 : text.indexOf('\0', nameAt) + 1
-    const textsEnd = argsAt === 0 ? 0 : text.indexOf('\0', argsAt) + 1
-    if (textsEnd === 0 || textsEnd > end - textStart)
-      throw bad(`a USDT note has ${unended(nameAt, argsAt, end - textStart)} that does not end within it`, start)
-    if (nameAt - 1 - providerAt !== providerBytes.length || !text.startsWith(providerBytes, providerAt)) {
-      providerBytes = text.slice(providerAt, nameAt - 1)
-      provider = decoded(providerBytes)
-    }
-    if (textsEnd - 1 - argsAt !== argsBytes.length || !text.startsWith(argsBytes, argsAt)) {
-      argsBytes = text.slice(argsAt, textsEnd - 1)
-      args = decoded(argsBytes)
-    }
-    const name = decoded(text.slice(nameAt, argsAt - 1))
-    const pc = isWide ? data.getBigUint64(start, littleEndian) : BigInt(data.getUint32(start, littleEndian))
-    const storedBase = isWide ? data.getBigUint64(start + 8, littleEndian) : BigInt(data.getUint32(start + 4, littleEndian))
-    const semaphore = isWide ? data.getBigUint64(start + 16, littleEndian) : BigInt(data.getUint32(start + 8, littleEndian))
-    if (storedBase !== base) {
-      base = storedBase
-      moved = baseSection === undefined ? 0n : baseSection.address - base
-    }
-    const vaddr = moved === 0n ? pc : wrap(elf, pc + moved)
-    const semaphoreVaddr = semaphore === 0n ? null : moved === 0n ? semaphore : wrap(elf, semaphore + moved)
-    const item = make(provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr)
-    if (item !== null) made.push(item)
+  constructor(
+    private readonly elf: ElfFile,
+    private readonly section: Section,
+    private readonly view: ElfView,
+    private readonly baseSection: Section | undefined,
+    private readonly work: Work<T>,
+    private readonly make: NoteMaker<T>,
+  ) {
+    this.#state = { ...START, moved: baseSection?.address ?? 0n }
   }
-  if (buffer.subarray(next).some((byte) => byte !== 0)) throw bad(`the last note of ${SECTION} is cut off`, next)
+
+  /** Goes through some notes; false if there were no more. */
+  readSome(): boolean {
+    const { elf, baseSection, work, make } = this
+    const { buffer, data, littleEndian } = this.view
+    const isWide = elf.bits === 64
+    const word = elf.bits / 8
+    // Local variables, which V8 reaches sooner than fields.
+    let { next, text, textStart, textEnd, provider, providerBytes, args, argsBytes, base, moved } = this.#state
+    for (let left = NOTES_AT_ONCE; left > 0; left--) {
+      const at = next
+      if (at + HEAD_BYTES > buffer.length) {
+        if (buffer.subarray(at).some((byte) => byte !== 0)) throw this.#bad(`the last note of ${SECTION} is cut off`, at)
+        return false
+      }
+      const ownerBytes = data.getUint32(at, littleEndian)
+      const descBytes = data.getUint32(at + 4, littleEndian)
+      const start = at + HEAD_BYTES + ownerBytes + (-ownerBytes & 3)
+      const end = start + descBytes
+      next = end + (-descBytes & 3)
+      if (end > buffer.length) throw this.#bad(`a note reaches beyond its section ${SECTION}`, at)
+      if (ownerBytes !== OWNER.length || data.getUint32(at + 8, littleEndian) !== TYPE) continue
+      if (end > textEnd) {
+        textStart = at
+        textEnd = Math.min(at + WINDOW_BYTES, buffer.length)
+        text = buffer.toString('latin1', at, textEnd)
+      }
+      if (!text.startsWith(OWNER, at + HEAD_BYTES - textStart)) continue
+      if (++work.notes > MAX_NOTES) throw this.#bad(`more than the ${MAX_NOTES} USDT notes that are accepted`, start)
+      if (descBytes < 3 * word) throw this.#bad(`a USDT note of ${descBytes} bytes is too short for its addresses`, start)
+      if (descBytes > MAX_NOTE_BYTES)
+        throw this.#bad(`a USDT note of ${descBytes} bytes is longer than the ${MAX_NOTE_BYTES} that are accepted`, start)
+
+      // Where each text begins, and behind the zero of the last one.
+      const providerAt = start + 3 * word - textStart
+      const nameAt = text.indexOf('\0', providerAt) + 1
+      const argsAt = nameAt === 0 ? 0 : text.indexOf('\0', nameAt) + 1
+      const textsEnd = argsAt === 0 ? 0 : text.indexOf('\0', argsAt) + 1
+      if (textsEnd === 0 || textsEnd > end - textStart)
+        throw this.#bad(`a USDT note has ${unended(nameAt, argsAt, end - textStart)} that does not end within it`, start)
+      if (nameAt - 1 - providerAt !== providerBytes.length || !text.startsWith(providerBytes, providerAt)) {
+        providerBytes = text.slice(providerAt, nameAt - 1)
+        provider = decoded(providerBytes)
+      }
+      if (textsEnd - 1 - argsAt !== argsBytes.length || !text.startsWith(argsBytes, argsAt)) {
+        argsBytes = text.slice(argsAt, textsEnd - 1)
+        args = decoded(argsBytes)
+      }
+      const name = decoded(text.slice(nameAt, argsAt - 1))
+      const pc = isWide ? data.getBigUint64(start, littleEndian) : BigInt(data.getUint32(start, littleEndian))
+      const storedBase = isWide ? data.getBigUint64(start + 8, littleEndian) : BigInt(data.getUint32(start + 4, littleEndian))
+      const semaphore = isWide ? data.getBigUint64(start + 16, littleEndian) : BigInt(data.getUint32(start + 8, littleEndian))
+      if (storedBase !== base) {
+        base = storedBase
+        moved = baseSection === undefined ? 0n : baseSection.address - base
+      }
+      const vaddr = moved === 0n ? pc : wrap(elf, pc + moved)
+      const semaphoreVaddr = semaphore === 0n ? null : moved === 0n ? semaphore : wrap(elf, semaphore + moved)
+      const item = make(provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr)
+      if (item !== null) work.made.push(item)
+    }
+    this.#state = { next, text, textStart, textEnd, provider, providerBytes, args, argsBytes, base, moved }
+    return true
+  }
+
+  #bad(what: string, at: number): Error {
+    return badElf(this.elf.path, what, this.section.offset + BigInt(at))
+  }
 }
 
 /** Which text of a note does not end before `end`: the name begins behind the zero of the provider, and the arguments behind that of the name, or at 0. */
