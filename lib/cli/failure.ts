@@ -2,7 +2,7 @@
  * How a command ends when it cannot do what was asked: one line on standard error, `uprobe: MESSAGE (CODE)`, for a filter with two more that point at the place,
  * or with `--json` one object `{"error":{"code":…,"message":…}}`, and the exit code: 2 for wrong usage, which another command line would mend, 1 for everything else.
  */
-import { CommanderError } from 'commander'
+import type { CommanderError } from 'commander'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import { inFlags } from './flag-names.js'
 import { jsonLine, singleLine } from './text.js'
@@ -22,13 +22,18 @@ interface Failure {
   exitCode: 1 | 2
 }
 
+/** By its code and not by its class, for which commander would have to be loaded. */
+function isOfCommander(error: unknown): error is CommanderError {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string' && error.code.startsWith('commander.')
+}
+
 /** Whether commander ended with help or version that was asked for: no failure. */
 export function wasAskedFor(error: unknown): boolean {
-  return error instanceof CommanderError && error.exitCode === 0
+  return isOfCommander(error) && error.exitCode === 0
 }
 
 function describe(error: unknown): Failure {
-  if (error instanceof CommanderError) {
+  if (isOfCommander(error)) {
     return { code: 'ERR_UPROBE_BAD_OPTION', message: error.message.replace(/^error: /, '').replaceAll('\n', ' '), exitCode: 2 }
   }
   if (error instanceof UprobeError) {
@@ -47,7 +52,7 @@ function describe(error: unknown): Failure {
 /** Reports what a command threw, and answers the exit code. */
 export function report(error: unknown, json: boolean): ExitCode {
   // `uprobe` alone: commander has printed the help to standard error already.
-  if (error instanceof CommanderError && error.code === 'commander.help') return 2
+  if (isOfCommander(error) && error.code === 'commander.help') return 2
   const { code, message, exitCode } = describe(error)
   if (json) {
     process.stderr.write(`${jsonLine({ error: { code, message } })}\n`)

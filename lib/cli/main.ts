@@ -5,8 +5,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { Command } from 'commander'
-import { packageRoot } from '../native.js'
+import type { Command } from 'commander'
 import { EXIT_CODES_HELP, type ExitCode, report, wasAskedFor } from './failure.js'
 import { Output } from './output.js'
 
@@ -29,6 +28,7 @@ Examples:
 ${EXIT_CODES_HELP}`
 
 function packageVersion(): string {
+  const { packageRoot } = require('../native.js') as typeof import('../native.js')
   const manifest: unknown = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8'))
   const hasVersion = typeof manifest === 'object' && manifest !== null && 'version' in manifest
   return hasVersion ? String(manifest.version) : 'unknown'
@@ -52,7 +52,8 @@ const COMMANDS: ReadonlyMap<string, () => (program: Command) => void> = new Map(
  * @param asked - takes the help or version that the arguments ask for
  */
 function createProgram(first: string | undefined, asked: string[]): Command {
-  const program = new Command('uprobe')
+  const { Command: ProgramCommand } = require('commander') as typeof import('commander')
+  const program = new ProgramCommand('uprobe')
     .description('Attach uprobes, return probes and USDT probes to running programs, and read their hits.')
     .version(packageVersion(), '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
@@ -72,7 +73,22 @@ function asksForJson(args: readonly string[]): boolean {
   return (end === -1 ? args : args.slice(0, end)).includes('--json')
 }
 
+/**
+ * Lists a file without commander, whose loading takes longer than the listing, where the arguments leave nothing to be decided: a path, a pattern or none, and
+ * `--json` or not. Answers false if they do.
+ */
+async function listPlainly([command, ...args]: readonly string[]): Promise<boolean> {
+  const [path, pattern, ...more] = args.filter((arg) => arg !== '--json')
+  const isPlain = command === 'list' && path !== undefined && more.length === 0
+  if (!isPlain || /^\d+$/.test(path) || path.startsWith('-') || pattern?.startsWith('-')) return false
+  const { printList } = require('./list.js') as typeof import('./list.js')
+  await printList(path, pattern, args.includes('--json'))
+  return true
+}
+
 async function run(args: readonly string[]): Promise<void> {
+  if (await listPlainly(args)) return
+  hearStandardError()
   const asked: string[] = []
   try {
     await createProgram(args[0], asked).parseAsync(args, { from: 'user' })
@@ -84,13 +100,17 @@ async function run(args: readonly string[]): Promise<void> {
   }
 }
 
-async function main(args: readonly string[]): Promise<ExitCode> {
-  // When standard error is gone there is nobody left to tell; the exit code still says how it ended.
+/** When standard error is gone there is nobody left to tell; the exit code still says how it ended. */
+function hearStandardError(): void {
   process.stderr.on('error', () => undefined)
+}
+
+async function main(args: readonly string[]): Promise<ExitCode> {
   try {
     await run(args)
     return 0
   } catch (error) {
+    hearStandardError()
     return report(error, asksForJson(args))
   }
 }

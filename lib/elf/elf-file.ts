@@ -51,14 +51,19 @@ const SECTION_NAME_BYTES = 64
 /** Longest piece that is read at once. */
 export const MAX_READ_BYTES = 16 * 1024 * 1024
 
+/** Addresses, from `start` to before `end`, that lie in the file at a distance of `shift`. */
+interface Stretch {
+  readonly start: bigint
+  readonly end: bigint
+  readonly shift: bigint
+}
+
 /** An open ELF file. */
 export class ElfFile {
   #segments: readonly Segment[] = []
   #sections: readonly Section[] = []
   /** Segments that are mapped, by address. */
   #loads: readonly Segment[] = []
-  /** The loads as numbers, four a load: vaddr, memorySize, fileSize, offset; empty if a bound is beyond what a number holds exactly. */
-  #bounds = new Float64Array(0)
   #holdsCode = true
   #closed = false
 
@@ -149,8 +154,6 @@ export class ElfFile {
     this.#segments = Array.from({ length: phnum }, (_, index) => parseSegment(segments, index * bytes.segment))
     // Sorting is stable: of two at one address the later, which is mapped over the earlier, stays behind it.
     this.#loads = this.#segments.filter(({ type }) => type === PT_LOAD).sort((a, b) => (a.vaddr < b.vaddr ? -1 : a.vaddr > b.vaddr ? 1 : 0))
-    const bounds = this.#loads.flatMap(({ vaddr, memorySize, fileSize, offset }) => [vaddr, memorySize, fileSize, offset].map(Number))
-    if (bounds.every((bound) => bound <= Number.MAX_SAFE_INTEGER / 2)) this.#bounds = Float64Array.from(bounds)
     if (shnum > 0) this.#sections = await this.#parseSections(tables.shoff, shnum, bytes.section, shstrndx)
     const code = this.#sections.filter(({ flags }) => (flags & SHF_ALLOC) !== 0n && (flags & SHF_EXECINSTR) !== 0n)
     this.#holdsCode = code.length === 0 || code.some(({ type }) => type !== SHT_NOBITS)
@@ -210,8 +213,8 @@ export class ElfFile {
     return MACHINE_NAMES.get(this.machine) ?? `machine ${this.machine}`
   }
 
-  /** The mapped segment that holds an address; of overlapping ones, the one that begins last. */
-  #loadAt(vaddr: bigint): Segment | null {
+  /** The mapped segment that begins last before or at an address, as an index of the loads; -1 if none does. */
+  #loadIndexAt(vaddr: bigint): number {
     let low = 0
     let high = this.#loads.length
     while (low < high) {
@@ -220,7 +223,12 @@ export class ElfFile {
       if (load !== undefined && load.vaddr <= vaddr) low = middle + 1
       else high = middle
     }
-    const load = this.#loads[low - 1]
+    return low - 1
+  }
+
+  /** The mapped segment that holds an address; of overlapping ones, the one that begins last. */
+  #loadAt(vaddr: bigint): Segment | null {
+    const load = this.#loads[this.#loadIndexAt(vaddr)]
     return load !== undefined && vaddr - load.vaddr < load.memorySize ? load : null
   }
 
@@ -229,30 +237,28 @@ export class ElfFile {
    * from the file (`.bss`), or the file holds debug symbols only, whose program headers describe the file that they were split from.
    */
   fileOffsetOf(vaddr: bigint): bigint | null {
-    const place = Number(vaddr)
-    if (this.#bounds.length > 0 && place <= Number.MAX_SAFE_INTEGER) return this.#exactOffsetOf(place)
-    const load = this.#loadAt(vaddr)
-    if (load === null || !this.#holdsCode || vaddr - load.vaddr >= load.fileSize) return null
-    const offset = vaddr - load.vaddr + load.offset
-    return offset < this.size ? offset : null
+    const stretch = this.#stretchAt(vaddr)
+    return stretch === null ? null : vaddr + stretch.shift
   }
 
-  /** The same in numbers, which is some times as fast: a file may have ten thousand notes, with two addresses each. */
-  #exactOffsetOf(vaddr: number): bigint | null {
-    const bounds = this.#bounds
-    let low = 0
-    let high = bounds.length / 4
-    while (low < high) {
-      const middle = (low + high) >>> 1
-      if ((bounds[4 * middle] ?? 0) <= vaddr) low = middle + 1
-      else high = middle
+  /** A function that answers as {@link fileOffsetOf}, and first looks where the last answer was: a file may have ten thousand probes, all in one segment. */
+  offsetFinder(): (vaddr: bigint) => bigint | null {
+    let stretch: Stretch | null = null
+    return (vaddr) => {
+      if (stretch === null || vaddr < stretch.start || vaddr >= stretch.end) stretch = this.#stretchAt(vaddr)
+      if (stretch === null) return null
+      // Code mostly is where its address says; then one number stands for both.
+      return stretch.shift === 0n ? vaddr : vaddr + stretch.shift
     }
-    const at = 4 * (low - 1)
-    if (at < 0 || !this.#holdsCode) return null
-    const distance = vaddr - (bounds[at] ?? 0)
-    if (distance >= (bounds[at + 1] ?? 0) || distance >= (bounds[at + 2] ?? 0)) return null
-    const offset = BigInt(distance + (bounds[at + 3] ?? 0))
-    return offset < this.size ? offset : null
+  }
+
+  #stretchAt(vaddr: bigint): Stretch | null {
+    const index = this.#loadIndexAt(vaddr)
+    const load = this.#loads[index]
+    if (load === undefined || !this.#holdsCode) return null
+    const ends = [load.vaddr + load.memorySize, load.vaddr + load.fileSize, load.vaddr + this.size - load.offset]
+    const end = ends.reduce((least, one) => (one < least ? one : least), this.#loads[index + 1]?.vaddr ?? ends[0] ?? 0n)
+    return vaddr < end ? { start: load.vaddr, end, shift: load.offset - load.vaddr } : null
   }
 
   /**

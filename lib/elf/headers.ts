@@ -67,32 +67,32 @@ export const MACHINE_NAMES: ReadonlyMap<number, string> = new Map([
 
 /** Reads fields in a file's class and byte order. */
 export class ElfView {
-  readonly #data: DataView
+  readonly data: DataView
 
   constructor(
     readonly buffer: Buffer,
     readonly littleEndian: boolean,
     readonly bits: 32 | 64,
   ) {
-    this.#data = new DataView(buffer.buffer, buffer.byteOffset, buffer.length)
+    this.data = new DataView(buffer.buffer, buffer.byteOffset, buffer.length)
   }
 
   u16(offset: number): number {
-    return this.#data.getUint16(offset, this.littleEndian)
+    return this.data.getUint16(offset, this.littleEndian)
   }
 
   u32(offset: number): number {
-    return this.#data.getUint32(offset, this.littleEndian)
+    return this.data.getUint32(offset, this.littleEndian)
   }
 
   u64(offset: number): bigint {
     // Buffer's own method makes three bigints of two halves.
-    return this.#data.getBigUint64(offset, this.littleEndian)
+    return this.data.getBigUint64(offset, this.littleEndian)
   }
 
   /** A field as wide as an address. */
   word(offset: number): bigint {
-    return this.bits === 64 ? this.u64(offset) : BigInt(this.u32(offset))
+    return this.bits === 64 ? this.data.getBigUint64(offset, this.littleEndian) : BigInt(this.u32(offset))
   }
 }
 

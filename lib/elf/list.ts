@@ -5,7 +5,7 @@ import { UprobeError } from '../errors.js'
 import { compileGlob } from '../glob.js'
 import { escapeForDisplay } from '../log.js'
 import { ElfFile } from './elf-file.js'
-import { readUsdtNotes } from './stapsdt.js'
+import { collectUsdtNotes } from './stapsdt.js'
 
 /** One site of a USDT probe. Addresses are as stored in the note; offsets are in the file, after all adjustments. */
 export interface UsdtListing {
@@ -41,15 +41,20 @@ export async function listFile(path: string, pattern?: string): Promise<UsdtList
 /** Lists the USDT probes of an open file; see {@link listFile}. */
 export async function listElf(elf: ElfFile, pattern?: string): Promise<UsdtListing[]> {
   const wanted = parsePattern(pattern)
-  return (await readUsdtNotes(elf))
-    .filter(({ provider, name }) => wanted(provider, name))
-    .map(({ provider, name, pc, base, semaphore, args, fileOffset, refCtrOffset }) => {
-      return { provider, name, path: elf.path, pc, base, semaphore, args, fileOffset, refCtrOffset }
-    })
+  const { path } = elf
+  const offsetOfCode = elf.offsetFinder()
+  const offsetOfCounter = elf.offsetFinder()
+  return collectUsdtNotes(elf, (provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr): UsdtListing | null => {
+    if (wanted !== null && !wanted(provider, name)) return null
+    const fileOffset = offsetOfCode(vaddr)
+    const refCtrOffset = semaphoreVaddr === null ? null : offsetOfCounter(semaphoreVaddr)
+    return { provider, name, path, pc, base, semaphore, args, fileOffset, refCtrOffset }
+  })
 }
 
-function parsePattern(pattern: string | undefined): (provider: string, name: string) => boolean {
-  if (pattern === undefined) return () => true
+/** The names that are wanted; `null` for all. */
+function parsePattern(pattern: string | undefined): ((provider: string, name: string) => boolean) | null {
+  if (pattern === undefined) return null
   const parts = pattern.split(':')
   const [provider, name] = parts
   if (parts.length !== 2 || !provider || !name) {

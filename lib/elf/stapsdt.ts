@@ -12,7 +12,7 @@
  */
 import { badElf, decodeName } from './bad-elf.js'
 import type { ElfFile } from './elf-file.js'
-import { align4, type ElfView, type Section, SHT_NOTE } from './headers.js'
+import { type ElfView, type Section, SHT_NOTE } from './headers.js'
 import { TimeSlice } from './time-slice.js'
 
 /** One USDT note. */
@@ -38,169 +38,190 @@ export interface UsdtNote {
 }
 
 const SECTION = '.note.stapsdt'
-const OWNER = Buffer.from('stapsdt\0')
+const OWNER = 'stapsdt\0'
 const TYPE = 3
 const HEAD_BYTES = 12
 /** Bounds on what a file may claim. The largest programs have some thousands of notes, of a hundred bytes or so each. */
 const MAX_TOTAL_BYTES = 16 * 1024 * 1024
 const MAX_NOTES = 131_072
 const MAX_NOTE_BYTES = 64 * 1024
+/** How much becomes text at once, which any note fits in. A name of more than 12 characters is a slice of it (V8), so whoever keeps the name keeps as much. */
+const WINDOW_BYTES = MAX_NOTE_BYTES + 4096
+/** How many notes are read before it is asked whether others want the thread. */
+const NOTES_AT_ONCE = 128
+const NOT_ASCII = /[^\0-\x7f]/
+
+/** Makes of a note, whose parts are those of {@link UsdtNote}, what is wanted of it; `null` if it is not wanted. */
+type NoteMaker<T> = (
+  provider: string,
+  name: string,
+  args: string,
+  pc: bigint,
+  base: bigint,
+  semaphore: bigint,
+  vaddr: bigint,
+  semaphoreVaddr: bigint | null,
+) => T | null
 
 /**
  * Reads all USDT notes, in the order of the file.
  * @throws {UprobeError} `ERR_UPROBE_BAD_ELF` if they are damaged, or more than 131,072 notes or 16 MiB
  */
-export async function readUsdtNotes(elf: ElfFile): Promise<UsdtNote[]> {
+export function readUsdtNotes(elf: ElfFile): Promise<UsdtNote[]> {
+  const offsetOfCode = elf.offsetFinder()
+  const offsetOfCounter = elf.offsetFinder()
+  return collectUsdtNotes(elf, (provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr): UsdtNote => {
+    const fileOffset = offsetOfCode(vaddr)
+    const refCtrOffset = semaphoreVaddr === null ? null : offsetOfCounter(semaphoreVaddr)
+    return { provider, name, args, pc, base, semaphore, vaddr, fileOffset, semaphoreVaddr, refCtrOffset }
+  })
+}
+
+/** Reads all USDT notes and returns what `make` makes of them, in the order of the file; throws as {@link readUsdtNotes}. */
+export async function collectUsdtNotes<T>(elf: ElfFile, make: NoteMaker<T>): Promise<T[]> {
   const base = elf.sections.find(({ name }) => name === '.stapsdt.base')
-  const sections = elf.sections.filter(({ name, type }) => name === SECTION && type === SHT_NOTE)
-  const notes: UsdtNote[] = []
+  const work: Work<T> = { made: [], notes: 0 }
   const slice = new TimeSlice()
   let total = 0n
-  for (const section of sections) {
+  for (const section of elf.sections) {
+    if (section.name !== SECTION || section.type !== SHT_NOTE) continue
     // Sections may overlap, so that what they claim together can be far more than the file.
     total += section.size
     if (total > BigInt(MAX_TOTAL_BYTES)) {
       throw badElf(elf.path, `${total} bytes of USDT notes, more than the ${MAX_TOTAL_BYTES} that are accepted`, section.offset)
     }
-    const view = await elf.readView(section.offset, Number(section.size))
-    const parser = new NoteParser(elf, view, base, section.offset)
-    let steps = 0
-    while (parser.next()) {
-      if (++steps % 128 === 0 && slice.isOver) await slice.rest()
-      if (!parser.isUsdt) continue
-      if (notes.length >= MAX_NOTES)
-        throw badElf(elf.path, `more than the ${MAX_NOTES} USDT notes that are accepted`, section.offset + BigInt(parser.start))
-      notes.push(parser.parse())
-    }
+    const reader = new NoteReader(elf, section, await elf.readView(section.offset, Number(section.size)), base, work, make)
+    while (reader.readSome()) if (slice.isOver) await slice.rest()
   }
-  return notes
+  return work.made
 }
 
+/** What the sections of a file have in common. */
+interface Work<T> {
+  readonly made: T[]
+  /** How many USDT notes there were. */
+  notes: number
+}
+
+/** How far a section was read. */
+interface State {
+  /** Where the next note begins. */
+  readonly next: number
+  /** A piece of the section, a character for each byte, and where it begins and ends. */
+  readonly text: string
+  readonly textStart: number
+  readonly textEnd: number
+  // What the next note mostly has as well; texts also as their bytes.
+  readonly provider: string
+  readonly providerBytes: string
+  readonly args: string
+  readonly argsBytes: string
+  readonly base: bigint
+  /** How far the program was moved since then. */
+  readonly moved: bigint
+}
+
+const START = { next: 0, text: '', textStart: 0, textEnd: 0, provider: '', providerBytes: '', args: '', argsBytes: '', base: 0n }
+
 /**
- * Goes through the notes of a section. A file may have ten thousand, and the first time V8 has no optimized code yet, so nothing is made for a note but the note itself: no
- * view, no generator, and one string for a provider that many share.
+ * Goes through the notes of a section.
+ *
+ * A file may have ten thousand, and the first time V8 has no optimized code yet. What then counts is how many steps its interpreter takes, so there is one loop, and texts
+ * are found and compared by methods of strings, which are compiled code; and how much is made, which its collector copies twice if it stays, so a text or a number that
+ * notes have in common is kept as one. The loop is not in the async function that waits between its parts, since V8 optimizes that later, and a process that ends waits for it.
  */
-class NoteParser {
-  /** Whether the note that `next` stepped over is a USDT note, and where its description begins and ends. */
-  isUsdt = false
-  start = 0
-  #end = 0
-  #nextAt = 0
-  /** Where the next text of the note begins. */
-  #at = 0
-  #lastBase = 0n
-  #provider = ''
-  #providerAt = 0
-  #providerEnd = 0
-  readonly #buffer: Buffer
+class NoteReader<T> {
+  #state: State
 
   constructor(
     private readonly elf: ElfFile,
+    private readonly section: Section,
     private readonly view: ElfView,
-    private readonly base: Section | undefined,
-    private readonly sectionOffset: bigint,
+    private readonly baseSection: Section | undefined,
+    private readonly work: Work<T>,
+    private readonly make: NoteMaker<T>,
   ) {
-    this.#buffer = view.buffer
+    this.#state = { ...START, moved: baseSection?.address ?? 0n }
   }
 
-  /** Steps over the next note; false if there is none. */
-  next(): boolean {
-    const { view } = this
-    const at = this.#nextAt
-    const buffer = this.#buffer
-    if (at + HEAD_BYTES > buffer.length) {
-      if (buffer.subarray(at).some((byte) => byte !== 0))
-        throw badElf(this.elf.path, `the last note of ${SECTION} is cut off`, this.sectionOffset + BigInt(at))
-      return false
-    }
-    const nameBytes = view.u32(at)
-    const descBytes = view.u32(at + 4)
-    const nameAt = at + HEAD_BYTES
-    this.start = nameAt + align4(nameBytes)
-    this.#end = this.start + descBytes
-    if (this.#end > buffer.length)
-      throw badElf(this.elf.path, `a note reaches beyond its section ${SECTION}`, this.sectionOffset + BigInt(at))
-    this.isUsdt = view.u32(at + 8) === TYPE && nameBytes === OWNER.length && this.#isOwner(nameAt)
-    this.#nextAt = this.start + align4(descBytes)
-    return true
-  }
-
-  #isOwner(at: number): boolean {
-    for (let index = 0; index < OWNER.length; index++) if (this.#buffer[at + index] !== OWNER[index]) return false
-    return true
-  }
-
-  /** The USDT note that `next` stepped over. */
-  parse(): UsdtNote {
-    const { elf, view, base, start } = this
+  /** Goes through some notes; false if there were no more. */
+  readSome(): boolean {
+    const { elf, baseSection, work, make } = this
+    const { buffer, data, littleEndian } = this.view
+    const isWide = elf.bits === 64
     const word = elf.bits / 8
-    const bytes = this.#end - start
-    if (bytes < 3 * word) throw this.#bad(`of ${bytes} bytes is too short for its addresses`)
-    if (bytes > MAX_NOTE_BYTES) throw this.#bad(`of ${bytes} bytes is longer than the ${MAX_NOTE_BYTES} that are accepted`)
-    const pc = view.word(start)
-    const storedBase = this.#base(start + word)
-    const semaphore = view.word(start + 2 * word)
-    this.#at = start + 3 * word
-    const provider = this.#providerName()
-    const name = this.#text('a name')
-    const args = this.#text('a list of arguments')
-    const moved = base === undefined ? 0n : base.address - storedBase
-    const vaddr = moved === 0n ? pc : wrap(elf, pc + moved)
-    const semaphoreVaddr = semaphore === 0n ? null : moved === 0n ? semaphore : wrap(elf, semaphore + moved)
-    return {
-      provider,
-      name,
-      args,
-      pc,
-      base: storedBase,
-      semaphore,
-      vaddr,
-      fileOffset: elf.fileOffsetOf(vaddr),
-      semaphoreVaddr,
-      refCtrOffset: semaphoreVaddr === null ? null : elf.fileOffsetOf(semaphoreVaddr),
+    // Local variables, which V8 reaches sooner than fields.
+    let { next, text, textStart, textEnd, provider, providerBytes, args, argsBytes, base, moved } = this.#state
+    for (let left = NOTES_AT_ONCE; left > 0; left--) {
+      const at = next
+      if (at + HEAD_BYTES > buffer.length) {
+        if (buffer.subarray(at).some((byte) => byte !== 0)) throw this.#bad(`the last note of ${SECTION} is cut off`, at)
+        return false
+      }
+      const ownerBytes = data.getUint32(at, littleEndian)
+      const descBytes = data.getUint32(at + 4, littleEndian)
+      const start = at + HEAD_BYTES + ownerBytes + (-ownerBytes & 3)
+      const end = start + descBytes
+      next = end + (-descBytes & 3)
+      if (end > buffer.length) throw this.#bad(`a note reaches beyond its section ${SECTION}`, at)
+      if (ownerBytes !== OWNER.length || data.getUint32(at + 8, littleEndian) !== TYPE) continue
+      if (end > textEnd) {
+        textStart = at
+        textEnd = Math.min(at + WINDOW_BYTES, buffer.length)
+        text = buffer.toString('latin1', at, textEnd)
+      }
+      if (!text.startsWith(OWNER, at + HEAD_BYTES - textStart)) continue
+      if (++work.notes > MAX_NOTES) throw this.#bad(`more than the ${MAX_NOTES} USDT notes that are accepted`, start)
+      if (descBytes < 3 * word) throw this.#bad(`a USDT note of ${descBytes} bytes is too short for its addresses`, start)
+      if (descBytes > MAX_NOTE_BYTES)
+        throw this.#bad(`a USDT note of ${descBytes} bytes is longer than the ${MAX_NOTE_BYTES} that are accepted`, start)
+
+      // Where each text begins, and behind the zero of the last one.
+      const providerAt = start + 3 * word - textStart
+      const nameAt = text.indexOf('\0', providerAt) + 1
+      const argsAt = nameAt === 0 ? 0 : text.indexOf('\0', nameAt) + 1
+      const textsEnd = argsAt === 0 ? 0 : text.indexOf('\0', argsAt) + 1
+      if (textsEnd === 0 || textsEnd > end - textStart)
+        throw this.#bad(`a USDT note has ${unended(nameAt, argsAt, end - textStart)} that does not end within it`, start)
+      if (nameAt - 1 - providerAt !== providerBytes.length || !text.startsWith(providerBytes, providerAt)) {
+        providerBytes = text.slice(providerAt, nameAt - 1)
+        provider = decoded(providerBytes)
+      }
+      if (textsEnd - 1 - argsAt !== argsBytes.length || !text.startsWith(argsBytes, argsAt)) {
+        argsBytes = text.slice(argsAt, textsEnd - 1)
+        args = decoded(argsBytes)
+      }
+      const name = decoded(text.slice(nameAt, argsAt - 1))
+      const pc = isWide ? data.getBigUint64(start, littleEndian) : BigInt(data.getUint32(start, littleEndian))
+      const storedBase = isWide ? data.getBigUint64(start + 8, littleEndian) : BigInt(data.getUint32(start + 4, littleEndian))
+      const semaphore = isWide ? data.getBigUint64(start + 16, littleEndian) : BigInt(data.getUint32(start + 8, littleEndian))
+      if (storedBase !== base) {
+        base = storedBase
+        moved = baseSection === undefined ? 0n : baseSection.address - base
+      }
+      const vaddr = moved === 0n ? pc : wrap(elf, pc + moved)
+      const semaphoreVaddr = semaphore === 0n ? null : moved === 0n ? semaphore : wrap(elf, semaphore + moved)
+      const item = make(provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr)
+      if (item !== null) work.made.push(item)
     }
+    this.#state = { next, text, textStart, textEnd, provider, providerBytes, args, argsBytes, base, moved }
+    return true
   }
 
-  /** All notes that one run of the linker left have the same base, so it is kept as one value. */
-  #base(at: number): bigint {
-    const base = this.view.word(at)
-    if (base !== this.#lastBase) this.#lastBase = base
-    return this.#lastBase
+  #bad(what: string, at: number): Error {
+    return badElf(this.elf.path, what, this.section.offset + BigInt(at))
   }
+}
 
-  /** The text at the current place, up to its zero. */
-  #text(what: string): string {
-    const buffer = this.#buffer
-    const from = this.#at
-    let at = from
-    let bits = 0
-    for (let byte = buffer[at]; at < this.#end && byte !== undefined && byte !== 0; byte = buffer[++at]) bits |= byte
-    if (at >= this.#end) throw this.#bad(`has ${what} that does not end within it`)
-    this.#at = at + 1
-    return bits < 0x80 ? buffer.toString('latin1', from, at) : decodeName(buffer, from, at)
-  }
+/** Which text of a note does not end before `end`: the name begins behind the zero of the provider, and the arguments behind that of the name, or at 0. */
+function unended(nameAt: number, argsAt: number, end: number): string {
+  if (nameAt === 0 || nameAt > end) return 'a provider'
+  return argsAt === 0 || argsAt > end ? 'a name' : 'a list of arguments'
+}
 
-  /** The same for the provider, which mostly is that of the note before. */
-  #providerName(): string {
-    const buffer = this.#buffer
-    const from = this.#at
-    const length = this.#providerEnd - this.#providerAt
-    let same = 0
-    // The zero is compared as well.
-    while (same <= length && from + same < this.#end && buffer[from + same] === buffer[this.#providerAt + same]) same++
-    if (same > length && length > 0) {
-      this.#at = from + same
-      return this.#provider
-    }
-    this.#provider = this.#text('a provider')
-    this.#providerAt = from
-    this.#providerEnd = this.#at - 1
-    return this.#provider
-  }
-
-  #bad(what: string): Error {
-    return badElf(this.elf.path, `a USDT note ${what}`, this.sectionOffset + BigInt(this.start))
-  }
+/** The text that these bytes are, each given as a character. */
+function decoded(bytes: string): string {
+  return NOT_ASCII.test(bytes) ? decodeName(Buffer.from(bytes, 'latin1')) : bytes
 }
 
 /** Addresses wrap around at the width of the class. */

@@ -6,6 +6,8 @@ import { execFileSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
+import { alignColumns } from '../../lib/cli/text.js'
+import { escapeForDisplay } from '../../lib/log.js'
 import { buildTarget } from '../support/build.js'
 import { assertSafeForTerminal, failed, jsonOf, linesOf, succeeded, uprobe } from '../support/cli.js'
 import { LAYOUT, type NotePlan, usdtFile } from '../support/elf-builder.js'
@@ -67,6 +69,51 @@ test('prints aligned columns for people: the probe as trace takes it, its offset
     `usdt:${path}:q:outside  not mapped  no counter`,
     `usdt:${path}:q:moved    0x1040      counter 0x2006       4@$1`,
   ])
+})
+
+test('aligns columns of any widths, and counts what is escaped as it is shown', async (t) => {
+  const plans = Array.from({ length: 60 }, (_, index): NotePlan => {
+    const semaphore = [0, PROBES + 2 * (index % 8), IMAGE + LAYOUT.bss.address][index % 3] ?? 0
+    return {
+      provider: `${index % 4 === 3 ? '\x1b' : 'p'}${'q'.repeat((index * 7) % 11)}`,
+      name: `${index % 5 === 4 ? 'n\n' : 'n'}${'m'.repeat((index * 5) % 13)}`,
+      args: index % 2 === 0 ? '8@%rax' : '',
+      pc: index % 6 === 5 ? 0x900000 : TEXT + index,
+      base: BASE,
+      semaphore,
+    }
+  })
+  for (const notes of [plans, plans.filter(({ name }) => !String(name).includes('\n')), plans.filter(({ pc }) => pc !== 0x900000)]) {
+    const path = fileWith(t, notes)
+    const sites = jsonOf(succeeded(await uprobe(t, 'list', path, '--json'))) as Array<Record<string, string | null>>
+    assert.equal(sites.length, notes.length)
+    const rows = sites.map(({ provider, name, args, semaphore, fileOffset, refCtrOffset }) => [
+      escapeForDisplay(`usdt:${path}:${provider}:${name}`),
+      fileOffset ?? 'not mapped',
+      refCtrOffset !== null ? `counter ${refCtrOffset}` : semaphore === '0x0' ? 'no counter' : 'counter unreachable',
+      args ?? '',
+    ])
+    assert.deepEqual(linesOf(succeeded(await uprobe(t, 'list', path))), alignColumns(rows))
+  }
+})
+
+test('takes its arguments in any order and behind --, and refuses more of them, or an option that it has not', async (t) => {
+  const path = fileWith(t, NOTES)
+  const all = succeeded(await uprobe(t, 'list', '--json', path, 'p:*'))
+  assert.equal(linesOf(all).length, 3)
+  for (const args of [
+    ['list', path, '--json', 'p:*'],
+    ['list', path, 'p:*', '--json'],
+    ['list', '--json', '--', path, 'p:*'],
+  ]) {
+    assert.equal(succeeded(await uprobe(t, ...args)), all)
+  }
+  failed(await uprobe(t, 'list', path, 'p:*', 'q:*'), 2, 'ERR_UPROBE_BAD_OPTION')
+  failed(await uprobe(t, 'list', path, '--jso'), 2, 'ERR_UPROBE_BAD_OPTION')
+  failed(await uprobe(t, 'list', '-p', path), 2, 'ERR_UPROBE_BAD_OPTION')
+  failed(await uprobe(t, 'list'), 2, 'ERR_UPROBE_BAD_OPTION')
+  failed(await uprobe(t, 'list', '99999999'), 2, 'ERR_UPROBE_BAD_OPTION')
+  failed(await uprobe(t, 'list', path, 'p'), 2, 'ERR_UPROBE_BAD_SPEC')
 })
 
 test('PATTERN chooses by provider and name; nothing found is success without a word, in both forms', async (t) => {

@@ -8,7 +8,7 @@ import { describe, test } from 'node:test'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { listFile } from '../../lib/elf/list.js'
 import { readUsdtNotes, type UsdtNote } from '../../lib/elf/stapsdt.js'
-import { buildElf, ET_REL, FORMATS, LAYOUT, type NotePlan, note, SHT, usdtFile, usdtNote } from '../support/elf-builder.js'
+import { buildElf, ET_REL, FORMATS, LAYOUT, type NotePlan, note, PF_RX, SHT, usdtFile, usdtNote } from '../support/elf-builder.js'
 import { tempDirectory } from '../support/temp.js'
 import { readingNeeds, refuses, writeElf } from './files.js'
 
@@ -152,6 +152,41 @@ test('decodes names as UTF-8 where they are, and byte for byte where not', async
       ['\ufffd', 'größe'],
       ['shop', 'aÿþ'],
     ],
+  )
+})
+
+test('gives every note of a long section what is its own, whatever those before it have', async (t) => {
+  // Together some hundred times what is decoded at once; texts of all lengths, equal to those before, or longer, shorter, or beginning alike.
+  const plans = Array.from({ length: 3000 }, (_, index) =>
+    plan(0, {
+      provider: `provider${'x'.repeat(index % 3 === 0 ? index % 700 : 5)}`,
+      name: `${index % 5 === 0 ? 'größe' : 'name'}${index}`,
+      args: index % 7 === 0 ? '8@%rsi '.repeat(index) : '-4@%edi',
+      pc: LAYOUT.text.address + (index % 256),
+      semaphore: index % 2 === 0 ? 0 : LAYOUT.probes.address + 2 * (index % 8),
+    }),
+  )
+  const notes = await notesIn(writeElf(t, usdtFile(LE64, 0, [plans]).bytes))
+  assert.deepEqual(
+    notes.map(({ provider, name, args, pc, semaphore, fileOffset }) => ({ provider, name, args, pc, semaphore, fileOffset })),
+    plans.map(({ provider, name, args, pc, semaphore }) => {
+      return { provider, name, args, pc: BigInt(pc), semaphore: BigInt(semaphore), fileOffset: BigInt(pc) }
+    }),
+  )
+})
+
+test('gives each of several sites its place in the segment that holds it, where segments overlap', async (t) => {
+  const segments = [
+    { flags: PF_RX, offset: 0x1000, vaddr: 0x1000, fileSize: 0x1000 },
+    { flags: PF_RX, offset: 0x3000, vaddr: 0x1800, fileSize: 0x100 },
+  ]
+  const sites = [0x17ff, 0x1800, 0x17fe, 0x18ff, 0x1900, 0x1000, 0x2000]
+  const content = Buffer.concat(sites.map((pc) => usdtNote(LE64, plan(0, { pc, semaphore: 0 }))))
+  const { bytes } = buildElf({ ...LE64, segments, sections: [{ name: '.note.stapsdt', type: SHT.note, content }] })
+  const notes = await notesIn(writeElf(t, Buffer.concat([bytes, Buffer.alloc(0x4000)])))
+  assert.deepEqual(
+    notes.map(({ fileOffset }) => fileOffset),
+    [0x17ffn, 0x3000n, 0x17fen, 0x30ffn, null, 0x1000n, null],
   )
 })
 
