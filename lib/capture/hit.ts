@@ -350,11 +350,13 @@ export class HitDecoder {
     stacks: HitStacks | null = null,
   ) {
     const sources = new Map<CaptureShape, HitSource>()
-    for (const shape of shapes) {
-      if (sources.has(shape)) continue
-      sources.set(shape, { shape, layout: layoutOf(shape), formats: formatsOf(shape), stacks: shape.stack ? stacks : null })
-    }
-    this.#sources = shapes.flatMap((shape) => sources.get(shape) ?? [])
+    this.#sources = shapes.map((shape) => {
+      const known = sources.get(shape)
+      if (known !== undefined) return known
+      const source = { shape, layout: layoutOf(shape), formats: formatsOf(shape), stacks: shape.stack ? stacks : null }
+      sources.set(shape, source)
+      return source
+    })
   }
 
   /** Adds 1 to `counts`, one a slot, for each of the records at `offsets`, from `start` up to `end`. */
