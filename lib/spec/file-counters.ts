@@ -23,6 +23,7 @@ export class FileCounters implements CounterMap {
   /** By address of the counter: its note, or all of them. */
   readonly #notes = new Map<number | bigint, NoteWithCounter | NoteWithCounter[]>()
   readonly #made = new Map<number | bigint, FileCounter>()
+  #anyShared = false
 
   private constructor(
     private readonly elf: ElfFile,
@@ -92,13 +93,17 @@ export class FileCounters implements CounterMap {
   }
 
   isShared(vaddr: bigint): boolean {
-    return Array.isArray(this.#notes.get(keyOf(vaddr)))
+    return this.#anyShared && Array.isArray(this.#notes.get(keyOf(vaddr)))
   }
 
   #add(key: number | bigint, note: NoteWithCounter): void {
     const known = this.#notes.get(key)
-    if (known === undefined) this.#notes.set(key, note)
-    else if (Array.isArray(known)) known.push(note)
+    if (known === undefined) {
+      this.#notes.set(key, note)
+      return
+    }
+    this.#anyShared = true
+    if (Array.isArray(known)) known.push(note)
     else this.#notes.set(key, [known, note])
   }
 
