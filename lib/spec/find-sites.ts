@@ -33,6 +33,43 @@ export interface FoundSite {
   readonly atEntry: boolean
 }
 
+/** A site of a note. There may be thousands, so what the note says is not copied. */
+class NoteSite implements FoundSite {
+  constructor(
+    private readonly note: UsdtNote,
+    readonly fileOffset: bigint,
+    private readonly prefix: string,
+  ) {}
+
+  get probe(): string {
+    return this.prefix + this.note.name
+  }
+
+  get origin(): SiteOrigin {
+    return 'note'
+  }
+
+  get vaddr(): bigint {
+    return this.note.vaddr
+  }
+
+  get counterVaddr(): bigint | null {
+    return this.note.semaphoreVaddr
+  }
+
+  get refCtrOffset(): bigint | null {
+    return this.note.refCtrOffset
+  }
+
+  get args(): string {
+    return this.note.args
+  }
+
+  get atEntry(): boolean {
+    return false
+  }
+}
+
 /** What a file yields. */
 export interface FoundSites {
   readonly sites: readonly FoundSite[]
@@ -71,23 +108,15 @@ async function findNotes(elf: ElfFile, provider: string, name: string, work: Sit
       prefix = `usdt:${provided}:`
     }
     if (!matches || !isName(note.name)) return undefined
-    const probe = prefix + note.name
-    if (note.fileOffset === null) {
+    const { fileOffset } = note
+    if (fileOffset === null) {
+      const probe = prefix + note.name
       skipped.push(
         `${escapeForDisplay(probe)}: its address 0x${note.vaddr.toString(16)} has no place in the file (a file of debug symbols?)`,
       )
       return undefined
     }
-    sites.push({
-      probe,
-      origin: 'note',
-      vaddr: note.vaddr,
-      fileOffset: note.fileOffset,
-      counterVaddr: note.semaphoreVaddr,
-      refCtrOffset: note.refCtrOffset,
-      args: note.args,
-      atEntry: false,
-    })
+    sites.push(new NoteSite(note, fileOffset, prefix))
     return undefined
   })
   return { sites, skipped, notes }

@@ -6,7 +6,7 @@
  */
 import type { Arch } from '../capture/operands.js'
 import { functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
-import type { StackShape } from '../capture/shape.js'
+import type { CaptureShape, StackShape } from '../capture/shape.js'
 import type { FileFacts } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { FileWindow } from '../elf/file-window.js'
@@ -105,7 +105,8 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
     if (numbered.length > 0) files.push({ file, facts, processes, sites: numbered })
   }
   work.end()
-  const sites = files.flatMap((file) => file.sites)
+  const none: readonly Site[] = []
+  const sites = none.concat(...files.map((file) => file.sites))
   if (sites.length === 0 && refusal !== null) throw refusal
   checkStrings(settings, sites)
   const siteOf = (slot: number): Omit<ProbeSite, 'targets'> => {
@@ -212,14 +213,50 @@ async function bindSites(
   const stacks = settings.stack ? await stacksOf(spec, settings.stackDepth, elf, found) : []
   const shapes = new Shapes(settings)
   const sites: Site[] = []
-  await work.each(found, ({ probe, vaddr, fileOffset, counterVaddr, refCtrOffset, args }) => {
-    const shape = shapes.of(parsed.get(args) ?? [], vaddr, symbols, stacks[sites.length] ?? null)
-    const slot = firstSlot + sites.length
-    const counted = settings.counter === 'kernel' ? refCtrOffset : null
-    sites.push({ slot, probe, vaddr, fileOffset, counterVaddr, counterOffset: refCtrOffset, refCtrOffset: counted, args, shape })
+  await work.each(found, (one) => {
+    const shape = shapes.of(parsed.get(one.args) ?? [], one.vaddr, symbols, stacks[sites.length] ?? null)
+    sites.push(new BoundSite(firstSlot + sites.length, one, settings.counter === 'kernel', shape))
     return undefined
   })
   return sites
+}
+
+/** A site with its slot. There may be thousands, so what was found is not copied. */
+class BoundSite implements Site {
+  constructor(
+    readonly slot: number,
+    private readonly found: FoundSite,
+    private readonly counted: boolean,
+    readonly shape: CaptureShape,
+  ) {}
+
+  get probe(): string {
+    return this.found.probe
+  }
+
+  get vaddr(): bigint {
+    return this.found.vaddr
+  }
+
+  get fileOffset(): bigint {
+    return this.found.fileOffset
+  }
+
+  get counterVaddr(): bigint | null {
+    return this.found.counterVaddr
+  }
+
+  get counterOffset(): bigint | null {
+    return this.found.refCtrOffset
+  }
+
+  get refCtrOffset(): bigint | null {
+    return this.counted ? this.found.refCtrOffset : null
+  }
+
+  get args(): string | null {
+    return this.found.args
+  }
 }
 
 /** How the stack is found at each site. A function that is named by its offset is looked for, since its caller is found in another place at its first instruction. */

@@ -106,7 +106,8 @@ describe('parseStat', () => {
   })
 
   it('tells a thread of the kernel by its flags', () => {
-    const text = (flags: number): string => `42 (a) S ${Array.from({ length: 49 }, (_, at) => String(at === 5 ? flags : at + 4)).join(' ')}\n`
+    const text = (flags: number): string =>
+      `42 (a) S ${Array.from({ length: 49 }, (_, at) => String(at === 5 ? flags : at + 4)).join(' ')}\n`
     assert.deepEqual([parseStat(text(0x20_8040)).kernel, parseStat(text(0x40_0000)).kernel], [true, false])
   })
 })
