@@ -8,6 +8,7 @@
 import { execFileSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { type AttachOptions, Tracer, UprobeError } from '../lib/index.js'
 import { isArmed } from '../test/support/memory.js'
 import { type Note, notesOf } from '../test/support/notes.js'
@@ -42,6 +43,8 @@ const ROUNDS = 15
 const SLOW_ROUNDS = 2
 /** What the same system calls take in plain C, times this. */
 const GOAL = 1.3
+/** A tick or two of the histogram of delays. */
+const TICKS_MS = 3
 /** Of other tracers, which take seconds. */
 const PEER_ROUNDS = 5
 
@@ -52,20 +55,27 @@ interface Comparison {
 }
 
 async function timeOurs(tracer: Tracer, subject: Subject, registration: Registration): Promise<Times> {
-  const delay = monitorEventLoopDelay({ resolution: 1 })
-  delay.enable()
-  const before = performance.now()
-  const probe = await tracer.attach(subject.spec, { ...subject.options, registration })
-  const attached = performance.now()
-  delay.disable()
+  const attach = await timed(() => tracer.attach(subject.spec, { ...subject.options, registration }))
   assertArmed(subject, true)
-  delay.enable()
-  const detaching = performance.now()
-  await probe.detach()
-  const detached = performance.now()
-  delay.disable()
+  const detach = await timed(() => attach.result.detach())
   assertArmed(subject, false)
-  return { attachMs: attached - before, detachMs: detached - detaching, stallMs: delay.max / 1e6 }
+  return { attachMs: attach.ms, detachMs: detach.ms, stallMs: Math.max(attach.stallMs, detach.stallMs) }
+}
+
+/**
+ * Runs `work`, with a histogram of its own: one that was disabled and enabled again takes what was between for a delay. A delay is seen at the tick that comes late, so there is one before the work, and one
+ * after it.
+ */
+async function timed<T>(work: () => Promise<T>): Promise<{ result: T; ms: number; stallMs: number }> {
+  const delays = monitorEventLoopDelay({ resolution: 1 })
+  delays.enable()
+  await sleep(TICKS_MS)
+  const before = performance.now()
+  const result = await work()
+  const ms = performance.now() - before
+  await sleep(TICKS_MS)
+  delays.disable()
+  return { result, ms, stallMs: delays.max / 1e6 }
 }
 
 /** Some hundred of them are looked at, each by a reading of its own. */

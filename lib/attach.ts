@@ -263,7 +263,7 @@ async function attachSteps(
     await attachment.moveToLivingThread(target, signal)
   }
   signal.throwIfAborted()
-  probe.start(leftOut, verified.targets)
+  probe.start(leftOut, verified.found)
   if (settings.signal !== null) probe.detachOnAbort(settings.signal)
   for (const warning of warnings) log.warn({ spec: spec.text }, warning)
   log.info({ spec: spec.text, sites: prepared.sites.length - leftOut.size, pids: settings.pids }, 'attached')
@@ -383,7 +383,7 @@ function settle(spec: ProbeSpec, failures: readonly SiteFailure[], total: number
 function settleVerification(spec: ProbeSpec, everyProcess: boolean, verified: ArmResult, total: number, warnings: string[]): void {
   warnings.push(...verified.warnings)
   if (verified.failures.length === 0) return
-  const armedSomewhere = [...verified.targets.values()].flat().some((target) => target.state === 'armed')
+  const armedSomewhere = verified.found.some(({ anyArmed }) => anyArmed)
   if (!everyProcess || !armedSomewhere) throwUnlessSomeAreLeft(spec, verified.failures, total)
   for (const { error } of verified.failures) warnings.push(error.message)
 }

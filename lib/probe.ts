@@ -12,6 +12,7 @@ import { SeenClock, type SeenState } from './budget/seen-clock.js'
 import type { Hit, HitDecoder, RecordOffsets } from './capture/hit.js'
 import type { Arrival } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
+import type { SiteFindings } from './counter/site-findings.js'
 import type { ProbeHolds } from './counter/table.js'
 import type { SiteTarget } from './counter/verify.js'
 import { HitBatch } from './delivery/batch.js'
@@ -71,7 +72,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** By slot, as far as somebody has asked for them. */
   readonly #sites: Array<(ProbeSite & { readonly targets: SiteTarget[] }) | undefined> = []
   #leftOut: ReadonlySet<number> = new Set()
-  #siteTargets: ReadonlyMap<number, readonly SiteTarget[]> = new Map()
+  #found: readonly SiteFindings[] = []
   readonly #laterWarnings = new Set<string>()
   /** Whether it last came back with something left out. */
   #cameBackInPart = false
@@ -205,12 +206,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   /** @internal All is armed: takes note of what was found, and of the slots whose sites were left out. */
-  start(leftOut: ReadonlySet<number>, targets: ReadonlyMap<number, readonly SiteTarget[]>): void {
+  start(leftOut: ReadonlySet<number>, found: readonly SiteFindings[]): void {
     this.#leftOut = leftOut
-    this.#siteTargets = targets
+    this.#found = found
     // Hits that came before have shown their sites.
     this.#sites.forEach((site, slot) => {
-      site?.targets.push(...(targets.get(slot) ?? []))
+      site?.targets.push(...this.#targetsOf(slot))
     })
   }
 
@@ -218,9 +219,14 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   siteOfSlot(slot: number): ProbeSite {
     const known = this.#sites[slot]
     if (known !== undefined) return known
-    const site = { ...this.#parts.siteOf(slot), targets: [...(this.#siteTargets.get(slot) ?? [])] }
+    const site = { ...this.#parts.siteOf(slot), targets: this.#targetsOf(slot) }
     this.#sites[slot] = site
     return site
+  }
+
+  /** The processes in which a site was looked at. */
+  #targetsOf(slot: number): SiteTarget[] {
+    return this.#found.flatMap((one) => one.get(slot) ?? [])
   }
 
   /** The slots of the sites that were not left out. */

@@ -76,10 +76,22 @@ export class SiteWork {
     return ++this.#looks % SITES_A_LOOK === 0 && this.#slice.isOver
   }
 
-  /** Counts a site. Returns whether it is time to {@link rest}. */
-  next(): boolean {
+  /**
+   * Takes a step with each of some things, and rests whenever it is due. A step that has to be waited for returns a promise; of thousands few do. (`for … of` in an async function makes an
+   * object at each turn, which the collector has to clear away while the event loop stands still.)
+   */
+  async each<T extends object>(things: readonly T[], step: (thing: T) => Promise<unknown> | undefined): Promise<void> {
+    for (let index = 0; index < things.length; index++) {
+      if (this.isDue) await this.rest()
+      const thing = things[index]
+      const waiting = thing === undefined ? undefined : step(thing)
+      if (waiting !== undefined) await waiting
+    }
+  }
+
+  /** Counts a site. */
+  count(): void {
     this.#done++
-    return this.isDue
   }
 
   /** Counts sites that went through at once, and tells. */

@@ -391,11 +391,13 @@ export class HitDecoder {
    */
   constructor(shapes: readonly CaptureShape[], siteOf: (slot: number) => ProbeSite, stacks: HitStacks | null = null) {
     const sources = new Map<CaptureShape, HitSource>()
-    for (const shape of shapes) {
-      if (sources.has(shape)) continue
-      sources.set(shape, sourceOf(shape, siteOf, shape.stack ? stacks : null))
-    }
-    this.#sources = shapes.flatMap((shape) => sources.get(shape) ?? [])
+    this.#sources = shapes.map((shape) => {
+      const known = sources.get(shape)
+      if (known !== undefined) return known
+      const source = sourceOf(shape, siteOf, shape.stack ? stacks : null)
+      sources.set(shape, source)
+      return source
+    })
   }
 
   /** Adds 1 to `counts`, one a slot, for each of the records at `offsets`, from `start` up to `end`. */

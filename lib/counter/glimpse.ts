@@ -5,7 +5,8 @@
  * seen in one and not in another; whatever does not look right here is therefore no finding, but a reason to look at that site alone (verify.ts).
  */
 import type { Site } from '../register/site.js'
-import { counterAddress, type Mapping } from '../target/maps.js'
+import type { Mapping } from '../target/maps.js'
+import { OffsetTable } from '../target/offset-table.js'
 import { PagedMemory } from '../target/paged-memory.js'
 import type { TargetProcess } from '../target/process.js'
 import { counterPlaces } from './places.js'
@@ -14,11 +15,16 @@ import type { FileFacts } from './verify.js'
 
 /** See the module's comment. */
 export class Glimpse {
+  /** Of the site that was seen armed last: the address of its instruction, and its counter. */
+  address = 0
+  counter: number | null = null
   readonly #memory: PagedMemory
+  readonly #code: OffsetTable
+  readonly #data: OffsetTable
   /** Where the kernel puts breakpoints, as of `armedOffsets`. */
-  readonly #eligible: readonly Mapping[]
-  /** By offset of the counter: its value, if that says exactly how many of its sites are armed. */
-  readonly #exact = new Map<bigint, number | null>()
+  readonly #eligible: OffsetTable
+  /** By offset of a counter that several sites share: its value, if that says exactly how many of them are armed. */
+  readonly #shared = new Map<bigint, number | null>()
 
   constructor(
     target: Pick<TargetProcess, 'readMemory'>,
@@ -27,41 +33,59 @@ export class Glimpse {
     private readonly mappings: readonly Mapping[],
   ) {
     this.#memory = new PagedMemory(target)
-    this.#eligible = mappings.filter(({ shared, writable }) => !shared && !writable)
+    this.#code = new OffsetTable(mappings.filter(({ executable }) => executable))
+    this.#data = new OffsetTable(mappings.filter(({ writable, shared }) => writable && !shared))
+    this.#eligible = new OffsetTable(mappings.filter(({ shared, writable }) => !shared && !writable))
   }
 
-  /** The counter of a site that is armed, and whose counter, if it has one, says so exactly; otherwise `null`. */
-  armedCounter(site: Site, address: bigint): { readonly counter: number | null } | null {
-    const original = this.facts.originals.get(site.fileOffset)
-    if (original === undefined || this.#memory.equals(address, original, BREAKPOINT_BYTES) !== false) return null
-    const counter = site.counterVaddr === null ? undefined : this.facts.counters.get(site.counterVaddr)
-    if (site.refCtrOffset === null) {
-      if (counter === undefined) return { counter: null }
-      const values = counterPlaces(this.all, this.mappings, counter).places.map((place) => this.#memory.u16(place.address))
-      return values.length > 0 && values.every((value) => value === CLAIM) ? { counter: CLAIM } : null
-    }
-    const value = this.#exactValue(site.refCtrOffset, counter?.sites ?? [])
-    return value === null ? null : { counter: value }
+  /** Whether a site is armed, and its counter, if it has one, says so exactly. */
+  seesArmed(site: Site): boolean {
+    const { fileOffset, counterVaddr, refCtrOffset } = site
+    const address = this.#code.addressOf(fileOffset)
+    const original = this.facts.originals.get(fileOffset)
+    if (address === null || original === undefined || this.#memory.equals(address, original, BREAKPOINT_BYTES) !== false) return false
+    this.address = address
+    if (refCtrOffset === null) return this.#seesClaim(counterVaddr)
+    this.counter =
+      counterVaddr === null || this.facts.counters.isShared(counterVaddr)
+        ? this.#sharedValue(refCtrOffset, counterVaddr)
+        : this.#exactValue(refCtrOffset, this.#armedCount(fileOffset, original))
+    return this.counter !== null
   }
 
-  #exactValue(refCtrOffset: bigint, sites: readonly CounterSite[]): number | null {
-    const known = this.#exact.get(refCtrOffset)
+  /** Whether a counter that the kernel does not count on, if there is one, is claimed in every place. */
+  #seesClaim(counterVaddr: bigint | null): boolean {
+    const counter = counterVaddr === null ? undefined : this.facts.counters.get(counterVaddr)
+    this.counter = counter === undefined ? null : CLAIM
+    if (counter === undefined) return true
+    const { places } = counterPlaces(this.all, this.mappings, counter)
+    return places.length > 0 && places.every((place) => this.#memory.u16(place.address) === CLAIM)
+  }
+
+  #sharedValue(refCtrOffset: bigint, counterVaddr: bigint | null): number | null {
+    const known = this.#shared.get(refCtrOffset)
     if (known !== undefined) return known
-    const place = counterAddress(this.mappings, refCtrOffset)
-    const value = place === null ? null : this.#memory.u16(place)
-    const exact = value !== null && value > 0 && value < CLAIM && value === this.#armed(sites) ? value : null
-    this.#exact.set(refCtrOffset, exact)
-    return exact
+    const sites: readonly CounterSite[] = counterVaddr === null ? [] : (this.facts.counters.get(counterVaddr)?.sites ?? [])
+    let armed = 0
+    for (const { fileOffset, original } of sites) armed += this.#armedCount(fileOffset, original)
+    const value = this.#exactValue(refCtrOffset, armed)
+    this.#shared.set(refCtrOffset, value)
+    return value
   }
 
-  /** How often the kernel has counted for these sites, as of `armedOffsets`. */
-  #armed(sites: readonly CounterSite[]): number {
+  /** The value of the counter, if it is that of so many armed sites. */
+  #exactValue(refCtrOffset: bigint, armed: number): number | null {
+    const place = this.#data.addressOf(refCtrOffset)
+    const value = place === null ? null : this.#memory.u16(place)
+    return value !== null && value > 0 && value < CLAIM && value === armed ? value : null
+  }
+
+  /** How often the kernel has counted for a site, as of `armedOffsets`. */
+  #armedCount(fileOffset: bigint, original: Uint8Array): number {
     let armed = 0
-    for (const { fileOffset, original } of sites) {
-      for (const { start, end, fileOffset: first } of this.#eligible) {
-        if (fileOffset < first || fileOffset - first >= end - start) continue
-        if (this.#memory.equals(start + fileOffset - first, original, BREAKPOINT_BYTES) === false) armed++
-      }
+    for (let index = 0; index < this.#eligible.length; index++) {
+      const address = this.#eligible.addressIn(index, fileOffset)
+      if (address !== null && this.#memory.equals(address, original, BREAKPOINT_BYTES) === false) armed++
     }
     return armed
   }

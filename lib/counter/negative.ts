@@ -42,12 +42,12 @@ export async function refuseNegative(target: TargetProcess, facts: FileFacts, si
   target.refreshThread()
   const mappings = mappingsOf(target.procDirectory, await target.maps(), facts.identity)
   const view = { target, memory: new PagedMemory(target), mappings }
-  for (const site of sites) {
-    if (work.isDue) await work.rest()
-    if (site.refCtrOffset === null || codeAddress(mappings, site.fileOffset) === null) continue
+  await work.each(sites, (site) => {
+    if (site.refCtrOffset === null || codeAddress(mappings, site.fileOffset) === null) return undefined
     const value = readNegative(view, site.refCtrOffset)
     if (value !== null) throw negativeCounter(describeSite(site, escapeForDisplay(facts.path)), target.pid, value)
-  }
+    return undefined
+  })
 }
 
 /** What to say of a counter that the kernel takes for negative. */

@@ -81,6 +81,17 @@ export interface FileCounter {
   readonly sites: readonly SharingSite[]
 }
 
+/** The counters of the sites of a probe, by their virtual address in the file. */
+export interface CounterMap {
+  readonly size: number
+  has(vaddr: bigint): boolean
+  get(vaddr: bigint): FileCounter | undefined
+  keys(): Iterable<bigint>
+  values(): Iterable<FileCounter>
+  /** Whether several sites share the counter; as quickly as it can be told of thousands. */
+  isShared(vaddr: bigint): boolean
+}
+
 /** A site that shares a counter, by its place in the file. */
 export interface SharingSite extends CounterSite {
   /** Virtual address of the instruction in the file. */

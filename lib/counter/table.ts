@@ -8,7 +8,7 @@
 import { UprobeError } from '../errors.js'
 import { type FileIdentity, identityKey } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
-import type { FileCounter } from './read.js'
+import type { CounterMap, FileCounter } from './read.js'
 
 /** How a counter is held: the kernel counts, or the package has claimed it by the most significant bit. */
 export type CounterMode = 'kernel' | 'msb'
@@ -39,7 +39,7 @@ export interface FileHolder extends Omit<CounterHolder, 'sites'> {
   readonly path: string
   readonly mode: CounterMode
   /** By their virtual address in the file. */
-  readonly counters: ReadonlyMap<bigint, FileCounter>
+  readonly counters: CounterMap
   /** Its sites in the file. */
   readonly sites: ReadonlyArray<HeldSite & { readonly counterVaddr: bigint | null }>
 }
@@ -90,7 +90,8 @@ function entriesOf(fileHolders: ReadonlySet<FileHolder>): TableEntry[] {
   for (const { identity, path, mode, counters, sites, tracer, isActive, processes } of fileHolders) {
     const sitesOf = new Map<bigint | null, HeldSite[]>([...counters.keys()].map((vaddr) => [vaddr, []]))
     for (const { counterVaddr, probe, fileOffset } of sites) sitesOf.get(counterVaddr)?.push({ probe, fileOffset })
-    for (const [vaddr, counter] of counters) {
+    for (const counter of counters.values()) {
+      const { vaddr } = counter
       const entry = entries.get(vaddr) ?? { identity, path, counter, mode, holders: new Set() }
       entries.set(vaddr, entry)
       entry.holders.add({ tracer, sites: sitesOf.get(vaddr) ?? [], isActive, processes })

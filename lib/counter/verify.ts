@@ -13,7 +13,8 @@ import { codeAddress, type FileIdentity, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { Glimpse } from './glimpse.js'
 import { counterPlaces } from './places.js'
-import { CLAIM, type FileCounter, inspectCounter, isArmed, readCounter } from './read.js'
+import { CLAIM, type CounterMap, inspectCounter, isArmed, readCounter } from './read.js'
+import { SiteFindings } from './site-findings.js'
 
 /**
  * What is known of a site in one process.
@@ -46,13 +47,12 @@ export interface FileFacts {
   readonly path: string
   readonly originals: OriginalBytes
   /** The counters of the probe's sites, by their virtual address in the file. */
-  readonly counters: ReadonlyMap<bigint, FileCounter>
+  readonly counters: CounterMap
 }
 
 /** What was found in one process. */
 export interface Verification {
-  /** By slot. */
-  readonly sites: ReadonlyMap<number, SiteTarget>
+  readonly sites: SiteFindings
   readonly failures: ReadonlyArray<{ readonly site: Site; readonly error: UprobeError }>
   readonly warnings: readonly string[]
 }
@@ -62,10 +62,11 @@ type Looked = Pick<TargetProcess, 'pid' | 'procDirectory' | 'maps' | 'readMemory
 
 /**
  * Reads back the sites of one file in one process.
+ * @param sites - in the order of their slots
  * @param work - leaves the event loop its turn; the sites are counted
  */
 export async function verifySites(target: Looked, facts: FileFacts, sites: readonly Site[], work: SiteWork): Promise<Verification> {
-  const found = new Map<number, SiteTarget>()
+  const found = new SiteFindings(target.pid, { first: sites[0]?.slot ?? 0, last: sites.at(-1)?.slot ?? -1 })
   const failures: Array<{ site: Site; error: UprobeError }> = []
   const warnings: string[] = []
   const all = await target.maps(true)
@@ -73,17 +74,11 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
   const readings = new Map<bigint, ReturnType<typeof inspectCounter>>()
   const path = escapeForDisplay(facts.path)
   const glimpse = new Glimpse(target, facts, all, mappings)
-  for (const site of sites) {
-    if (work.next()) await work.rest()
+  const lookClosely = (site: Site): void => {
     const address = codeAddress(mappings, site.fileOffset)
-    const seen = address === null ? null : glimpse.armedCounter(site, address)
-    if (seen !== null) {
-      found.set(site.slot, { pid: target.pid, state: 'armed', address, counter: seen.counter })
-      continue
-    }
     const where = describeSite(site, path)
     const note = (state: ArmedState, counter: number | null = null): void => {
-      found.set(site.slot, { pid: target.pid, state, address, counter })
+      found.note(site.slot, { pid: target.pid, state, address, counter })
     }
     const fail = (
       code: 'ERR_UPROBE_NOT_ARMED' | 'ERR_UPROBE_COUNTER_UNREACHABLE' | 'ERR_UPROBE_COUNTER_NEGATIVE' | 'ERR_UPROBE_COUNTER_NOT_RAISED',
@@ -98,20 +93,20 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
     }
     if (address === null) {
       note('not-mapped')
-      continue
+      return
     }
     const original = facts.originals.get(site.fileOffset)
     const armed = original === undefined ? null : isArmed(target, mappings, site.fileOffset, original)
     if (armed === null) {
       note('unverified')
-      continue
+      return
     }
     if (!armed) {
       fail(
         'ERR_UPROBE_NOT_ARMED',
         'the kernel accepted the probe, but the breakpoint is not there. Text on huge pages, or in a shared, writable or anonymous mapping, cannot be probed.',
       )
-      continue
+      return
     }
     if (site.refCtrOffset === null) {
       const claimed = site.counterVaddr === null ? undefined : facts.counters.get(site.counterVaddr)
@@ -120,7 +115,7 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
       const off = values.find((value) => value !== null && (value & CLAIM) === 0)
       if (off === undefined) note('armed', values[0] ?? null)
       else fail('ERR_UPROBE_COUNTER_NOT_RAISED', `its counter was claimed and reads ${off}. Another tool has written it.`, off)
-      continue
+      return
     }
     let reading = readings.get(site.refCtrOffset)
     if (reading === undefined) {
@@ -155,5 +150,11 @@ export async function verifySites(target: Looked, facts: FileFacts, sites: reado
       note('armed', reading.value)
     }
   }
+  await work.each(sites, (site) => {
+    work.count()
+    if (glimpse.seesArmed(site)) found.armed(site.slot, glimpse.address, glimpse.counter)
+    else lookClosely(site)
+    return undefined
+  })
   return { sites: found, failures, warnings }
 }

@@ -4,7 +4,8 @@
  * The attachment arms them, verifies them, ends one when its process is gone, and takes everything back. It knows nothing of hits.
  */
 import { refuseNegative } from '../counter/negative.js'
-import { type FileFacts, type SiteTarget, verifySites } from '../counter/verify.js'
+import type { SiteFindings } from '../counter/site-findings.js'
+import { type FileFacts, verifySites } from '../counter/verify.js'
 import type { Native } from '../native.js'
 import { SiteWork } from '../progress.js'
 import type { TargetFile } from '../target/file.js'
@@ -53,8 +54,8 @@ export interface PartFailure extends SiteFailure {
 export interface ArmResult {
   readonly failures: readonly SiteFailure[]
   readonly warnings: readonly string[]
-  /** By slot: the processes in which the site was looked at. */
-  readonly targets: ReadonlyMap<number, readonly SiteTarget[]>
+  /** What was found in each process, for the sites of one file each. */
+  readonly found: readonly SiteFindings[]
 }
 
 /** The registrations of one probe. */
@@ -165,7 +166,7 @@ export class Attachment {
   async verify(work: SiteWork): Promise<ArmResult> {
     const failures: SiteFailure[] = []
     const warnings: string[] = []
-    const targets = new Map<number, SiteTarget[]>()
+    const found: SiteFindings[] = []
     work.begin('verify', 0)
     for (const part of this.with_.parts) {
       const looked = part.target === null ? processesMapping(this.with_.native, part.facts.identity, work.signal) : [part.target]
@@ -178,16 +179,11 @@ export class Attachment {
         if (!target.isAlive() || target.addressSpaceGone()) continue
         for (const failure of result.failures) failures.push(failure)
         for (const warning of result.warnings) warnings.push(warning)
-        for (const [slot, found] of result.sites) {
-          if (work.isDue) await work.rest()
-          const known = targets.get(slot)
-          if (known === undefined) targets.set(slot, [found])
-          else known.push(found)
-        }
+        found.push(result.sites)
       }
     }
     work.end()
-    return { failures, warnings, targets }
+    return { failures, warnings, found }
   }
 
   /** Ends the parts of one process. */

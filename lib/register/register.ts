@@ -57,13 +57,13 @@ export interface Registration {
  */
 export async function registerSites(request: RegisterRequest): Promise<Registration> {
   const failures: SiteFailure[] = []
-  const sites: Site[] = []
-  for (const site of request.sites) {
-    if (request.work.isDue) await request.work.rest()
+  await request.work.each(request.sites, (site) => {
     const error = checkCounterOffset(site, request.file.path, request.pmu, request.via === 'perf' ? 32 : 64)
-    if (error === null) sites.push(site)
-    else failures.push({ site, error })
-  }
+    if (error !== null) failures.push({ site, error })
+    return undefined
+  })
+  const unfit = new Set(failures.map(({ site }) => site))
+  const sites = unfit.size === 0 ? request.sites : request.sites.filter((site) => !unfit.has(site))
   const fds: number[] = []
   try {
     if (sites.length > 0) {

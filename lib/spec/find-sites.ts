@@ -7,10 +7,10 @@
 import type { ElfFile } from '../elf/elf-file.js'
 import { readUsdtNotes, type UsdtNote } from '../elf/stapsdt.js'
 import { type ElfSymbol, findFunctions } from '../elf/symbols.js'
-import { TimeSlice } from '../elf/time-slice.js'
 import { UprobeError } from '../errors.js'
 import { compileGlob } from '../glob.js'
 import { escapeForDisplay } from '../log.js'
+import type { SiteWork } from '../progress.js'
 import type { ProbeSpec } from './spec.js'
 
 /** Why an address is taken for the start of an instruction. */
@@ -33,6 +33,43 @@ export interface FoundSite {
   readonly atEntry: boolean
 }
 
+/** A site of a note. There may be thousands, so what the note says is not copied. */
+class NoteSite implements FoundSite {
+  constructor(
+    private readonly note: UsdtNote,
+    readonly fileOffset: bigint,
+    private readonly prefix: string,
+  ) {}
+
+  get probe(): string {
+    return this.prefix + this.note.name
+  }
+
+  get origin(): SiteOrigin {
+    return 'note'
+  }
+
+  get vaddr(): bigint {
+    return this.note.vaddr
+  }
+
+  get counterVaddr(): bigint | null {
+    return this.note.semaphoreVaddr
+  }
+
+  get refCtrOffset(): bigint | null {
+    return this.note.refCtrOffset
+  }
+
+  get args(): string {
+    return this.note.args
+  }
+
+  get atEntry(): boolean {
+    return false
+  }
+}
+
 /** What a file yields. */
 export interface FoundSites {
   readonly sites: readonly FoundSite[]
@@ -43,10 +80,10 @@ export interface FoundSites {
 }
 
 /** Finds the sites of `spec` in `elf`. Throws `ERR_UPROBE_BAD_ELF`, and `ERR_UPROBE_IFUNC` for an exact name. */
-export async function findSites(spec: ProbeSpec, elf: ElfFile): Promise<FoundSites> {
+export async function findSites(spec: ProbeSpec, elf: ElfFile, work: SiteWork): Promise<FoundSites> {
   switch (spec.place.by) {
     case 'note':
-      return findNotes(elf, spec.place.provider, spec.place.name)
+      return findNotes(elf, spec.place.provider, spec.place.name, work)
     case 'symbol':
       return findBySymbol(spec, elf, spec.place.symbol, spec.place.offset)
     case 'offset':
@@ -54,34 +91,34 @@ export async function findSites(spec: ProbeSpec, elf: ElfFile): Promise<FoundSit
   }
 }
 
-async function findNotes(elf: ElfFile, provider: string, name: string): Promise<FoundSites> {
+async function findNotes(elf: ElfFile, provider: string, name: string, work: SiteWork): Promise<FoundSites> {
   const isProvider = compileGlob(provider)
   const isName = compileGlob(name)
   const sites: FoundSite[] = []
   const skipped: string[] = []
   const notes = await readUsdtNotes(elf)
-  const slice = new TimeSlice()
-  for (const [index, note] of notes.entries()) {
-    if (index % 128 === 127 && slice.isOver) await slice.rest()
-    if (!isProvider(note.provider) || !isName(note.name)) continue
-    const probe = `usdt:${note.provider}:${note.name}`
-    if (note.fileOffset === null) {
+  // Notes that follow each other mostly have one provider.
+  let provided: string | null = null
+  let matches = false
+  let prefix = ''
+  await work.each(notes, (note) => {
+    if (note.provider !== provided) {
+      provided = note.provider
+      matches = isProvider(provided)
+      prefix = `usdt:${provided}:`
+    }
+    if (!matches || !isName(note.name)) return undefined
+    const { fileOffset } = note
+    if (fileOffset === null) {
+      const probe = prefix + note.name
       skipped.push(
         `${escapeForDisplay(probe)}: its address 0x${note.vaddr.toString(16)} has no place in the file (a file of debug symbols?)`,
       )
-      continue
+      return undefined
     }
-    sites.push({
-      probe,
-      origin: 'note',
-      vaddr: note.vaddr,
-      fileOffset: note.fileOffset,
-      counterVaddr: note.semaphoreVaddr,
-      refCtrOffset: note.refCtrOffset,
-      args: note.args,
-      atEntry: false,
-    })
-  }
+    sites.push(new NoteSite(note, fileOffset, prefix))
+    return undefined
+  })
   return { sites, skipped, notes }
 }
 

@@ -7,7 +7,7 @@
 import { release } from 'node:os'
 import { type CounterView, negativeCounter, readNegative } from '../counter/negative.js'
 import { counterPlaces, kernelFindsCounter } from '../counter/places.js'
-import type { FileCounter } from '../counter/read.js'
+import { CLAIM, type FileCounter } from '../counter/read.js'
 import { unclaimable, unreachableByKernel } from '../counter/unreachable.js'
 import type { FileFacts } from '../counter/verify.js'
 import { isGoBinary } from '../elf/symbols.js'
@@ -19,12 +19,15 @@ import { checkSite, type HazardContext } from '../register/hazards.js'
 import type { InstructionSource } from '../register/instruction-start.js'
 import { describeSite } from '../register/site.js'
 import { codeAddress, type Mapping, mappingsOf } from '../target/maps.js'
+import { OffsetTable } from '../target/offset-table.js'
 import { PagedMemory } from '../target/paged-memory.js'
 import type { TargetProcess } from '../target/process.js'
 import type { FoundSite } from './find-sites.js'
 
 /** A process, and where it maps the file in question. */
 interface ProcessView extends CounterView {
+  /** Where the kernel finds counters (`valid_ref_ctr_vma`, kernel/events/uprobes.c). */
+  readonly counters: OffsetTable
   /** All mappings, those that are no file's included. */
   readonly all: readonly Mapping[]
 }
@@ -59,7 +62,9 @@ export class SiteFitness {
     const views: ProcessView[] = []
     for (const target of processes ?? []) {
       const all = await target.maps(true)
-      views.push({ target, memory: new PagedMemory(target), all, mappings: mappingsOf(target.procDirectory, all, facts.identity) })
+      const mappings = mappingsOf(target.procDirectory, all, facts.identity)
+      const counters = new OffsetTable(mappings.filter(({ writable, shared }) => writable && !shared))
+      views.push({ target, memory: new PagedMemory(target), all, mappings, counters })
     }
     return new SiteFitness(settings.counter, facts, views, {
       source,
@@ -80,7 +85,8 @@ export class SiteFitness {
 
   /** Whether the counter can be held as it is wanted, in every process that maps the code. */
   #checkCounter(site: FoundSite): UprobeError | null {
-    const counter = site.counterVaddr === null ? undefined : this.facts.counters.get(site.counterVaddr)
+    if (site.counterVaddr === null || this.#isPlain(site)) return null
+    const counter = this.facts.counters.get(site.counterVaddr)
     if (counter === undefined) return null
     if (this.counterMode === 'kernel' && counter.refCtrOffset === null && this.views.length === 0) {
       return unreachableByKernel(this.#where(site), null, true)
@@ -90,6 +96,17 @@ export class SiteFitness {
       if (error !== null) return error
     }
     return null
+  }
+
+  /** Whether the kernel finds the counter and takes it for no negative one, in every process, and that is seen at once: so it is with nearly all of the thousands that a library may have. */
+  #isPlain({ refCtrOffset }: FoundSite): boolean {
+    if (this.counterMode !== 'kernel' || refCtrOffset === null) return false
+    for (const { memory, counters } of this.views) {
+      const address = counters.addressOf(refCtrOffset)
+      const value = address === null ? null : memory.u16(address)
+      if (value === null || value > CLAIM) return false
+    }
+    return true
   }
 
   #checkCounterIn(view: ProcessView, site: FoundSite, counter: FileCounter): UprobeError | null {

@@ -14,21 +14,18 @@ export class OriginalCode implements OriginalBytes {
 
   constructor(private readonly window: FileWindow) {}
 
-  /** The bytes at a site, which {@link get} knows from then on. A promise where they have to be read. */
-  read(fileOffset: bigint): Uint8Array | Promise<Uint8Array> {
-    return this.window.holds(fileOffset, this.#common) ? this.#common : this.#read(fileOffset)
+  /** Learns the bytes at a site, which {@link get} knows from then on. A promise where they have to be read. */
+  learn(fileOffset: bigint): Promise<void> | undefined {
+    return this.window.holds(fileOffset, this.#common) ? undefined : this.#read(fileOffset)
   }
 
   get(fileOffset: bigint): Uint8Array {
-    return this.#others.get(fileOffset) ?? this.#common
+    return (this.#others.size === 0 ? undefined : this.#others.get(fileOffset)) ?? this.#common
   }
 
-  async #read(fileOffset: bigint): Promise<Uint8Array> {
+  async #read(fileOffset: bigint): Promise<void> {
     const bytes = await this.window.read(fileOffset, BREAKPOINT_BYTES)
     if (this.#common.length === 0) this.#common = Uint8Array.from(bytes)
-    if (bytes.every((byte, index) => byte === this.#common[index])) return this.#common
-    const own = Uint8Array.from(bytes)
-    this.#others.set(fileOffset, own)
-    return own
+    if (bytes.some((byte, index) => byte !== this.#common[index])) this.#others.set(fileOffset, Uint8Array.from(bytes))
   }
 }

@@ -6,12 +6,11 @@
  */
 import type { Arch } from '../capture/operands.js'
 import { functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
-import type { StackShape } from '../capture/shape.js'
-import type { FileCounter, SharingSite } from '../counter/read.js'
+import type { CaptureShape, StackShape } from '../capture/shape.js'
 import type { FileFacts } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { FileWindow } from '../elf/file-window.js'
-import { readUsdtNotes, type UsdtNote } from '../elf/stapsdt.js'
+import type { UsdtNote } from '../elf/stapsdt.js'
 import { findSymbolAddresses, functionContaining } from '../elf/symbols.js'
 import { UprobeError } from '../errors.js'
 import { escapeForDisplay, type Logger } from '../log.js'
@@ -24,6 +23,7 @@ import type { Site } from '../register/site.js'
 import type { TargetFile } from '../target/file.js'
 import type { TargetProcess } from '../target/process.js'
 import type { ResolvedFile } from '../target/resolve.js'
+import { FileCounters } from './file-counters.js'
 import { type FoundSite, findSites } from './find-sites.js'
 import { SiteFitness } from './fitness.js'
 import { OriginalCode } from './original-code.js'
@@ -88,7 +88,7 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
     )
   }
   const files: FileSites[] = []
-  const sites: Site[] = []
+  let slots = 0
   let refusal: UprobeError | null = null
   work.begin('check', total)
   for (const one of found) {
@@ -97,24 +97,16 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
     const facts = await readFacts(one, window, work)
     const source = elfInstructions(elf, elf.machine === MACHINES.arm64.machine ? 'arm64' : 'x64', window)
     const fitness = await SiteFitness.of({ native, settings, retprobe: spec.kind === 'uretprobe', source, elf, facts, processes })
-    const fit: FoundSite[] = []
-    for (const candidate of one.found) {
-      if (work.next()) await work.rest()
-      const checking = fitness.check(candidate)
-      const error = checking instanceof Promise ? await checking : checking
-      if (error === null) {
-        fit.push(candidate)
-      } else {
-        refusal ??= error
-        if (!spec.wildcard) throw error
-        warnings.push(`left out: ${error.message}`)
-      }
-    }
-    const numbered = await bindSites(request, arch, elf, fit, sites.length)
-    for (const site of numbered) sites.push(site)
+    const { fit, refused } = await checkSites(one.found, fitness, spec, work)
+    refusal ??= refused[0] ?? null
+    for (const { message } of refused) warnings.push(`left out: ${message}`)
+    const numbered = await bindSites(request, arch, elf, fit, slots)
+    slots += numbered.length
     if (numbered.length > 0) files.push({ file, facts, processes, sites: numbered })
   }
   work.end()
+  const none: readonly Site[] = []
+  const sites = none.concat(...files.map((file) => file.sites))
   if (sites.length === 0 && refusal !== null) throw refusal
   checkStrings(settings, sites)
   const siteOf = (slot: number): Omit<ProbeSite, 'targets'> => {
@@ -128,6 +120,31 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
   return { arch, files, sites, siteOf, warnings }
 }
 
+/** Divides sites into those that may be registered, and why others may not. Throws the first such reason, unless the specification is a pattern. */
+async function checkSites(
+  found: readonly FoundSite[],
+  fitness: SiteFitness,
+  spec: ProbeSpec,
+  work: SiteWork,
+): Promise<{ readonly fit: readonly FoundSite[]; readonly refused: readonly UprobeError[] }> {
+  const unfit = new Set<FoundSite>()
+  const refused: UprobeError[] = []
+  const settle = (site: FoundSite, error: UprobeError | null): void => {
+    if (error === null) return
+    if (!spec.wildcard) throw error
+    unfit.add(site)
+    refused.push(error)
+  }
+  await work.each(found, (site) => {
+    work.count()
+    const checking = fitness.check(site)
+    if (checking instanceof Promise) return checking.then((error) => settle(site, error))
+    settle(site, checking)
+    return undefined
+  })
+  return { fit: unfit.size === 0 ? found : found.filter((site) => !unfit.has(site)), refused }
+}
+
 async function findInFiles({ spec, files, work, log }: PrepareRequest, arch: Arch, warnings: string[]): Promise<FoundInFile[]> {
   const result: FoundInFile[] = []
   for (const resolved of files) {
@@ -135,7 +152,7 @@ async function findInFiles({ spec, files, work, log }: PrepareRequest, arch: Arc
     try {
       const elf = await resolved.file.elf()
       checkMachine(elf, arch)
-      const { sites, skipped, notes } = await findSites(spec, elf)
+      const { sites, skipped, notes } = await findSites(spec, elf, work)
       warnings.push(...skipped)
       if (sites.length > 0) result.push({ ...resolved, elf, found: sites, notes })
     } catch (error) {
@@ -170,52 +187,9 @@ function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: read
 /** Original bytes at the sites, and which sites of the file share a counter with them. */
 async function readFacts({ file, elf, found, notes }: FoundInFile, window: FileWindow, work: SiteWork): Promise<FileFacts> {
   const originals = new OriginalCode(window)
-  const wanted = new Set<bigint>()
-  for (const { fileOffset, counterVaddr } of found) {
-    if (work.isDue) await work.rest()
-    const reading = originals.read(fileOffset)
-    if (reading instanceof Promise) await reading
-    if (counterVaddr !== null && found.length !== notes?.length) wanted.add(counterVaddr)
-  }
-  const isWanted = found.length === notes?.length ? (): boolean => true : (vaddr: bigint): boolean => wanted.has(vaddr)
-  const any = found.some(({ counterVaddr }) => counterVaddr !== null)
-  const counters = any
-    ? await readCounters(elf, isWanted, notes ?? (await readUsdtNotes(elf)), originals, work)
-    : new Map<bigint, FileCounter>()
+  await work.each(found, ({ fileOffset }) => originals.learn(fileOffset))
+  const counters = await FileCounters.of(elf, found, notes, originals, work)
   return { identity: file.identity, path: file.path, originals, counters }
-}
-
-type GatheredCounter = FileCounter & { readonly sites: SharingSite[] }
-
-/** The counters of the sites, with every site of the file that shares them. */
-async function readCounters(
-  elf: ElfFile,
-  isWanted: (vaddr: bigint) => boolean,
-  notes: readonly UsdtNote[],
-  originals: OriginalCode,
-  work: SiteWork,
-): Promise<Map<bigint, FileCounter>> {
-  const counters = new Map<bigint, GatheredCounter>()
-  // Two notes of one address are one uprobe, which counts once. Most counters have one site, and need no set.
-  const places = new Map<GatheredCounter, Set<bigint>>()
-  for (const { semaphoreVaddr, refCtrOffset, provider, name, vaddr, fileOffset } of notes) {
-    if (work.isDue) await work.rest()
-    if (semaphoreVaddr === null || fileOffset === null || !isWanted(semaphoreVaddr)) continue
-    let counter = counters.get(semaphoreVaddr)
-    if (counter === undefined) {
-      const anonymousStart = refCtrOffset === null ? elf.anonymousStart(semaphoreVaddr) : null
-      counter = { vaddr: semaphoreVaddr, refCtrOffset, anonymousStart, provider, name, sites: [] }
-      counters.set(semaphoreVaddr, counter)
-    } else {
-      const known = places.get(counter) ?? new Set(counter.sites.map((site) => site.fileOffset))
-      places.set(counter, known)
-      if (known.has(fileOffset)) continue
-      known.add(fileOffset)
-    }
-    const original = originals.read(fileOffset)
-    counter.sites.push({ vaddr, fileOffset, original: original instanceof Promise ? await original : original })
-  }
-  return counters
 }
 
 /** Gives the sites of one file their slots, and binds their operands to the file's symbols. */
@@ -228,25 +202,61 @@ async function bindSites(
 ): Promise<Site[]> {
   const parsed = new Map<string | null, Operand[]>()
   const names = new Set<string>()
-  for (const { args } of found) {
-    if (work.isDue) await work.rest()
-    if (parsed.has(args)) continue
+  await work.each(found, ({ args }) => {
+    if (parsed.has(args)) return undefined
     const operands = operandsOf(spec, arch, args)
     parsed.set(args, operands)
     for (const name of symbolsOf(operands)) names.add(name)
-  }
+    return undefined
+  })
   const symbols = names.size === 0 ? new Map<string, bigint>() : await findSymbolAddresses(elf, names)
   const stacks = settings.stack ? await stacksOf(spec, settings.stackDepth, elf, found) : []
   const shapes = new Shapes(settings)
   const sites: Site[] = []
-  for (const { probe, vaddr, fileOffset, counterVaddr, refCtrOffset, args } of found) {
-    if (work.isDue) await work.rest()
-    const shape = shapes.of(parsed.get(args) ?? [], vaddr, symbols, stacks[sites.length] ?? null)
-    const slot = firstSlot + sites.length
-    const counted = settings.counter === 'kernel' ? refCtrOffset : null
-    sites.push({ slot, probe, vaddr, fileOffset, counterVaddr, counterOffset: refCtrOffset, refCtrOffset: counted, args, shape })
-  }
+  await work.each(found, (one) => {
+    const shape = shapes.of(parsed.get(one.args) ?? [], one.vaddr, symbols, stacks[sites.length] ?? null)
+    sites.push(new BoundSite(firstSlot + sites.length, one, settings.counter === 'kernel', shape))
+    return undefined
+  })
   return sites
+}
+
+/** A site with its slot. There may be thousands, so what was found is not copied. */
+class BoundSite implements Site {
+  constructor(
+    readonly slot: number,
+    private readonly found: FoundSite,
+    private readonly counted: boolean,
+    readonly shape: CaptureShape,
+  ) {}
+
+  get probe(): string {
+    return this.found.probe
+  }
+
+  get vaddr(): bigint {
+    return this.found.vaddr
+  }
+
+  get fileOffset(): bigint {
+    return this.found.fileOffset
+  }
+
+  get counterVaddr(): bigint | null {
+    return this.found.counterVaddr
+  }
+
+  get counterOffset(): bigint | null {
+    return this.found.refCtrOffset
+  }
+
+  get refCtrOffset(): bigint | null {
+    return this.counted ? this.found.refCtrOffset : null
+  }
+
+  get args(): string | null {
+    return this.found.args
+  }
 }
 
 /** How the stack is found at each site. A function that is named by its offset is looked for, since its caller is found in another place at its first instruction. */

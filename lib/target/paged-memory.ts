@@ -18,18 +18,18 @@ export class PagedMemory {
   constructor(private readonly target: Pick<TargetProcess, 'readMemory'>) {}
 
   /** The 16-bit number at an address; `null` if it cannot be read. Both supported architectures are little-endian. */
-  u16(address: bigint): number | null {
+  u16(address: bigint | number): number | null {
     const at = Number(address)
     const within = at % PAGE_BYTES
-    if (within === PAGE_BYTES - 1) return this.target.readMemory(address, 2)?.readUInt16LE(0) ?? null
+    if (within === PAGE_BYTES - 1) return this.target.readMemory(BigInt(address), 2)?.readUInt16LE(0) ?? null
     return this.#page(at - within)?.readUInt16LE(within) ?? null
   }
 
   /** Whether the memory at an address begins with the first `count` of `bytes`; `null` if it cannot be read. */
-  equals(address: bigint, bytes: Uint8Array, count: number): boolean | null {
+  equals(address: bigint | number, bytes: Uint8Array, count: number): boolean | null {
     const at = Number(address)
     const within = at % PAGE_BYTES
-    if (within + count > PAGE_BYTES) return this.target.readMemory(address, count)?.equals(bytes.subarray(0, count)) ?? null
+    if (within + count > PAGE_BYTES) return this.target.readMemory(BigInt(address), count)?.equals(bytes.subarray(0, count)) ?? null
     const page = this.#page(at - within)
     if (page === null) return null
     for (let index = 0; index < count; index++) if (page[within + index] !== bytes[index]) return false

@@ -24,6 +24,8 @@ export interface ProcessStat {
   readonly state: string
   /** Whether the thread has begun to exit. It becomes a zombie a moment later, after its memory and its perf events are gone (`do_exit`, kernel/exit.c). */
   readonly exiting: boolean
+  /** Whether it is a thread of the kernel, which has no memory of its own and maps nothing. */
+  readonly kernel: boolean
   /** Start time in clock ticks since boot (field 22). */
   readonly startTime: bigint
   /** Address of the program's code (field 26): 0 from the moment in which exec gives the process a new memory until the program is mapped there (`load_elf_binary`, fs/binfmt_elf.c). */
@@ -33,8 +35,9 @@ export interface ProcessStat {
 /** A program on a file system that hangs is not waited for longer. */
 const MAX_EXEC_MS = 1000
 
-/** PF_EXITING of include/linux/sched.h. */
+/** Flags of include/linux/sched.h. */
 const PF_EXITING = 0x4
+const PF_KTHREAD = 0x20_0000
 
 /** The fields of /proc/PID/stat from the third, the state, on. The command name before may hold anything, so they are counted from its last parenthesis. */
 export function statFields(text: string): string[] {
@@ -44,9 +47,11 @@ export function statFields(text: string): string[] {
 /** Parses /proc/PID/stat. */
 export function parseStat(text: string): ProcessStat {
   const fields = statFields(text)
+  const flags = Number(fields[6] ?? '0')
   return {
     state: fields[0] ?? '?',
-    exiting: (Number(fields[6] ?? '0') & PF_EXITING) !== 0,
+    exiting: (flags & PF_EXITING) !== 0,
+    kernel: (flags & PF_KTHREAD) !== 0,
     startTime: BigInt(fields[19] ?? '0'),
     startCode: BigInt(fields[23] ?? '0'),
   }
@@ -65,6 +70,11 @@ function ifGone<T>(error: unknown, what: string, value: T): T {
   const limit = limitError(error, `${what} cannot be read`)
   if (limit !== null || !isSystemCallError(error)) throw limit ?? error
   return value
+}
+
+/** Whether a pid is that of a thread of the kernel. */
+export function isKernelThread(pid: number): boolean {
+  return readStat(`/proc/${pid}`)?.kernel === true
 }
 
 function isDead(stat: ProcessStat | null): boolean {

@@ -9,7 +9,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { type FileIdentity, mappingsOf } from './maps.js'
-import { TargetProcess } from './process.js'
+import { isKernelThread, TargetProcess } from './process.js'
 
 const SLICE_MS = 4
 
@@ -23,7 +23,10 @@ export async function* processesMapping(native: Native, identity: FileIdentity, 
   for (const name of await readdir('/proc')) {
     if (!/^\d+$/.test(name)) continue
     signal?.throwIfAborted()
-    const target = openOrNull(native, Number(name))
+    const pid = Number(name)
+    // Often most of all.
+    if (isKernelThread(pid)) continue
+    const target = openOrNull(native, pid)
     if (target === null) continue
     try {
       if (await mapsCode(target, identity)) yield target

@@ -31,10 +31,16 @@ export function counterSites(path: string, notes: readonly Note[]): SharingSite[
   return notes.map(({ fileOffset }) => ({ fileOffset, vaddr: fileOffset, original: Buffer.from(fileBytes(path, fileOffset), 'hex') }))
 }
 
+class Counters extends Map<bigint, FileCounter> {
+  isShared(vaddr: bigint): boolean {
+    return (this.get(vaddr)?.sites.length ?? 0) > 1
+  }
+}
+
 /** What the package would know of the file for these notes; they share their counters with no others. */
 export function factsOf(path: string, notes: readonly Note[]): FileFacts {
   const { dev: device, ino: inode } = statSync(path, { bigint: true })
-  const counters = new Map<bigint, FileCounter>()
+  const counters = new Counters()
   for (const { refCtrOffset, provider, name } of notes) {
     if (refCtrOffset === null) continue
     const sharing = notes.filter((note) => note.refCtrOffset === refCtrOffset)

@@ -4,11 +4,13 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { setImmediate as nextTurn } from 'node:timers/promises'
+import { SiteFindings } from '../../lib/counter/site-findings.js'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { FileWindow } from '../../lib/elf/file-window.js'
 import { type ProgressStep, SiteWork } from '../../lib/progress.js'
 import { checkEvents } from '../../lib/register/many-events.js'
-import { type Mapping, mappingAt } from '../../lib/target/maps.js'
+import { codeAddress, type Mapping, mappingAt } from '../../lib/target/maps.js'
+import { OffsetTable } from '../../lib/target/offset-table.js'
 import { PagedMemory } from '../../lib/target/paged-memory.js'
 import { refused } from '../support/tracing.js'
 
@@ -76,11 +78,49 @@ test('the mapping of an address is found among those that surround it', () => {
   assert.equal(mappingAt([], 5n), null)
 })
 
+test('an offset is found in the first mapping that has it, as among all mappings', () => {
+  const mapping = (start: bigint, fileOffset: bigint): Mapping => ({ start, end: start + 0x1000n, fileOffset, executable: true }) as Mapping
+  const mappings = [mapping(0x7fff_ffff_d000n, 0x2000n), mapping(0x5000n, 0n), mapping(0x9000n, 0x2000n)]
+  const table = new OffsetTable(mappings)
+  for (const offset of [0n, 0xfffn, 0x1000n, 0x1fffn, 0x2000n, 0x2fffn, 0x3000n, 2n ** 63n]) {
+    const address = table.addressOf(offset)
+    assert.equal(address === null ? null : BigInt(address), codeAddress(mappings, offset), `0x${offset.toString(16)}`)
+    const all = mappings.flatMap((one) => codeAddress([one], offset) ?? [])
+    assert.deepEqual(mappings.flatMap((_, index) => table.addressIn(index, offset) ?? []).map(BigInt), all)
+  }
+  // Addresses that no number holds exactly, and offsets.
+  for (const inexact of [mapping(2n ** 56n, 0n), mapping(0x1000n, 2n ** 62n)]) {
+    const unknown = new OffsetTable([...mappings, inexact])
+    assert.deepEqual([unknown.length, unknown.addressOf(0n)], [0, null])
+  }
+})
+
+test('what was found of a site is kept by its slot', () => {
+  const findings = new SiteFindings(7, { first: 3, last: 6 })
+  const other = { pid: 7, state: 'not-armed', address: null, counter: null } as const
+  findings.note(4, other)
+  assert.equal(findings.anyArmed, false)
+  findings.armed(3, 0x7fff_ffff_f000, 2)
+  findings.armed(6, 0x1000, null)
+  assert.equal(findings.anyArmed, true)
+  assert.deepEqual(
+    [2, 3, 4, 5, 6, 7].map((slot) => findings.get(slot)),
+    [
+      undefined,
+      { pid: 7, state: 'armed', address: 0x7fff_ffff_f000n, counter: 2 },
+      other,
+      undefined,
+      { pid: 7, state: 'armed', address: 0x1000n, counter: null },
+      undefined,
+    ],
+  )
+})
+
 test('work tells of each step from nothing to all, and of nothing twice', async () => {
   const told: Array<[ProgressStep, number, number]> = []
   const work = new SiteWork(new AbortController().signal, (...report) => told.push(report))
   work.begin('check', 3)
-  work.next()
+  work.count()
   await work.rest()
   await work.rest()
   work.begin('register', 2)
@@ -98,6 +138,31 @@ test('work tells of each step from nothing to all, and of nothing twice', async 
     ['verify', 0, 0],
     ['verify', 4, 4],
   ])
+})
+
+test('work goes through things in order, waits for a step that asks for it, and rests in between', async () => {
+  const seen: number[] = []
+  let turns = 0
+  let going = true
+  const turn = async (): Promise<void> => {
+    for (; going; turns++) await nextTurn()
+  }
+  const turning = turn()
+  const things = Array.from({ length: 200 }, (_, number) => ({ number }))
+  await SiteWork.quietly(new AbortController().signal).each(things, ({ number }) => {
+    if (number % 50 === 0) return nextTurn().then(() => seen.push(number))
+    // So long that it is time for a rest at the next look.
+    for (const end = performance.now() + 0.2; performance.now() < end; );
+    seen.push(number)
+    return undefined
+  })
+  going = false
+  await turning
+  assert.deepEqual(
+    seen,
+    things.map(({ number }) => number),
+  )
+  assert.ok(turns > 4)
 })
 
 test('work rests for a turn of the event loop, and ends when it is aborted', async () => {

@@ -91,11 +91,23 @@ describe('the identity of a mapping', () => {
 describe('parseStat', () => {
   it('is not misled by a command name with parentheses, spaces and digits', () => {
     const fields = Array.from({ length: 49 }, (_, index) => String(index + 4))
-    assert.deepEqual(parseStat(`42 (a) Z 7 (b) R ${fields.join(' ')}\n`), { state: 'R', exiting: false, startTime: 22n, startCode: 26n })
+    assert.deepEqual(parseStat(`42 (a) Z 7 (b) R ${fields.join(' ')}\n`), {
+      state: 'R',
+      exiting: false,
+      kernel: false,
+      startTime: 22n,
+      startCode: 26n,
+    })
   })
 
   it('sees by its flags that a thread exits before it is a zombie', () => {
     const fields = Array.from({ length: 49 }, (_, index) => (index === 5 ? String(0x40_0004) : String(index + 4)))
     assert.equal(parseStat(`42 (a) R ${fields.join(' ')}\n`).exiting, true)
+  })
+
+  it('tells a thread of the kernel by its flags', () => {
+    const text = (flags: number): string =>
+      `42 (a) S ${Array.from({ length: 49 }, (_, at) => String(at === 5 ? flags : at + 4)).join(' ')}\n`
+    assert.deepEqual([parseStat(text(0x20_8040)).kernel, parseStat(text(0x40_0000)).kernel], [true, false])
   })
 })
