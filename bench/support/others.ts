@@ -57,13 +57,16 @@ export function holdBpftrace(workshop: Workshop, place: Place, action: string, s
 /** Registers of the first three arguments, as tracefs has them. */
 const ARGUMENTS = process.arch === 'arm64' ? ['%x0', '%x1', '%x2'] : ['%di', '%si', '%dx']
 
+/** How many events were defined. An event is taken back with the workshop, and until then its name is taken. */
+let events = 0
+
 /**
  * `perf stat` or `perf record`. perf takes uprobes only as events of tracefs, so one is defined first. tracefs is mounted in a mount namespace of perf's own, since it need
  * not be mounted on the machine.
  * @param reads - what the event reads: so many of the arguments a, b and text
  */
 export async function holdPerf(workshop: Workshop, command: readonly string[], place: Place, reads = 0): Promise<Holder> {
-  const event = `uprobe_bench_${process.pid}/${place.note.name}`
+  const event = `uprobe_bench_${process.pid}/${place.note.name}_${++events}`
   const [a, b, text] = ARGUMENTS
   const fields = [`a=${a}:s32`, `b=${b}:s32`, `text=+0(${text}):ustring`].slice(0, reads).join(' ')
   inTracefs(`echo 'p:${event} ${place.path}:${offsetOf(place.note)} ${fields}' >> ${TRACEFS}/uprobe_events`)
