@@ -318,6 +318,8 @@ export interface Native {
   fireDemo(index: number, big: bigint, text: string): boolean
   /** Reads the demo probe's semaphore in this process. */
   demoSemaphore(): number
+  /** Fires `usdt:uprobe:step` once in this process. */
+  fireStep(): void
   /** Fires `usdt:uprobe:selftest` `count` times on a new thread, and joins it. */
   fireSelfTest(count: number): void
 }

@@ -16,6 +16,8 @@ namespace {
   UPROBE_USDT_PROBE3("uprobe", "demo", "uprobe_demo_semaphore", "-4@%0 -8@%1 8@%2", index, big, text);
 }
 
+[[gnu::noinline]] void ProbeStep() { UPROBE_USDT_STEP("uprobe", "step"); }
+
 [[gnu::noinline]] void ProbeSelfTest() { UPROBE_USDT_PROBE0("uprobe", "selftest"); }
 
 Napi::Value FireDemo(const Napi::CallbackInfo& info) {
@@ -30,6 +32,11 @@ Napi::Value FireDemo(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value DemoSemaphore(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), uprobe_demo_semaphore); }
+
+Napi::Value FireStep(const Napi::CallbackInfo& info) {
+  ProbeStep();
+  return info.Env().Undefined();
+}
 
 Napi::Value FireSelfTest(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
@@ -49,6 +56,7 @@ Napi::Value FireSelfTest(const Napi::CallbackInfo& info) {
 void InitDemo(Napi::Env env, Napi::Object exports) {
   exports.Set("fireDemo", Napi::Function::New<FireDemo>(env, "fireDemo"));
   exports.Set("demoSemaphore", Napi::Function::New<DemoSemaphore>(env, "demoSemaphore"));
+  exports.Set("fireStep", Napi::Function::New<FireStep>(env, "fireStep"));
   exports.Set("fireSelfTest", Napi::Function::New<FireSelfTest>(env, "fireSelfTest"));
 }
 

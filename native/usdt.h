@@ -31,9 +31,9 @@
   }                                            \
   __attribute__((section(".probes"), used, visibility("hidden"))) volatile unsigned short SYMBOL = 0
 
-// The no-op and its note. SEMAPHORE is a symbol's name in quotes, or "0"; ARGUMENTS refers to asm operands, which the caller gives.
-#define UPROBE_USDT_ASM(PROVIDER, NAME, SEMAPHORE, ARGUMENTS)              \
-  "990: " UPROBE_USDT_NOP "\n"                                             \
+// An instruction, which is the no-op of nearly all, and its note. SEMAPHORE is a symbol's name in quotes, or "0"; ARGUMENTS refers to asm operands, which the caller gives.
+#define UPROBE_USDT_ASM(INSTRUCTION, PROVIDER, NAME, SEMAPHORE, ARGUMENTS) \
+  "990: " INSTRUCTION "\n"                                                 \
   ".pushsection .note.stapsdt,\"\",\"note\"\n"                             \
   ".balign 4\n"                                                            \
   ".4byte 992f-991f, 994f-993f, 3\n"                                       \
@@ -58,8 +58,15 @@
   ".endif\n"
 
 // A probe without arguments and without a semaphore.
-#define UPROBE_USDT_PROBE0(PROVIDER, NAME) __asm__ volatile(UPROBE_USDT_ASM(PROVIDER, NAME, "0", ""))
+#define UPROBE_USDT_PROBE0(PROVIDER, NAME) __asm__ volatile(UPROBE_USDT_ASM(UPROBE_USDT_NOP, PROVIDER, NAME, "0", ""))
+
+// A probe on an instruction that the kernel neither skips nor emulates, as that of a function mostly is: it is executed out of line, with a second trap behind it.
+#if defined(__x86_64__)
+#define UPROBE_USDT_STEP(PROVIDER, NAME) __asm__ volatile(UPROBE_USDT_ASM("xorl %%ecx, %%ecx", PROVIDER, NAME, "0", "") : : : "ecx", "cc")
+#else
+#define UPROBE_USDT_STEP(PROVIDER, NAME) __asm__ volatile(UPROBE_USDT_ASM("eor w9, w9, w9", PROVIDER, NAME, "0", "") : : : "x9")
+#endif
 
 // A probe with three arguments. FORMAT names their sizes and operands, as in "-4@%0 -8@%1 8@%2".
 #define UPROBE_USDT_PROBE3(PROVIDER, NAME, SEMAPHORE, FORMAT, FIRST, SECOND, THIRD) \
-  __asm__ volatile(UPROBE_USDT_ASM(PROVIDER, NAME, SEMAPHORE, FORMAT) : : "r"(FIRST), "r"(SECOND), "r"(THIRD))
+  __asm__ volatile(UPROBE_USDT_ASM(UPROBE_USDT_NOP, PROVIDER, NAME, SEMAPHORE, FORMAT) : : "r"(FIRST), "r"(SECOND), "r"(THIRD))

@@ -4,8 +4,9 @@
  * It depends on the machine (a trap takes ten times as long in a nested virtual machine), and on what is captured. So it is measured, once in the life of this process for each kind of capture: the probe
  * that the package's own addon has is attached to in this process alone, fired, and detached. A quarter is added: in a program whose caches are full of other things a hit takes longer than in a loop.
  *
- * That probe is a nop, which the kernel skips. Most other instructions it has executed out of line, with a second trap behind them (`uprobe_pre_sstep_notifier`, kernel/events/uprobes.c), so a hit of a
- * function counts as two; and so does a return probe, with one and a half more for the return.
+ * That probe is a nop, which the kernel skips. Most other instructions it has executed out of line, with a second trap behind them (`uprobe_pre_sstep_notifier`, kernel/events/uprobes.c), which in some virtual
+ * machines takes fifteen times as long as the first. So what that adds is measured by another probe of the addon, and counts for every function, though the kernel emulates some instructions that functions
+ * begin with; and a return probe has one trap and a half more for the return.
  *
  * Where it cannot be measured, as inside a pid namespace, a hit counts as expensive: a budget is then kept, and less is seen than might be.
  */
@@ -36,8 +37,8 @@ export interface HitCost {
 /** For a hit of a nop that could not be measured: what a slow one costs in a nested virtual machine. */
 export const GUESSED_NS = 10_000
 const MARGIN = 1.25
-/** How many hits of a nop one costs. */
-const AS_NOPS: Readonly<Record<HitKind['probe'], number>> = { usdt: 1, uprobe: 2, uretprobe: 3.5 }
+/** How many hits of a nop one costs, but for what it adds that an instruction is executed out of line. */
+const AS_NOPS: Readonly<Record<HitKind['probe'], number>> = { usdt: 1, uprobe: 1, uretprobe: 2.5 }
 /** Some milliseconds in all; between two rounds the event loop turns. */
 const ROUNDS = 21
 const FIRES = 50
@@ -45,28 +46,48 @@ const FIRES = 50
 const known = new Map<string, Promise<number>>()
 
 /** What a hit of this kind costs. Does not reject. */
-export async function hitCost(native: Native, kind: HitKind, newTracer: () => MeasuringTracer): Promise<HitCost> {
-  const { probe, ...capture } = kind
+export async function hitCost(native: Native, { probe, ...capture }: HitKind, newTracer: () => MeasuringTracer): Promise<HitCost> {
   const nops = AS_NOPS[probe]
-  const key = JSON.stringify(capture)
-  const measurement = known.get(key) ?? measure(native, capture, newTracer)
-  known.set(key, measurement)
   try {
-    return { ns: (await measurement) * MARGIN * nops, guessed: null }
+    const nop = await nopCost(native, newTracer, capture)
+    // A trap takes no less than another, whatever was measured.
+    const step = probe === 'usdt' ? 0 : Math.max(nop, await once('step', () => stepCost(native, newTracer)))
+    return { ns: (nops * nop + step) * MARGIN, guessed: null }
   } catch (error) {
-    // Want of a descriptor says nothing about the next time.
-    known.delete(key)
-    return { ns: GUESSED_NS * nops, guessed: error instanceof Error ? error : new Error(String(error)) }
+    return { ns: GUESSED_NS * (nops + (probe === 'usdt' ? 0 : 1)), guessed: error instanceof Error ? error : new Error(String(error)) }
   }
 }
 
-async function measure(native: Native, capture: Omit<HitKind, 'probe'>, newTracer: () => MeasuringTracer): Promise<number> {
+/** Measures once in the life of the process; after a failure again, since want of a descriptor says nothing about the next time. */
+async function once(key: string, measure: () => Promise<number>): Promise<number> {
+  const measurement = known.get(key) ?? measure()
+  known.set(key, measurement)
+  try {
+    return await measurement
+  } catch (error) {
+    known.delete(key)
+    throw error
+  }
+}
+
+function nopCost(native: Native, newTracer: () => MeasuringTracer, capture: Omit<HitKind, 'probe'>): Promise<number> {
+  return once(JSON.stringify(capture), () => costOf(newTracer, 'demo', capture, () => native.fireDemo(0, 0n, 'how long does a hit take?')))
+}
+
+/** What it adds to a hit that its instruction is executed out of line. */
+async function stepCost(native: Native, newTracer: () => MeasuringTracer): Promise<number> {
+  const capture = { strings: false, stack: false, countOnly: true }
+  const stepped = await costOf(newTracer, 'step', capture, () => native.fireStep())
+  return stepped - (await nopCost(native, newTracer, capture))
+}
+
+async function costOf(newTracer: () => MeasuringTracer, probe: string, capture: Omit<HitKind, 'probe'>, fire: () => void): Promise<number> {
   const { strings, stack, countOnly } = capture
-  const bare = await fireNs(native)
+  const bare = await fireNs(fire)
   const tracer = newTracer()
   try {
-    await tracer.attach('usdt:uprobe:demo', { pid: process.pid, path: addonPath(), strings: strings ? [2] : [], stack, countOnly })
-    const ns = (await fireNs(native)) - bare
+    await tracer.attach(`usdt:uprobe:${probe}`, { pid: process.pid, path: addonPath(), strings: strings ? [2] : [], stack, countOnly })
+    const ns = (await fireNs(fire)) - bare
     if (ns <= 0) throw new Error('the hits of the own probe took no time')
     return ns
   } finally {
@@ -74,12 +95,12 @@ async function measure(native: Native, capture: Omit<HitKind, 'probe'>, newTrace
   }
 }
 
-/** Nanoseconds of one call that fires the probe, if it is attached to: the median of some rounds. */
-async function fireNs(native: Native): Promise<number> {
+/** Nanoseconds of one call that fires a probe, if it is attached to: the median of some rounds. */
+async function fireNs(fire: () => void): Promise<number> {
   const rounds: number[] = []
   for (let round = 0; round < ROUNDS; round++) {
     const start = process.hrtime.bigint()
-    for (let fire = 0; fire < FIRES; fire++) native.fireDemo(fire, 0n, 'how long does a hit take?')
+    for (let fired = 0; fired < FIRES; fired++) fire()
     rounds.push(Number(process.hrtime.bigint() - start) / FIRES)
     await nextTurn()
   }
