@@ -58,8 +58,7 @@ function aligner(sites: readonly UsdtListing[]): (site: UsdtListing) => string {
     if (before?.args !== site.args) args = escapeForDisplay(site.args)
     before = site
     const offset = hex(site.fileOffset) ?? NOT_MAPPED
-    const line = `${(place + shown(site.name)).padEnd(probeWidth)}  ${offset.padEnd(offsetWidth)}  ${counterColumn(site).padEnd(counterWidth)}  ${args}`
-    return args === '' ? line.trimEnd() : line
+    return `${(place + shown(site.name)).padEnd(probeWidth)}  ${offset.padEnd(offsetWidth)}  ${counterColumn(site).padEnd(counterWidth)}  ${args}`.trimEnd()
   }
 }
 

@@ -122,8 +122,23 @@ export class ProcessClaim {
     file: ClaimedFile,
     counters: readonly FileCounter[],
   ): Promise<ProcessClaim | null> {
-    // In the middle of an exec the code is mapped while the data and the auxiliary vector are not there yet, which looks like a process that cannot be claimed.
-    await target.programMapped()
+    try {
+      return await ProcessClaim.#openNow(context, target, file, counters)
+    } catch (error) {
+      const outOfReach = error instanceof UprobeError && ['ERR_UPROBE_COUNTER_PLACE', 'ERR_UPROBE_TARGET_DENIED'].includes(error.code)
+      if (!outOfReach) throw error
+      // So it looks in the middle of an exec, when the code is mapped while the data and the auxiliary vector are not there yet.
+      await target.programMapped()
+      return ProcessClaim.#openNow(context, target, file, counters)
+    }
+  }
+
+  static async #openNow(
+    context: ClaimContext,
+    target: TargetProcess,
+    file: ClaimedFile,
+    counters: readonly FileCounter[],
+  ): Promise<ProcessClaim | null> {
     const found = await placesOf(target, file, counters)
     if (found.length === 0) return null
     const space = readSpace(target)

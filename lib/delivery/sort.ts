@@ -29,7 +29,8 @@ export function sortRecords(buffer: ArrayBuffer): Map<number, RecordOffsets> {
     word += BATCH_HEAD / 4 + 2 * (((words[word] ?? 0) + 7) >>> 3)
   }
   if (firstId === undefined) return new Map()
-  const all = offsets.subarray(0, records)
+  // Of longer records there are fewer, and what is not needed is not kept with them.
+  const all = 2 * records < offsets.length ? offsets.slice(0, records) : offsets.subarray(0, records)
   return mixed ? sortById(words, all) : new Map([[firstId, all]])
 }
 

@@ -45,8 +45,8 @@ const HEAD_BYTES = 12
 const MAX_TOTAL_BYTES = 16 * 1024 * 1024
 const MAX_NOTES = 131_072
 const MAX_NOTE_BYTES = 64 * 1024
-/** How much becomes text at once, which any note fits in. A name of more than 12 characters is a slice of it (V8), so whoever keeps the name keeps as much. */
-const WINDOW_BYTES = MAX_NOTE_BYTES + 4096
+/** How much becomes text at once, or a note that is longer. A name of more than 12 characters is a slice of it (V8), so whoever keeps the name keeps as much. */
+const WINDOW_BYTES = 4096
 /** How many notes are read before it is asked whether others want the thread. */
 const NOTES_AT_ONCE = 128
 const NOT_ASCII = /[^\0-\x7f]/
@@ -167,7 +167,7 @@ class NoteReader<T> {
       if (ownerBytes !== OWNER.length || data.getUint32(at + 8, littleEndian) !== TYPE) continue
       if (end > textEnd) {
         textStart = at
-        textEnd = Math.min(at + WINDOW_BYTES, buffer.length)
+        textEnd = Math.min(Math.max(at + WINDOW_BYTES, end), buffer.length)
         text = buffer.toString('latin1', at, textEnd)
       }
       if (!text.startsWith(OWNER, at + HEAD_BYTES - textStart)) continue

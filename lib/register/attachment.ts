@@ -105,7 +105,7 @@ export class Attachment {
     const work = SiteWork.quietly(signal)
     // What could not be closed would be forgotten, and stay.
     if (parts.some(({ fds }) => fds.length > 0)) await this.unregister()
-    for (const { target, facts, sites } of parts) if (target !== null) await refuseNegative(target, facts, sites, work)
+    await refuseNegative(parts, work)
     const [first] = await this.register(work)
     if (first === undefined) return
     await this.unregister()
@@ -197,16 +197,14 @@ export class Attachment {
    * Registers the parts of one process anew on a thread that lives, if the one they are registered on has exited: the filter of a perf event looks for that
    * thread's address space, which is gone then (`__uprobe_perf_filter`, kernel/trace/trace_uprobe.c). The new registration is in before the old one goes.
    * @returns whether anything was moved
-   * @throws {UprobeError} `ERR_UPROBE_COUNTER_NEGATIVE`, with the old registration left in, which can go without a leak once the counter is put right; and as {@link registerAgain}
    */
   async moveToLivingThread(target: TargetProcess, signal: AbortSignal): Promise<boolean> {
     let moved = false
     for (const part of this.with_.parts) {
       if (part.target !== target || part.via !== 'perf' || part.tid === target.tid) continue
       const old = part.fds
-      const work = SiteWork.quietly(signal)
-      await refuseNegative(target, part.facts, part.sites, work)
-      const { fds, failures } = await this.#registerPart(part, work)
+      // The counters are not looked at: the breakpoint is in already, so the kernel counts nothing.
+      const { fds, failures } = await this.#registerPart(part, SiteWork.quietly(signal))
       part.fds = fds
       moved = true
       await closeRegistrations(this.with_.native, old)

@@ -120,7 +120,7 @@ export class SiteFitness {
       return unreachableByKernel(this.#where(site), target.pid, counterPlaces(all, mappings, counter).problem === null)
     }
     const value = counter.refCtrOffset === null ? null : readNegative(view, counter.refCtrOffset)
-    return value === null ? null : negativeCounter(this.#where(site), target.pid, value)
+    return value === null || value === CLAIM ? null : negativeCounter(this.#where(site), target.pid, value)
   }
 
   #where(site: FoundSite): string {

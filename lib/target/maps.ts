@@ -100,20 +100,27 @@ export function sameFile(a: FileIdentity, b: FileIdentity): boolean {
 
 /** The mappings of `identity` among `mappings`; asks the kernel once for each file. One that changed after it was read may be missing. */
 export function mappingsOf(procDirectory: string, mappings: readonly Mapping[], identity: FileIdentity): Mapping[] {
+  return mappingsByFile(procDirectory, mappings)(identity)
+}
+
+/** The same for several files: asks the kernel now, and answers from that. */
+export function mappingsByFile(procDirectory: string, mappings: readonly Mapping[]): (identity: FileIdentity) => Mapping[] {
   const asked = askAboutFiles(procDirectory, mappings)
-  return mappings.filter(({ fileKey }) => {
-    const found = asked.get(fileKey)
-    return found !== undefined && sameFile(found, identity)
-  })
+  return (identity) =>
+    mappings.filter(({ fileKey }) => {
+      const found = asked.get(fileKey)
+      return found !== undefined && sameFile(found, identity)
+    })
 }
 
 /**
- * Whether a process maps a file, or may do so: a mapping that changed after it was read cannot be asked about any more. A loader maps a whole library first, and at once other
- * parts of it over its end.
+ * Whether a process maps a file. A mapping that changed after it was read cannot be asked about any more: a loader maps a whole library first, and at once other parts of it over its end.
+ * @returns `null` if it may be one of those that changed
  */
-export function mayMap(procDirectory: string, mappings: readonly Mapping[], identity: FileIdentity): boolean {
-  const asked = askAboutFiles(procDirectory, mappings)
-  return [...asked.values()].some((found) => found === undefined || sameFile(found, identity))
+export function mapsFile(procDirectory: string, mappings: readonly Mapping[], identity: FileIdentity): boolean | null {
+  const asked = [...askAboutFiles(procDirectory, mappings).values()]
+  if (asked.some((found) => found !== undefined && sameFile(found, identity))) return true
+  return asked.includes(undefined) ? null : false
 }
 
 /** The identities of all mapped files by their keys; `undefined` where none of the file's mappings is there any more. */

@@ -14,7 +14,7 @@ import { ENODEV } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native, SidebandEvent } from '../native.js'
 import { limitError } from '../shortage.js'
-import { type FileIdentity, mayMap } from './maps.js'
+import { type FileIdentity, mapsFile } from './maps.js'
 import { TargetProcess } from './process.js'
 
 /**
@@ -235,7 +235,7 @@ class Sidebands {
       target = TargetProcess.open(this.native, pid)
       const code = (await target.maps()).filter(({ executable }) => executable)
       const { procDirectory } = target
-      return waiting.filter(({ files }) => files.some(({ identity }) => mayMap(procDirectory, code, identity)))
+      return waiting.filter(({ files }) => files.some(({ identity }) => mapsFile(procDirectory, code, identity) !== false))
     } catch (error) {
       if (error instanceof UprobeError && error.code === 'ERR_UPROBE_TARGET_GONE') return []
       // Whoever is told will meet the same failure, and can say what it means for him.

@@ -8,10 +8,12 @@ import { readdir } from 'node:fs/promises'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
-import { type FileIdentity, mappingsOf } from './maps.js'
+import { type FileIdentity, mapsFile } from './maps.js'
 import { isKernelThread, TargetProcess } from './process.js'
 
 const SLICE_MS = 4
+/** How often a process is looked at whose mappings change just then. */
+const LOOKS = 3
 
 /**
  * The processes that map `identity` with code, one after another: each is closed when the next one is asked for, so that a file which the whole system maps
@@ -42,8 +44,12 @@ export async function* processesMapping(native: Native, identity: FileIdentity, 
 
 async function mapsCode(target: TargetProcess, identity: FileIdentity): Promise<boolean> {
   try {
-    const code = (await target.maps()).filter((m) => m.executable)
-    return mappingsOf(target.procDirectory, code, identity).length > 0
+    for (let look = 0; look < LOOKS; look++) {
+      const code = (await target.maps()).filter((m) => m.executable)
+      const maps = mapsFile(target.procDirectory, code, identity)
+      if (maps !== null) return maps
+    }
+    return false
   } catch (error) {
     if (isGone(error)) return false
     throw error

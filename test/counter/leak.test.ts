@@ -9,7 +9,7 @@
 import assert from 'node:assert/strict'
 import { readdirSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
-import { counters, type Probe, type RepairEntry, repair, type UprobeError } from '../../lib/index.js'
+import { counters, type Probe, type RepairEntry, repair } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
 import { HAS_MULTI } from '../support/features.js'
 import { kernelLogSince } from '../support/kernel-log.js'
@@ -176,24 +176,27 @@ test('a breakpoint that no uprobe made, under a negative counter: neither an att
   )
 })
 
-for (const [way, off, on] of [
-  ['resuming', (probe: Probe) => probe.pause(), (probe: Probe) => probe.resume()],
-  ['coming back to a budget', (probe: Probe) => probe.sitOut(), (probe: Probe) => probe.comeBack()],
+for (const [way, negative, off, on] of [
+  ['resuming', 0x8001, (probe: Probe) => probe.pause(), (probe: Probe) => probe.resume()],
+  ['resuming', 0x8000, (probe: Probe) => probe.pause(), (probe: Probe) => probe.resume()],
+  ['coming back to a budget', 0x8001, (probe: Probe) => probe.sitOut(), (probe: Probe) => probe.comeBack()],
 ] as const) {
   test(
-    `a counter that was made negative under a probe: it leaks once when the probe is taken out, and ${way} is refused, where it would leak again`,
+    `a counter that was made negative (0x${negative.toString(16)}) under a probe: it leaks once when the probe is taken out, and ${way} is refused, where it would leak again`,
     GUEST,
     async (t) => {
       const { probe, value, write, armed, leaks, repair } = await traced(t)
-      write(0x8001)
+      write(negative)
       await off(probe)
-      assert.deepEqual([value(), armed()], [0x8001, true])
+      assert.deepEqual([value(), armed()], [negative, true])
       const since = leaks()
       for (let attempt = 0; attempt < 2; attempt++) {
         await refused(attempt === 0 ? on(probe) : probe.resume(), 'ERR_UPROBE_COUNTER_NEGATIVE')
-        assert.deepEqual([probe.state, value(), armed()], ['paused', 0x8001, true])
+        assert.deepEqual([probe.state, value(), armed()], ['paused', negative, true])
       }
       assert.deepEqual(since(), [])
+      // Exactly 0x8000 may be the claim of somebody whose leases are elsewhere, and is left by a repair.
+      if (negative === 0x8000) write(1)
       await repair()
       assert.deepEqual([value(), armed()], [0, false])
       await probe.resume()
@@ -205,24 +208,19 @@ for (const [way, off, on] of [
 }
 
 test(
-  'a counter that was made negative under a probe whose leader thread exits: the probe is not moved, and nothing leaks once the counter is put right',
+  'a counter that was made negative under a probe whose leader thread exits: the probe is moved, and nothing leaks once the counter is put right',
   GUEST,
   async (t) => {
     const { target, probe, value, write, armed, leaks } = await traced(t)
     const since = leaks()
-    const told: unknown[] = []
-    probe.on('error', (error) => told.push((error as UprobeError).code))
-    probe.on('state', ({ reason }) => told.push(reason))
+    const reasons: unknown[] = []
+    probe.on('state', ({ reason }) => reasons.push(reason))
     write(0x8001)
     assert.equal(await target.ask('leader-exit'), 'leader gone')
-    await waitFor('the exit of the leader to be noticed', () => told.length > 0)
-    assert.deepEqual(told, ['ERR_UPROBE_COUNTER_NEGATIVE'])
-    assert.deepEqual([value(), armed()], [0x8001, true])
-    write(1)
-    await probe.pause()
-    assert.deepEqual([value(), armed(), since()], [0, false, []])
-    await probe.resume()
+    await waitFor('the exit of the leader to be noticed', () => reasons.length > 0)
+    assert.deepEqual([reasons, value(), armed()], [['leader-exit'], 0x8001, true])
     assert.equal(await target.askNumber('gated 3'), 3)
+    write(1)
     await detachComplete(probe, 3)
     assert.deepEqual([value(), armed(), since()], [0, false, []])
   },

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { statSync } from 'node:fs'
 import { describe, it } from 'node:test'
-import { codeAddress, counterAddress, mappingIdentity, mappingsOf, mayMap, parseMaps, readMaps } from '../../lib/target/maps.js'
+import { codeAddress, counterAddress, mappingIdentity, mappingsOf, mapsFile, parseMaps, readMaps } from '../../lib/target/maps.js'
 import { parseStat } from '../../lib/target/process.js'
 
 const MAPS = `55d0c0e00000-55d0c0e21000 r--p 00000000 fd:00 1234                       /srv/a b
@@ -80,11 +80,11 @@ describe('the identity of a mapping', () => {
     const changed = (m: (typeof ofNode)[number]) => ({ ...m, end: m.end + 0x1000n })
     const oneChanged = ofNode.map((m, index) => (index === 0 ? changed(m) : m))
     assert.deepEqual(mappingsOf(own, oneChanged, identity), oneChanged)
-    assert.deepEqual([mayMap(own, oneChanged, identity), mayMap(own, oneChanged, other)], [true, false])
+    assert.deepEqual([mapsFile(own, oneChanged, identity), mapsFile(own, oneChanged, other)], [true, false])
     const allChanged = ofNode.map(changed)
     assert.deepEqual(mappingsOf(own, allChanged, identity), [])
-    assert.deepEqual([mayMap(own, allChanged, identity), mayMap(own, allChanged, other)], [true, true])
-    assert.equal(mayMap(own, [], identity), false)
+    assert.deepEqual([mapsFile(own, allChanged, identity), mapsFile(own, allChanged, other)], [null, null])
+    assert.equal(mapsFile(own, [], identity), false)
   })
 })
 
