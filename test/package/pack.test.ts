@@ -76,7 +76,7 @@ describe('the package, installed into an empty project', needs({ programs: ['aar
       .trim()
       .split('\n')
       .map((line) => (JSON.parse(line) as { name: string }).name)
-    assert.deepEqual(names, ['demo', 'selftest'])
+    assert.deepEqual(names, ['demo', 'step', 'selftest'])
   })
 
   it('runs the demo without make and g++', () => {
