@@ -4,12 +4,13 @@
  * In guests on 5.10 only: its many processes take long, and the others do not differ here.
  */
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
 import { readFileSync, statSync } from 'node:fs'
-import { setPriority } from 'node:os'
 import { type TestContext, test } from 'node:test'
 import type { RingReader, SidebandFilter } from '../../lib/native.js'
 import { buildTarget } from '../support/build.js'
 import { holdings } from '../support/leftovers.js'
+import { needs } from '../support/needs.js'
 import { Target } from '../support/target.js'
 import { waitFor } from '../support/wait.js'
 import { native, record, withoutRights } from './kernel.js'
@@ -158,17 +159,23 @@ test('a filter is replaced as a whole', RIGHTS, async (t) => {
   assert.deepEqual(events, [`map ${pid}`])
 })
 
-test('what does not fit into the ring is told to be lost', { skip: withoutRights || EMULATED }, async (t) => {
-  const { reader, events } = await watching(t, { pages: 1 })
-  // Whoever wants it to fall behind must not leave it the CPU.
-  setPriority(reader.tid, 19)
-  const shells = await Promise.all(Array.from({ length: 4 }, () => shell(t)))
-  await waitFor('the loss', async () => {
-    await Promise.all(shells.map((one) => one.ask('i=0; while [ $i -lt 200 ]; do (:); i=$((i+1)); done')))
-    return events.length > 0
-  })
-  assert.deepEqual([...new Set(events)], ['lost'])
-})
+test(
+  'what does not fit into the ring is told to be lost',
+  EMULATED ? { skip: EMULATED } : needs({ programs: ['chrt', 'taskset'] }),
+  async (t) => {
+    const { reader, events } = await watching(t, { pages: 1 })
+    const shells = await Promise.all(Array.from({ length: 4 }, () => shell(t)))
+    // Whoever wants it to fall behind must not leave it a CPU: on the one where all are, it gets what nobody else wants.
+    const cpu = /^Cpus_allowed_list:\s+(\d+)/m.exec(readFileSync('/proc/self/status', 'latin1'))?.[1] ?? '0'
+    for (const id of [reader.tid, ...shells.map(({ pid }) => pid)]) execFileSync('taskset', ['-pc', cpu, String(id)], { stdio: 'ignore' })
+    execFileSync('chrt', ['--idle', '--pid', '0', String(reader.tid)])
+    await waitFor('the loss', async () => {
+      await Promise.all(shells.map((one) => one.ask('i=0; while [ $i -lt 200 ]; do (:); i=$((i+1)); done')))
+      return events.length > 0
+    })
+    assert.deepEqual([...new Set(events)], ['lost'])
+  },
+)
 
 test('what nobody takes is bounded, and the rest is told to be lost', RIGHTS, async (t) => {
   const { reader, events, filter } = await watching(t, { pages: 1024, taking: false })
