@@ -7,7 +7,7 @@ import { ENOENT, ERANGE, ESRCH } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
 import type { CounterCell, Native } from '../native.js'
 import { limitError } from '../shortage.js'
-import { type FileIdentity, type Mapping, mappingAt, mappingsOf } from '../target/maps.js'
+import { type FileIdentity, type Mapping, mappingAt, mappingsOf, takesCounters } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { type CounterKey, type CounterLocks, counterKey } from './counter-locks.js'
 import { isGone } from './gone.js'
@@ -129,7 +129,7 @@ function clearOne(pid: number, { address, cell, keys, wanted }: UnownedCell, loc
 /** Whether a mapping is the one in which the counter was claimed. */
 function isStill(place: CellPlace, mapping: Mapping, ofFile: readonly Mapping[]): boolean {
   const { address, refCtrOffset } = place
-  if (!mapping.writable || mapping.shared || address + 2n > mapping.end) return false
+  if (!takesCounters(mapping) || address + 2n > mapping.end) return false
   const isFile = ofFile.some(({ start }) => start === mapping.start)
   if (refCtrOffset === null) return (isFile || mapping.fileKey.endsWith(' 0')) && isLoadedThere(place, ofFile)
   return isFile && mapping.fileOffset + address - mapping.start === refCtrOffset

@@ -5,7 +5,7 @@
  * seen in one and not in another; whatever does not look right here is therefore no finding, but a reason to look at that site alone (verify.ts).
  */
 import type { Site } from '../register/site.js'
-import type { Mapping } from '../target/maps.js'
+import { type Mapping, takesBreakpoints, takesCounters } from '../target/maps.js'
 import { OffsetTable } from '../target/offset-table.js'
 import { PagedMemory } from '../target/paged-memory.js'
 import type { TargetProcess } from '../target/process.js'
@@ -34,8 +34,8 @@ export class Glimpse {
   ) {
     this.#memory = new PagedMemory(target)
     this.#code = new OffsetTable(mappings.filter(({ executable }) => executable))
-    this.#data = new OffsetTable(mappings.filter(({ writable, shared }) => writable && !shared))
-    this.#eligible = new OffsetTable(mappings.filter(({ shared, writable }) => !shared && !writable))
+    this.#data = new OffsetTable(mappings.filter(takesCounters))
+    this.#eligible = new OffsetTable(mappings.filter(takesBreakpoints))
   }
 
   /** Whether a site is armed, and its counter, if it has one, says so exactly. */

@@ -7,7 +7,7 @@
  *
  * A file may be mapped more than once (dlmopen), and then has a counter in each copy.
  */
-import { codeAddress, type Mapping, mappingAt } from '../target/maps.js'
+import { codeAddress, counterAddress, covers, type Mapping, mappingAt, takesCounters } from '../target/maps.js'
 import type { FileCounter, SharingSite } from './read.js'
 
 /** A counter in one mapping. */
@@ -41,7 +41,7 @@ export interface CounterPlaces {
 /** Whether the kernel finds a counter in a process. */
 export function kernelFindsCounter(ofFile: readonly Mapping[], counter: Pick<FileCounter, 'refCtrOffset'>): boolean {
   const { refCtrOffset } = counter
-  return refCtrOffset !== null && ofFile.some((m) => m.writable && !m.shared && covers(m, refCtrOffset))
+  return refCtrOffset !== null && counterAddress(ofFile, refCtrOffset) !== null
 }
 
 /**
@@ -54,9 +54,7 @@ export function counterPlaces(all: readonly Mapping[], ofFile: readonly Mapping[
   if (site === undefined || codeAddress(ofFile, site.fileOffset) === null) return { places: [], problem: 'not-mapped' }
   if (counter.vaddr % 2n !== 0n) return { places: [], problem: 'odd' }
   const candidates = besideCode(all, ofFile, counter, site)
-  const places = candidates
-    .filter(({ mapping }) => mapping.writable && !mapping.shared)
-    .map(({ address, mapping }) => place(address, mapping))
+  const places = candidates.filter(({ mapping }) => takesCounters(mapping)).map(({ address, mapping }) => place(address, mapping))
   if (places.length > 0) return { places, problem: null }
   if (candidates.some(({ mapping }) => mapping.shared)) return { places, problem: 'shared' }
   return { places, problem: candidates.length > 0 ? 'read-only' : 'lost' }
@@ -97,8 +95,4 @@ function place(address: bigint, mapping: Mapping): CounterPlace {
 
 function isAnonymous(mapping: Mapping): boolean {
   return !mapping.path.startsWith('/') && mapping.fileKey.endsWith(' 0')
-}
-
-function covers(mapping: Mapping, fileOffset: bigint): boolean {
-  return fileOffset >= mapping.fileOffset && fileOffset - mapping.fileOffset < mapping.end - mapping.start
 }

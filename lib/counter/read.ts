@@ -5,7 +5,7 @@
  * (`update_ref_ctr` in `uprobe_write_opcode`, kernel/events/uprobes.c). So the expected value in a process is the number of
  * its sites of this counter that are armed; whether a site is armed shows in its bytes, which differ from those of the file.
  */
-import { codeAddress, counterAddress, type Mapping } from '../target/maps.js'
+import { codeAddress, counterAddress, type Mapping, takesBreakpoints } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 
 /** The memory of a process, as far as it is needed here. */
@@ -39,7 +39,7 @@ export function isArmed(target: Memory, mappings: readonly Mapping[], fileOffset
  * also where nobody executes it (a program that maps its own file to read its symbols), and counts each (`valid_vma` and `uprobe_write_opcode`, kernel/events/uprobes.c).
  */
 export function armedOffsets(target: Memory, mappings: readonly Mapping[], sites: readonly CounterSite[]): bigint[] {
-  const eligible = mappings.filter(({ shared, writable }) => !shared && !writable)
+  const eligible = mappings.filter(takesBreakpoints)
   return sites.flatMap(({ fileOffset, original }) =>
     eligible.flatMap(({ start, end, fileOffset: first }) => {
       if (fileOffset < first || fileOffset - first >= end - start) return []

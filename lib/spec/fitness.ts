@@ -18,7 +18,7 @@ import type { AttachSettings } from '../options.js'
 import { checkSite, type HazardContext } from '../register/hazards.js'
 import type { InstructionSource } from '../register/instruction-start.js'
 import { describeSite } from '../register/site.js'
-import { codeAddress, type Mapping, mappingsOf } from '../target/maps.js'
+import { codeAddress, type Mapping, mappingsOf, takesCounters } from '../target/maps.js'
 import { OffsetTable } from '../target/offset-table.js'
 import { PagedMemory } from '../target/paged-memory.js'
 import type { TargetProcess } from '../target/process.js'
@@ -26,7 +26,7 @@ import type { FoundSite } from './find-sites.js'
 
 /** A process, and where it maps the file in question. */
 interface ProcessView extends CounterView {
-  /** Where the kernel finds counters (`valid_ref_ctr_vma`, kernel/events/uprobes.c). */
+  /** Where the kernel finds counters. */
   readonly counters: OffsetTable
   /** All mappings, those that are no file's included. */
   readonly all: readonly Mapping[]
@@ -63,7 +63,7 @@ export class SiteFitness {
     for (const target of processes ?? []) {
       const all = await target.maps(true)
       const mappings = mappingsOf(target.procDirectory, all, facts.identity)
-      const counters = new OffsetTable(mappings.filter(({ writable, shared }) => writable && !shared))
+      const counters = new OffsetTable(mappings.filter(takesCounters))
       views.push({ target, memory: new PagedMemory(target), all, mappings, counters })
     }
     return new SiteFitness(settings.counter, facts, views, {

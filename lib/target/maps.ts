@@ -154,15 +154,25 @@ export function codeAddress(mappings: readonly Mapping[], fileOffset: bigint): b
   return mapping === undefined ? null : mapping.start + fileOffset - mapping.fileOffset
 }
 
+/** Whether the kernel looks for counters in a mapping of the file: if it is private and writable (`valid_ref_ctr_vma`, kernel/events/uprobes.c). */
+export function takesCounters({ writable, shared }: Mapping): boolean {
+  return writable && !shared
+}
+
+/** Whether the kernel puts breakpoints into a mapping of the file: if it is private and not writable (`valid_vma`, kernel/events/uprobes.c). */
+export function takesBreakpoints({ writable, shared }: Mapping): boolean {
+  return !writable && !shared
+}
+
 /**
- * Address of a counter at `refCtrOffset`, where the kernel would look for it: in a private, writable mapping of the file (`valid_ref_ctr_vma`,
- * kernel/events/uprobes.c). `null` if there is none: the kernel then arms the site and never raises the counter.
+ * Address of a counter at `refCtrOffset`, where the kernel would look for it ({@link takesCounters}). `null` if there is none: the kernel then arms the site and never raises the counter.
  */
 export function counterAddress(mappings: readonly Mapping[], refCtrOffset: bigint): bigint | null {
-  const mapping = mappings.find((m) => m.writable && !m.shared && covers(m, refCtrOffset))
+  const mapping = mappings.find((m) => takesCounters(m) && covers(m, refCtrOffset))
   return mapping === undefined ? null : mapping.start + refCtrOffset - mapping.fileOffset
 }
 
-function covers(mapping: Mapping, fileOffset: bigint): boolean {
+/** Whether a mapping of the file has `fileOffset` in it. */
+export function covers(mapping: Mapping, fileOffset: bigint): boolean {
   return fileOffset >= mapping.fileOffset && fileOffset - mapping.fileOffset < mapping.end - mapping.start
 }
