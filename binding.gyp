@@ -14,6 +14,7 @@
         'native/bpf.cc',
         'native/bpf_query.cc',
         'native/bpf_ring.cc',
+        'native/chunk.cc',
         'native/closer.cc',
         'native/compat.cc',
         'native/counter_cell.cc',

@@ -123,7 +123,8 @@ export interface RingReader {
   readonly tid: number
   /**
    * Takes what waits: records one after another, each with an 8-byte head (u32 payload bytes, u32 zero) and padded to 8
-   * bytes; `undefined` if nothing waits. At most about 1 MiB a call; call it until it answers `undefined`.
+   * bytes; `undefined` if nothing waits. At most 256 KiB a call; call it until it answers `undefined`. The memory
+   * of a large batch is lent by the reader, and used again when the buffer has been collected; it outlives the reader.
    */
   take(): ArrayBuffer | undefined
   /** Takes the watch events that wait; an empty array if there are none. */

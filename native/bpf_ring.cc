@@ -98,8 +98,7 @@ BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, bool at
 
 // Appends what lies between `from` and the own position. It is less than the ring, which is mapped twice, so it does not wrap.
 void BpfRing::Append(std::uint64_t from, Chunk& chunk) const {
-  const std::uint8_t* const first = data_ + (from & mask_);
-  chunk.insert(chunk.end(), first, first + (position_ - from));
+  chunk.Append(data_ + (from & mask_), position_ - from);
 }
 
 void BpfRing::Release() {

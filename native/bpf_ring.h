@@ -19,18 +19,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
+#include "chunk.h"
 #include "mapping.h"
 #include "result.h"
 
 namespace uprobe {
-
-// Records as JavaScript gets them, which is as they lie in the ring: u32 payload bytes, u32 of the kernel's own, payload, padding to 8.
-using Chunk = std::vector<std::uint8_t>;
-
-// A chunk stays below this, unless it is a single record. It is so small that a processor still has it in its cache when JavaScript reads it.
-constexpr std::size_t kChunkBytes = 1 << 18;
 
 class BpfRing {
  public:

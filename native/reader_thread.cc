@@ -296,8 +296,7 @@ bool ReaderThread::Read() {
       room_bytes = RoomLocked();
       nothing_waits = pending_.empty();
     }
-    Chunk chunk;
-    chunk.reserve(std::min<std::uint64_t>({limit - ring_.consumed(), room_bytes, kChunkBytes}));
+    Chunk chunk(pool_, std::min<std::uint64_t>({limit - ring_.consumed(), room_bytes, kChunkBytes}));
     // Where nothing waits, a record that is larger than the bound is taken all the same: it would never come otherwise.
     stop = ring_.Copy(limit, room_bytes, nothing_waits, chunk);
     ring_.Release();
@@ -322,7 +321,7 @@ void ReaderThread::Offer(Chunk chunk) {
     const std::lock_guard<std::mutex> lock(mutex_);
     pending_bytes_ += chunk.size();
     if (!pending_.empty() && pending_.back().size() + chunk.size() <= kChunkBytes) {
-      pending_.back().insert(pending_.back().end(), chunk.begin(), chunk.end());
+      pending_.back().Append(chunk.data(), chunk.size());
     } else if (!chunk.empty()) {
       pending_.push_back(std::move(chunk));
     }

@@ -62,7 +62,7 @@ class ReaderThread {
 
   int tid() const { return thread_.tid(); }
 
-  // What waits, oldest first, in chunks of about 1 MiB.
+  // What waits, oldest first, in chunks of at most kChunkBytes.
   std::optional<Chunk> Take();
   std::vector<WatchEvent> TakeEvents();
 
@@ -101,6 +101,7 @@ class ReaderThread {
   std::size_t RoomLocked() const;
 
   const Options options_;
+  const std::shared_ptr<ChunkPool> pool_ = std::make_shared<ChunkPool>();  // outlived by chunks that JavaScript has
   Fd map_;
   Fd epoll_;
   Fd control_;  // an eventfd: look at the members under the lock

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "arguments.h"
 #include "closer.h"
@@ -47,6 +48,34 @@ const char* EventName(WatchEvent::Kind kind) {
       return "offline";
   }
   return "";
+}
+
+// Lends the memory itself to JavaScript. Null if that would be a bad bargain, since V8 takes longer to keep track of such memory than to copy a little of it, and
+// a block that is mostly empty would be kept; and where the runtime does not permit it (V8 in its sandbox).
+napi_value Lend(napi_env env, Chunk& chunk) {
+  if (chunk.size() < ChunkPool::kSmallestBytes || 2 * chunk.size() < chunk.capacity()) return nullptr;
+  auto lent = std::make_unique<Chunk>(std::move(chunk));
+  napi_value memory = nullptr;
+  const auto give_back = [](napi_env, void*, void* chunk) { std::unique_ptr<Chunk>(static_cast<Chunk*>(chunk)); };
+  if (napi_create_external_arraybuffer(env, lent->data(), lent->size(), give_back, lent.get(), &memory) != napi_ok) {
+    chunk = std::move(*lent);
+    return nullptr;
+  }
+  lent.release();  // give_back takes it
+  return memory;
+}
+
+// Copies into the memory of a Buffer, which is not filled with zeros first.
+napi_value Copy(napi_env env, const Chunk& chunk) {
+  void* data = nullptr;
+  napi_value buffer = nullptr;
+  napi_value memory = nullptr;
+  if (napi_create_buffer(env, chunk.size(), &data, &buffer) != napi_ok ||
+      napi_get_typedarray_info(env, buffer, nullptr, nullptr, nullptr, &memory, nullptr) != napi_ok) {
+    return nullptr;
+  }
+  std::memcpy(data, chunk.data(), chunk.size());
+  return memory;
 }
 
 }  // namespace
@@ -128,19 +157,10 @@ Napi::Value RingReader::Tid(const Napi::CallbackInfo& info) { return Napi::Numbe
 
 Napi::Value RingReader::Take(const Napi::CallbackInfo& info) {
   if (!thread_) return info.Env().Undefined();
-  const std::optional<Chunk> chunk = thread_->Take();
+  std::optional<Chunk> chunk = thread_->Take();
   if (!chunk) return info.Env().Undefined();
-  // A copy: buffers that live outside of V8's heap are slower for small batches, and some runtimes refuse them. It goes into the memory of a Buffer, which is
-  // not filled with zeros first.
-  void* data = nullptr;
-  napi_value buffer = nullptr;
-  napi_value memory = nullptr;
-  if (napi_create_buffer(env_, chunk->size(), &data, &buffer) != napi_ok ||
-      napi_get_typedarray_info(env_, buffer, nullptr, nullptr, nullptr, &memory, nullptr) != napi_ok) {
-    return Napi::Value();
-  }
-  std::memcpy(data, chunk->data(), chunk->size());
-  return Napi::Value(env_, memory);
+  napi_value memory = Lend(env_, *chunk);
+  return Napi::Value(env_, memory != nullptr ? memory : Copy(env_, *chunk));
 }
 
 Napi::Value RingReader::TakeEvents(const Napi::CallbackInfo& info) {

@@ -119,6 +119,19 @@ test('a probe that arrives after its Worker has gone is closed', { skip: without
   assert.deepEqual(after, before)
 })
 
+for (const { how, code, stderr } of WAYS) {
+  test(`a batch that is kept stays as it is while others come and go, until its process, or Worker, does ${how}`, {
+    skip: withoutRights,
+  }, async (t) => {
+    const plan = { ...selfTestPlan(t), how }
+    const alone = await run('lent.cjs', plan)
+    assert.equal(alone.code, code, JSON.stringify(alone))
+    assert.match(alone.stderr, stderr)
+    const employed = await run('lent.cjs', { ...plan, workers: 3 })
+    assert.deepEqual({ code: employed.code, stderr: employed.stderr }, { code: 0, stderr: '' })
+  })
+}
+
 test('a reader that nobody closed goes with its object', { skip: withoutRights }, async (t) => {
   const collect = (globalThis as { gc?: () => void }).gc
   if (collect === undefined) {

@@ -12,7 +12,7 @@ import { Target } from '../support/target.js'
 import { waitFor } from '../support/wait.js'
 import { attach, MAP_ARRAY, MAP_RINGBUF, native, RECORD_BYTES, type Recording, record, withoutRights } from './kernel.js'
 
-/** The most that is handed over in one piece (kChunkBytes of native/bpf_ring.h), without the last record. */
+/** The most that is handed over in one piece (kChunkBytes of native/chunk.h), without the last record. */
 const CHUNK_BYTES = (1 << 18) - RECORD_BYTES
 
 /** A target whose t:plain writes into the recording's ring: `plain N` makes N records that are numbered from 0. */
