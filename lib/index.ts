@@ -16,7 +16,8 @@ export type {
   HistogramBuckets,
 } from './aggregate/snapshot.js'
 export type { Budget } from './budget/options.js'
-export type { ArgJson, ArgumentValue, Hit } from './capture/hit.js'
+export type { ArgJson, ArgumentValue } from './capture/arguments.js'
+export type { Hit } from './capture/hit.js'
 export type { ReleasedCounter } from './counter/control.js'
 export type { HeldCounter, HeldCounterProbe, HeldCounterTarget } from './counter/held.js'
 export type { CounterInfo, CounterState } from './counter/inspect.js'

@@ -499,10 +499,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   #receive(buffer: ArrayBuffer, offsets: RecordOffsets): void {
-    const { decoder } = this.#parts
-    const taken = this.#consumer.accept(new HitBatch(buffer, offsets, decoder))
-    decoder.countSlots(buffer, offsets, 0, taken, this.#delivered)
-    decoder.countSlots(buffer, offsets, taken, offsets.length, this.#lostQueue)
+    const records = this.#parts.decoder.open(buffer)
+    const taken = this.#consumer.accept(new HitBatch(records, offsets))
+    records.countSlots(offsets, 0, taken, this.#delivered)
+    records.countSlots(offsets, taken, offsets.length, this.#lostQueue)
   }
 
   /** Returns how many hits found a listener: all of them if it takes batches, else those up to where the last one left. */

@@ -3,7 +3,7 @@
  *
  * Counts are numbers, exact to 2^53, so that thousands of buckets are quickly added; sums and extremes are integers of 64 bits and more.
  */
-import type { ArgumentValue } from '../capture/hit.js'
+import type { ArgumentValue } from '../capture/arguments.js'
 import { FIRST_INDEX } from './buckets.js'
 import { decodeKey } from './key-code.js'
 import type { GroupLayout, HistogramLayout, Measure } from './layout.js'

@@ -1,7 +1,7 @@
 /**
  * What a program sees of an aggregation.
  */
-import type { ArgumentValue } from '../capture/hit.js'
+import type { ArgumentValue } from '../capture/arguments.js'
 import type { ProbeStateChange } from '../probe-types.js'
 
 /** Buckets of one sign, one after another: element i counts bucket `offset + i`. */

@@ -3,22 +3,22 @@
  */
 import type { Hit, RecordOffsets } from '../capture/hit.js'
 
-/** Turns the record at `offset` of `buffer` into a hit. */
-interface Decoder {
-  decode(buffer: ArrayBuffer, offset: number): Hit
+/** Where the hits of a batch come from. */
+export interface HitSource {
+  readonly memory: { readonly byteLength: number }
+  /** The hit of the record at `offset`. */
+  hit(offset: number): Hit
 }
 
 /** Hits of one probe, in the order in which the kernel recorded them. */
 export class HitBatch implements Iterable<Hit> {
-  readonly #buffer: ArrayBuffer
+  readonly #source: HitSource
   readonly #offsets: RecordOffsets
-  readonly #decoder: Decoder
 
   /** @internal */
-  constructor(buffer: ArrayBuffer, offsets: RecordOffsets, decoder: Decoder) {
-    this.#buffer = buffer
+  constructor(source: HitSource, offsets: RecordOffsets) {
+    this.#source = source
     this.#offsets = offsets
-    this.#decoder = decoder
   }
 
   /** How many hits there are. */
@@ -28,7 +28,7 @@ export class HitBatch implements Iterable<Hit> {
 
   /** Memory that the batch keeps alive, in bytes. */
   get byteLength(): number {
-    return this.#buffer.byteLength
+    return this.#source.memory.byteLength
   }
 
   /**
@@ -38,34 +38,33 @@ export class HitBatch implements Iterable<Hit> {
   at(index: number): Hit {
     const offset = this.#offsets[index]
     if (offset === undefined) throw new RangeError(`a batch of ${this.length} hits has no hit ${index}`)
-    return this.#decoder.decode(this.#buffer, offset)
+    return this.#source.hit(offset)
   }
 
   /** The hits from `start` up to `end`, as a batch over the same memory. */
   slice(start: number, end: number): HitBatch {
-    return new HitBatch(this.#buffer, this.#offsets.subarray(start, end), this.#decoder)
+    return new HitBatch(this.#source, this.#offsets.subarray(start, end))
   }
 
   [Symbol.iterator](): IterableIterator<Hit> {
-    return new HitIterator(this.#buffer, this.#offsets, this.#decoder)
+    return new HitIterator(this.#source, this.#offsets)
   }
 }
 
-/** Does what a generator would do, in a form that the compiler sees through: no object is made for a step, and the hit only if somebody keeps it. */
+/** Does what a generator would do, in a form that the compiler sees through: one kind of result, of which no object is made at a step of a loop. */
 class HitIterator implements IterableIterator<Hit> {
   #next = 0
 
   constructor(
-    private readonly buffer: ArrayBuffer,
+    private readonly source: HitSource,
     private readonly offsets: RecordOffsets,
-    private readonly decoder: Decoder,
   ) {}
 
   next(): IteratorResult<Hit, undefined> {
     const offset = this.offsets[this.#next]
-    if (offset === undefined) return { done: true, value: undefined }
-    this.#next++
-    return { done: false, value: this.decoder.decode(this.buffer, offset) }
+    const done = offset === undefined
+    if (!done) this.#next++
+    return { done, value: done ? undefined : this.source.hit(offset) } as IteratorResult<Hit, undefined>
   }
 
   [Symbol.iterator](): this {

@@ -5,7 +5,8 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { inspect } from 'node:util'
 import fc from 'fast-check'
-import { argsToJson, type Hit, HitDecoder } from '../../lib/capture/hit.js'
+import { argsToJson } from '../../lib/capture/arguments.js'
+import { type Hit, HitDecoder } from '../../lib/capture/hit.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import { layoutOf } from '../../lib/capture/record.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
@@ -21,7 +22,7 @@ function shapeOf(args: string, strings: readonly number[] = [], stringLimit = 25
 /** Decodes one record. */
 function hitOf(shape: CaptureShape, content: RecordContent): Hit {
   const decoder = new HitDecoder([shape], () => site)
-  return decoder.decode(batchOf(shape, [content]), 8)
+  return decoder.open(batchOf(shape, [content])).hit(8)
 }
 
 const ONES = 0xffff_ffff_ffff_ffffn
@@ -216,20 +217,20 @@ test('decodes records of several sites by their slot', () => {
   const decoder = new HitDecoder(shapes, (slot) => ({ ...site, probe: `usdt:t:p${slot}` }))
   const [first, second] = shapes
   assert.ok(first !== undefined && second !== undefined)
-  const one = batchOf(first, [{ slot: 0, values: [1n] }])
-  const two = batchOf(second, [{ slot: 1, values: [2n, 3n] }])
+  const one = decoder.open(batchOf(first, [{ slot: 0, values: [1n] }]))
+  const two = decoder.open(batchOf(second, [{ slot: 1, values: [2n, 3n] }]))
   assert.deepEqual(
-    [decoder.decode(two, 8), decoder.decode(one, 8)].map((hit) => [hit.probe, hit.args]),
+    [two.hit(8), one.hit(8)].map((hit) => [hit.probe, hit.args]),
     [
       ['usdt:t:p1', [2n, 3]],
       ['usdt:t:p0', [1]],
     ],
   )
   const counts = new Float64Array(2)
-  decoder.countSlots(two, Uint32Array.of(8, 8, 8), 1, 3, counts)
-  decoder.countSlots(one, Uint32Array.of(8), 0, 1, counts)
+  two.countSlots(Uint32Array.of(8, 8, 8), 1, 3, counts)
+  one.countSlots(Uint32Array.of(8), 0, 1, counts)
   assert.deepEqual([...counts], [1, 2])
-  assert.throws(() => decoder.decode(batchOf(first, [{ slot: 2 }]), 8), RangeError)
+  assert.throws(() => decoder.open(batchOf(first, [{ slot: 2 }])).hit(8).args, RangeError)
 })
 
 test('shows a string exactly as it is for every limit', () => {
@@ -254,3 +255,35 @@ test('shows a string exactly as it is for every limit', () => {
     }),
   )
 })
+
+test('has the same arguments each time they are asked for', () => {
+  const hit = hitOf(shapeOf('8@%rdi', [0], 16), { values: [1n], strings: { 0: { bytes: Buffer.from('select 1') } } })
+  assert.equal(hit.args, hit.args)
+})
+
+for (const limit of [150, 700])
+  test(`shows every string of a batch, whatever stands beside it and whichever is read first, up to ${limit} bytes`, () => {
+    // They are read together with their neighbours, a kilobyte at a time, unless they are long, or not ASCII.
+    const shape = shapeOf('8@%rdi -4@%esi 8@%rdx', [0, 2], limit)
+    const { full } = layoutOf(shape)
+    const step = 8 + Math.ceil(full.bytes / 8) * 8
+    const ascii = fc.string({ unit: 'grapheme-ascii', maxLength: limit, size: 'max' })
+    const other = fc.tuple(ascii, fc.nat(limit)).map(([text, at]) => `${text.slice(0, at)}é${text.slice(at)}`.slice(0, limit - 1))
+    const text = fc.oneof(ascii, other)
+    fc.assert(
+      fc.property(fc.array(fc.tuple(text, text), { minLength: 1, maxLength: 12 }), fc.infiniteStream(fc.nat(11)), (texts, order) => {
+        const strings = texts.map(([first, last]) => ({ 0: { bytes: Buffer.from(first) }, 2: { bytes: Buffer.from(last) } }))
+        const records = new HitDecoder([shape], () => site).open(
+          batchOf(
+            shape,
+            strings.map((both, index) => ({ values: [1n, BigInt(index), 2n], strings: both })),
+          ),
+        )
+        for (const nth of order.take(24)) {
+          const index = nth % texts.length
+          const [first, last] = texts[index] ?? []
+          assert.deepEqual(records.hit(8 + index * step).args, [first, index, last])
+        }
+      }),
+    )
+  })

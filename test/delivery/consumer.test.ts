@@ -14,7 +14,7 @@ const PLENTY: QueueLimits = { hits: 1000, bytes: 1 << 20 }
 
 /** A batch whose hits are just their numbers. */
 function batchOf(...hits: number[]): HitBatch {
-  return new HitBatch(new ArrayBuffer(64), Uint32Array.from(hits), { decode: (_buffer, offset) => offset as unknown as Hit })
+  return new HitBatch({ memory: { byteLength: 64 }, hit: (offset) => offset as unknown as Hit }, Uint32Array.from(hits))
 }
 
 /** A probe as its consumer sees it. `listener` takes hits until it returns `false`, as a listener that removes itself. */

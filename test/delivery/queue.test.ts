@@ -7,7 +7,7 @@ import { HitQueue } from '../../lib/delivery/queue.js'
 
 /** A batch whose hits are just their offsets. */
 function batchOf(offsets: readonly number[], bytes = 64): HitBatch {
-  return new HitBatch(new ArrayBuffer(bytes), Uint32Array.from(offsets), { decode: (_buffer, offset) => offset as unknown as Hit })
+  return new HitBatch({ memory: { byteLength: bytes }, hit: (offset) => offset as unknown as Hit }, Uint32Array.from(offsets))
 }
 
 describe('a queue of hits', () => {
