@@ -223,6 +223,7 @@ async function attachSteps(
   })
   // The probe owns everything from here on, and its end closes it.
   undo.replace(() => probe.detach())
+  probe.prepareWatches()
 
   function claimCounters(map: PauseMap): ClaimedArming {
     const host: ClaimsHost = {
@@ -256,7 +257,7 @@ async function attachSteps(
   const leftOut = attachment.leaveOut(refused)
   const verified = await attachment.verify(work)
   settleVerification(spec, processes.length === 0, verified, prepared.sites.length - leftOut.size, warnings)
-  probe.watchTargets()
+  await probe.watchTargets()
   for (const target of processes) {
     // Checked last: from here on the watches notice the end of a process, of its program, and of the thread that stands for it.
     if (target.addressSpaceGone()) throw target.goneError()

@@ -225,9 +225,10 @@ export interface Native {
   perfEventReadCount(perfFd: number): bigint
   /**
    * Opens a software dummy event on thread `tid` whose small ring reports exec (PERF_RECORD_COMM with
-   * PERF_RECORD_MISC_COMM_EXEC) and whose fd hangs up when the thread ends. For `RingReader.watch(fd, 'task')`.
+   * PERF_RECORD_MISC_COMM_EXEC) and whose fd hangs up when the thread ends. For `RingReader.watch(fd, 'task')`. The first such event of a machine waits for a grace period
+   * (account_event, kernel/events/core.c), some milliseconds.
    */
-  taskWatchOpen(tid: number): number
+  taskWatchOpen(tid: number): Promise<number>
   /**
    * Opens a software dummy event that reports, of all processes, executable mappings (PERF_RECORD_MMAP2), births and ends (PERF_RECORD_FORK, PERF_RECORD_EXIT) on one
    * CPU. For `RingReader.watch(fd, 'sideband', pages)`.

@@ -243,9 +243,14 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     if (signal.aborted) detach()
   }
 
+  /** @internal Begins to open what {@link watchTargets} needs. */
+  prepareWatches(): void {
+    for (const target of this.#targets) this.#watches.prepare(target)
+  }
+
   /** @internal Watches the processes, so that their end is noticed. */
-  watchTargets(): void {
-    for (const target of this.#targets) this.#watches.add(target)
+  async watchTargets(): Promise<void> {
+    for (const target of this.#targets) await this.#watches.add(target)
   }
 
   /** @internal A paused probe goes on being hit, since the program does not check its counter: it is taken out. */
@@ -434,7 +439,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   async #endTarget(target: TargetProcess, reason: 'exit' | 'exec'): Promise<void> {
     if (!this.#targets.delete(target)) return
-    this.#watches.remove(target)
+    await this.#watches.remove(target)
     try {
       if (this.#targets.size === 0) {
         await this.#end('target-exited', reason, target.pid)
@@ -484,7 +489,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       }
     } finally {
       ring.removeSink(probeId)
-      for (const target of this.#targets) this.#watches.remove(target)
+      for (const target of this.#targets) await this.#watches.remove(target)
       await arming.finish()
       for (const target of this.#targets) target.close()
       this.#targets.clear()

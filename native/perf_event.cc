@@ -109,9 +109,9 @@ Napi::Value TaskWatchOpen(const Napi::CallbackInfo& info) {
   // Wake at the first byte: wakeup_events counts samples only, and there are none.
   attributes.watermark = 1;
   attributes.wakeup_watermark = 1;
-  Result<Fd> opened = OpenedFd(syscall(SYS_perf_event_open, &attributes, tid, -1, -1, PERF_FLAG_FD_CLOEXEC));
-  if (const Failure* failure = opened.failure()) return ThrowFailure(info.Env(), *failure);
-  return HandOver(info.Env(), std::move(opened.value()));
+  return RunForFd(info.Env(), "perf_event_open", [attributes, tid]() mutable -> Result<Fd> {
+    return OpenedFd(syscall(SYS_perf_event_open, &attributes, tid, -1, -1, PERF_FLAG_FD_CLOEXEC));
+  });
 }
 
 Napi::Value SidebandOpen(const Napi::CallbackInfo& info) {

@@ -19,9 +19,17 @@ export interface WatchesHost {
   onError(error: unknown): void
 }
 
+/** What is watched of one process: the numbers of its watches. */
+interface Watched {
+  readonly pidfd: number
+  task: number | null
+}
+
 /** The watches of one probe. */
 export class TargetWatches {
-  readonly #watches = new Map<TargetProcess, { pidfd: number; task: number | null }>()
+  readonly #watches = new Map<TargetProcess, Watched>()
+  /** Events that are not watched yet. */
+  readonly #prepared = new Map<TargetProcess, Promise<number | null>>()
 
   constructor(
     private readonly native: Native,
@@ -29,27 +37,40 @@ export class TargetWatches {
     private readonly host: WatchesHost,
   ) {}
 
+  /** Begins to open what {@link add} needs of a process, which may take a while. */
+  prepare(target: TargetProcess): void {
+    const opening = this.#open(target)
+    this.#prepared.set(target, opening)
+    // Whoever adds the process is told.
+    opening.catch(() => undefined)
+  }
+
   /**
    * Begins to watch a process.
    * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`
    */
-  add(target: TargetProcess): void {
+  async add(target: TargetProcess): Promise<void> {
     const pidfd = this.#give(target.openPidfd(), 'pidfd', () => this.host.onEnd(target, 'exit'))
-    this.#watches.set(target, { pidfd, task: null })
+    const watched: Watched = { pidfd, task: null }
+    this.#watches.set(target, watched)
     try {
-      this.#watchTask(target)
+      await this.#watchTask(target, watched)
     } catch (error) {
-      this.remove(target)
+      await this.remove(target)
       throw error
     }
   }
 
-  /** Ends the watching of a process. Idempotent. */
-  remove(target: TargetProcess): void {
+  /** Ends the watching of a process, at once; when it resolves, what was prepared and never used is closed, too. Idempotent. */
+  async remove(target: TargetProcess): Promise<void> {
     const { pidfd, task } = this.#watches.get(target) ?? {}
     if (pidfd !== undefined) this.ring.unwatch(pidfd)
     if (task != null) this.ring.unwatch(task)
     this.#watches.delete(target)
+    const prepared = this.#prepared.get(target)
+    this.#prepared.delete(target)
+    const fd = await prepared?.catch(() => null)
+    if (fd != null) this.native.closeFd(fd)
   }
 
   /** Hands an fd to the reader, to be watched. */
@@ -63,41 +84,49 @@ export class TargetWatches {
   }
 
   /** Watches a living thread of the process, if it has one; otherwise the pidfd will tell. */
-  #watchTask(target: TargetProcess): void {
-    const watches = this.#watches.get(target)
-    if (watches === undefined) return
-    if (watches.task !== null) this.ring.unwatch(watches.task)
-    watches.task = null
+  async #watchTask(target: TargetProcess, watched: Watched): Promise<void> {
+    if (watched.task !== null) this.ring.unwatch(watched.task)
+    watched.task = null
+    const prepared = this.#prepared.get(target)
+    this.#prepared.delete(target)
+    const fd = await (prepared ?? this.#open(target))
+    if (fd === null) return
+    if (this.#watches.get(target) === watched) watched.task = this.#give(fd, 'task', (event) => this.#onTask(target, watched, event))
+    else this.native.closeFd(fd)
+  }
+
+  /** Opens an event on a living thread; `null` if there is none. */
+  async #open(target: TargetProcess): Promise<number | null> {
     do {
-      let fd: number
       try {
-        fd = this.native.taskWatchOpen(target.tid)
+        return await this.native.taskWatchOpen(target.tid)
       } catch (error) {
-        // The thread ended after it was chosen.
-        if (errnoOf(error) === ESRCH) continue
-        throw error
+        // Else the thread ended after it was chosen.
+        if (errnoOf(error) !== ESRCH) throw error
       }
-      watches.task = this.#give(fd, 'task', (event) => this.#onTask(target, event))
-      return
     } while (target.refreshThread())
+    return null
+  }
+
+  #onTask(target: TargetProcess, watched: Watched, event: TargetEvent['event']): void {
+    this.#follow(target, watched, event).catch((error: unknown) => this.host.onError(error))
   }
 
   /** The watched thread called exec or ended: the process may have another program now, or another thread must stand in. */
-  #onTask(target: TargetProcess, event: TargetEvent['event']): void {
-    try {
-      if (!this.#watches.has(target) || !target.isAlive()) return
-      const before = target.tid
-      target.refreshThread()
+  async #follow(target: TargetProcess, watched: Watched, event: TargetEvent['event']): Promise<void> {
+    if (this.#watches.get(target) !== watched || !target.isAlive()) return
+    const before = target.tid
+    target.refreshThread()
+    if (event === 'hangup') {
       // The watch ended with its thread. Whether exec was called is asked when the new one is open, so that no exec falls between the two.
-      if (event === 'hangup') this.#watchTask(target)
-      const replaced = target.readable ? target.addressSpaceGone() : event === 'exec'
-      if (!replaced) {
-        if (target.tid !== before) this.host.onThreadChange(target)
-      } else if (target.isAlive()) {
-        this.host.onEnd(target, 'exec')
-      }
-    } catch (error) {
-      this.host.onError(error)
+      await this.#watchTask(target, watched)
+      if (this.#watches.get(target) !== watched) return
+    }
+    const replaced = target.readable ? target.addressSpaceGone() : event === 'exec'
+    if (!replaced) {
+      if (target.tid !== before) this.host.onThreadChange(target)
+    } else if (target.isAlive()) {
+      this.host.onEnd(target, 'exec')
     }
   }
 }

@@ -71,7 +71,7 @@ test('a refusal rejects with the call, the errno and its name', { skip: withoutR
   const missing = { type: uprobePmu(), path: '/nonexistent/file', fileOffset: 0n, refCtrOffset: 0, retprobe: false, tid: -1 }
   await assert.rejects(native.perfEventOpenUprobe(missing), { syscall: 'perf_event_open', code: 'ENOENT', errno: 2 })
   await assert.rejects(native.perfEventSetBpf(0, 0), { syscall: 'ioctl(PERF_EVENT_IOC_SET_BPF)', code: 'ENOTTY', errno: 25 })
-  assert.throws(() => native.taskWatchOpen(0x7fffffff), { syscall: 'perf_event_open', code: 'ESRCH', errno: 3 })
+  await assert.rejects(native.taskWatchOpen(0x7fffffff), { syscall: 'perf_event_open', code: 'ESRCH', errno: 3 })
 })
 
 test('a wrong argument throws a TypeError that names it', () => {

@@ -26,7 +26,7 @@ async function watching(t: TestContext): Promise<Watching> {
   })
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   names.set(reader.watch(native.pidfdOpen(target.pid), 'pidfd'), 'pidfd')
-  names.set(reader.watch(native.taskWatchOpen(target.pid), 'task'), 'task')
+  names.set(reader.watch(await native.taskWatchOpen(target.pid), 'task'), 'task')
   const unwatchAll = () => {
     for (const watch of names.keys()) reader.unwatch(watch)
   }
@@ -56,7 +56,7 @@ test('a renaming is not an exec', { skip: withoutRights }, async (t) => {
   const { reader } = await record(t, {
     onDoorbell: (recording) => events.push(...recording.reader.takeEvents().map(({ event }) => event)),
   })
-  const watch = reader.watch(native.taskWatchOpen(process.pid), 'task')
+  const watch = reader.watch(await native.taskWatchOpen(process.pid), 'task')
   const title = process.title
   process.title = 'renamed'
   process.title = title
@@ -90,7 +90,7 @@ test('tells of a process that had ended before it was watched', { skip: withoutR
     onDoorbell: (recording) => events.push(...recording.reader.takeEvents().map(({ event }) => event)),
   })
   const target = await Target.start(t, buildTarget(t, 'usdt'))
-  const [pidfd, task] = [native.pidfdOpen(target.pid), native.taskWatchOpen(target.pid)]
+  const [pidfd, task] = [native.pidfdOpen(target.pid), await native.taskWatchOpen(target.pid)]
   await target.stop()
   reader.watch(pidfd, 'pidfd')
   reader.watch(task, 'task')
