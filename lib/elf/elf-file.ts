@@ -252,6 +252,12 @@ export class ElfFile {
     }
   }
 
+  /** Equal for files in which addresses lie in the same places. */
+  get layoutKey(): string {
+    const loads = this.#loads.map(({ vaddr, offset, fileSize, memorySize }) => `${vaddr}:${offset}:${fileSize}:${memorySize}`)
+    return `${this.bits}/${this.littleEndian}/${this.size}/${this.#holdsCode}/${loads}`
+  }
+
   #stretchAt(vaddr: bigint): Stretch | null {
     const index = this.#loadIndexAt(vaddr)
     const load = this.#loads[index]

@@ -13,6 +13,7 @@
 import { badElf, decodeName } from './bad-elf.js'
 import type { ElfFile } from './elf-file.js'
 import { type ElfView, type Section, SHT_NOTE } from './headers.js'
+import { KnownNotes } from './known-notes.js'
 import { TimeSlice } from './time-slice.js'
 
 /** One USDT note. */
@@ -63,25 +64,46 @@ type NoteMaker<T> = (
   semaphoreVaddr: bigint | null,
 ) => T | null
 
+const knownNotes = new KnownNotes<UsdtNote>()
+
 /**
- * Reads all USDT notes, in the order of the file.
+ * Reads all USDT notes, in the order of the file. Of a file that was read before, and says the same, they may be the same objects.
  * @throws {UprobeError} `ERR_UPROBE_BAD_ELF` if they are damaged, or more than 131,072 notes or 16 MiB
  */
-export function readUsdtNotes(elf: ElfFile): Promise<UsdtNote[]> {
+export async function readUsdtNotes(elf: ElfFile): Promise<readonly UsdtNote[]> {
+  const sections = await readSections(elf)
+  const base = baseSection(elf)
+  const origin = {
+    // All that a note's addresses depend on, but the notes.
+    key: `${elf.layoutKey}/${base?.address}/${sections.map(({ view }) => view.buffer.length)}`,
+    contents: sections.map(({ view }) => view.buffer),
+  }
+  const known = knownNotes.find(origin)
+  if (known !== null) return known
   const offsetOfCode = elf.offsetFinder()
   const offsetOfCounter = elf.offsetFinder()
-  return collectUsdtNotes(elf, (provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr): UsdtNote => {
+  const notes = await collectFrom(elf, sections, base, (provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr): UsdtNote => {
     const fileOffset = offsetOfCode(vaddr)
     const refCtrOffset = semaphoreVaddr === null ? null : offsetOfCounter(semaphoreVaddr)
     return { provider, name, args, pc, base, semaphore, vaddr, fileOffset, semaphoreVaddr, refCtrOffset }
   })
+  knownNotes.keep(origin, notes)
+  return notes
 }
 
 /** Reads all USDT notes and returns what `make` makes of them, in the order of the file; throws as {@link readUsdtNotes}. */
 export async function collectUsdtNotes<T>(elf: ElfFile, make: NoteMaker<T>): Promise<T[]> {
-  const base = elf.sections.find(({ name }) => name === '.stapsdt.base')
-  const work: Work<T> = { made: [], notes: 0 }
-  const slice = new TimeSlice()
+  return collectFrom(elf, await readSections(elf), baseSection(elf), make)
+}
+
+/** A section of notes, and what it holds. */
+interface NoteSection {
+  readonly section: Section
+  readonly view: ElfView
+}
+
+async function readSections(elf: ElfFile): Promise<NoteSection[]> {
+  const read: NoteSection[] = []
   let total = 0n
   for (const section of elf.sections) {
     if (section.name !== SECTION || section.type !== SHT_NOTE) continue
@@ -90,7 +112,20 @@ export async function collectUsdtNotes<T>(elf: ElfFile, make: NoteMaker<T>): Pro
     if (total > BigInt(MAX_TOTAL_BYTES)) {
       throw badElf(elf.path, `${total} bytes of USDT notes, more than the ${MAX_TOTAL_BYTES} that are accepted`, section.offset)
     }
-    const reader = new NoteReader(elf, section, await elf.readView(section.offset, Number(section.size)), base, work, make)
+    read.push({ section, view: await elf.readView(section.offset, Number(section.size)) })
+  }
+  return read
+}
+
+function baseSection(elf: ElfFile): Section | undefined {
+  return elf.sections.find(({ name }) => name === '.stapsdt.base')
+}
+
+async function collectFrom<T>(elf: ElfFile, sections: readonly NoteSection[], base: Section | undefined, make: NoteMaker<T>): Promise<T[]> {
+  const work: Work<T> = { made: [], notes: 0 }
+  const slice = new TimeSlice()
+  for (const { section, view } of sections) {
+    const reader = new NoteReader(elf, section, view, base, work, make)
     while (reader.readSome()) if (slice.isOver) await slice.rest()
   }
   return work.made

@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
+import { statSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import { ElfFile } from '../../lib/elf/elf-file.js'
@@ -14,7 +15,7 @@ import { readingNeeds, refuses, writeElf } from './files.js'
 
 const [LE64 = { bits: 64, littleEndian: true }] = FORMATS
 
-async function notesIn(path: string): Promise<UsdtNote[]> {
+async function notesIn(path: string): Promise<readonly UsdtNote[]> {
   const elf = await ElfFile.open(path)
   try {
     return await readUsdtNotes(elf)
@@ -248,4 +249,69 @@ test('a listing has the path it was asked for, and the fields of the note', asyn
       refCtrOffset: 0x2002n,
     },
   ])
+})
+
+describe('a file that is read again', () => {
+  const sites = [plan(0), plan(0, { name: 'refund', pc: LAYOUT.text.address + 0x20 })]
+
+  test('gives the same notes when it says the same, also under another name', async (t) => {
+    const { bytes } = usdtFile(LE64, 0, [sites])
+    const first = await notesIn(writeElf(t, bytes))
+    assert.equal(await notesIn(writeElf(t, bytes)), first)
+  })
+
+  test('gives what it says now, when it was changed in place', async (t) => {
+    const { bytes } = usdtFile(LE64, 0, [sites])
+    const path = writeElf(t, bytes)
+    const first = await notesIn(path)
+    const { size, mtimeMs } = statSync(path)
+    bytes.write('refuse', bytes.indexOf('refund'))
+    writeFileSync(path, bytes)
+    utimesSync(path, mtimeMs / 1000, mtimeMs / 1000)
+    assert.equal(statSync(path).size, size)
+    assert.deepEqual(
+      (await notesIn(path)).map(({ name }) => name),
+      ['sale', 'refuse'],
+    )
+    assert.deepEqual(
+      first.map(({ name }) => name),
+      ['sale', 'refund'],
+    )
+  })
+
+  /** Changes a field of 8 bytes, of that header of a table whose `key` field is `value`. */
+  function changeHeader(
+    bytes: Buffer,
+    [table, entryBytes, count]: [number, number, number],
+    [key, value, field, by]: [number, number, number, bigint],
+  ): void {
+    const at = Array.from({ length: count }, (_, index) => table + index * entryBytes).find(
+      (entry) => bytes.readBigUInt64LE(entry + key) === BigInt(value),
+    )
+    assert.ok(at !== undefined)
+    bytes.writeBigUInt64LE(bytes.readBigUInt64LE(at + field) + by, at + field)
+  }
+
+  test('places the same notes anew when .stapsdt.base was moved', async (t) => {
+    const { bytes } = usdtFile(LE64, 0, [sites])
+    const first = await notesIn(writeElf(t, bytes))
+    const sections: [number, number, number] = [Number(bytes.readBigUInt64LE(40)), 64, bytes.readUInt16LE(60)]
+    changeHeader(bytes, sections, [16, LAYOUT.base.address, 16, 0x10n])
+    assert.deepEqual(
+      (await notesIn(writeElf(t, bytes))).map(({ vaddr }) => vaddr),
+      first.map(({ vaddr }) => vaddr + 0x10n),
+    )
+  })
+
+  test('places the same notes anew when a segment was moved in the file', async (t) => {
+    const { bytes } = usdtFile(LE64, 0, [sites])
+    const first = await notesIn(writeElf(t, bytes))
+    const segments: [number, number, number] = [Number(bytes.readBigUInt64LE(32)), 56, bytes.readUInt16LE(56)]
+    changeHeader(bytes, segments, [16, LAYOUT.text.address, 8, 0x1000n])
+    const moved = await notesIn(writeElf(t, bytes))
+    assert.deepEqual(
+      moved.map(({ fileOffset }) => fileOffset),
+      first.map(({ fileOffset }) => (fileOffset ?? 0n) + 0x1000n),
+    )
+  })
 })
