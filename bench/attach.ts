@@ -9,10 +9,11 @@ import { execFileSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type AttachOptions, Tracer, UprobeError } from '../lib/index.js'
+import type { AttachOptions, Tracer as TracerType } from '../lib/index.js'
 import { isArmed } from '../test/support/memory.js'
 import { type Note, notesOf } from '../test/support/notes.js'
 import { POSTGRES, Postgres } from '../test/support/postgres.js'
+import { Tracer, UprobeError } from './support/built.js'
 import { table } from './support/markdown.js'
 import { type Holder, holdBpftrace, holdPerf, isInstalled, type Place } from './support/others.js'
 import { type GoalResult, grouped, judge, type Report, type Settings } from './support/report.js'
@@ -54,7 +55,7 @@ interface Comparison {
   readonly goals: readonly GoalResult[]
 }
 
-async function timeOurs(tracer: Tracer, subject: Subject, registration: Registration): Promise<Times> {
+async function timeOurs(tracer: TracerType, subject: Subject, registration: Registration): Promise<Times> {
   const attach = await timed(() => tracer.attach(subject.spec, { ...subject.options, registration }))
   assertArmed(subject, true)
   const detach = await timed(() => attach.result.detach())
@@ -99,7 +100,7 @@ function timeFloor(floor: string, { pid, path, notes }: Subject, registration: R
 
 /** Measures both sides in turn, so that both meet the same noise. */
 async function compare(
-  tracer: Tracer,
+  tracer: TracerType,
   floor: string | null,
   subject: Subject,
   registration: Registration,
@@ -169,7 +170,7 @@ function cells(times: readonly Times[]): string[] {
 }
 
 /** Whether this kernel has a uprobe_multi link that the package uses. */
-async function hasMulti(tracer: Tracer, subject: Subject): Promise<boolean> {
+async function hasMulti(tracer: TracerType, subject: Subject): Promise<boolean> {
   try {
     await (await tracer.attach(subject.spec, { ...subject.options, registration: 'multi' })).detach()
     return true
@@ -180,7 +181,7 @@ async function hasMulti(tracer: Tracer, subject: Subject): Promise<boolean> {
 }
 
 /** All probes of a PostgreSQL server, in every process of it: what the package itself would choose. */
-async function comparePostgres(workshop: Workshop, tracer: Tracer): Promise<Comparison> {
+async function comparePostgres(workshop: Workshop, tracer: TracerType): Promise<Comparison> {
   if (!existsSync(POSTGRES)) return { rows: [], goals: [] }
   const server = await Postgres.start(workshop)
   const path = server.path
@@ -191,7 +192,7 @@ async function comparePostgres(workshop: Workshop, tracer: Tracer): Promise<Comp
 }
 
 /** A file with ten thousand probes, each with a counter of its own; of which one, a hundred, … are attached. */
-async function compareThousands(workshop: Workshop, tracer: Tracer, floor: string): Promise<Comparison[]> {
+async function compareThousands(workshop: Workshop, tracer: TracerType, floor: string): Promise<Comparison[]> {
   const path = workshop.build('thousands')
   const { pid } = await workshop.startTarget(path)
   const all = notesOf(path)

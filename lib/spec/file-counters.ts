@@ -5,35 +5,27 @@
  */
 import type { CounterMap, FileCounter, SharingSite } from '../counter/read.js'
 import type { ElfFile } from '../elf/elf-file.js'
+import { type AddressKey, type CountedNote, type CounterNotes, keyOf, NoteIndex } from '../elf/note-index.js'
 import { readUsdtNotes, type UsdtNote } from '../elf/stapsdt.js'
 import type { SiteWork } from '../progress.js'
 import type { FoundSite } from './find-sites.js'
 import type { OriginalCode } from './original-code.js'
 
-type NoteWithCounter = UsdtNote & { readonly semaphoreVaddr: bigint; readonly fileOffset: bigint }
-
-/** A key for an address. Numbers are found sooner than bigints, and are exact below 2^53. */
-function keyOf(vaddr: bigint): number | bigint {
-  const key = Number(vaddr)
-  return Number.isSafeInteger(key) ? key : vaddr
-}
-
 /** See the module's comment. */
 export class FileCounters implements CounterMap {
-  /** By address of the counter: its note, or all of them. */
-  readonly #notes = new Map<number | bigint, NoteWithCounter | NoteWithCounter[]>()
-  readonly #made = new Map<number | bigint, FileCounter>()
-  #anyShared = false
+  readonly #made = new Map<AddressKey, FileCounter>()
+  #anyShared: boolean | null = null
 
   private constructor(
     private readonly elf: ElfFile,
     private readonly originals: OriginalCode,
+    private readonly notes: CounterNotes,
   ) {}
 
   /**
    * Finds the counters of some sites.
    * @param notes - all of the file, if they are known
-   * @param originals - learns the code at all sites that share them
+   * @param originals - knows the code at the sites; learns that at all others that share their counters
    */
   static async of(
     elf: ElfFile,
@@ -42,48 +34,43 @@ export class FileCounters implements CounterMap {
     originals: OriginalCode,
     work: SiteWork,
   ): Promise<FileCounters> {
-    const counters = new FileCounters(elf, originals)
     // A site that was found by its offset has no counter, also where the file has as many notes as sites are asked for: one.
     const all = found.length === notes?.length && found.some(({ counterVaddr }) => counterVaddr !== null)
-    const wanted = new Set<number | bigint>()
-    if (!all) {
-      await work.each(found, ({ counterVaddr }) => {
-        if (counterVaddr !== null) wanted.add(keyOf(counterVaddr))
-        return undefined
-      })
-      if (wanted.size === 0) return counters
-    }
-    await work.each(notes ?? (await readUsdtNotes(elf)), (note) => {
-      if (!hasCounter(note)) return undefined
-      const key = keyOf(note.semaphoreVaddr)
-      if (!all && !wanted.has(key)) return undefined
-      counters.#add(key, note)
-      return originals.learn(note.fileOffset)
+    if (all) return new FileCounters(elf, originals, await NoteIndex.of(notes).allCounted())
+    const wanted = new Set<AddressKey>()
+    await work.each(found, ({ counterVaddr }) => {
+      if (counterVaddr !== null) wanted.add(keyOf(counterVaddr))
+      return undefined
     })
-    return counters
+    if (wanted.size === 0) return new FileCounters(elf, originals, new Map())
+    const counted = await NoteIndex.of(notes ?? (await readUsdtNotes(elf))).counted(wanted)
+    await work.each([...counted.values()], async (sharing) => {
+      for (const { fileOffset } of notesOf(sharing)) await originals.learn(fileOffset)
+    })
+    return new FileCounters(elf, originals, counted)
   }
 
   get size(): number {
-    return this.#notes.size
+    return this.notes.size
   }
 
   has(vaddr: bigint): boolean {
-    return this.#notes.has(keyOf(vaddr))
+    return this.notes.has(keyOf(vaddr))
   }
 
   get(vaddr: bigint): FileCounter | undefined {
     const key = keyOf(vaddr)
     const made = this.#made.get(key)
     if (made !== undefined) return made
-    const notes = this.#notes.get(key)
+    const notes = this.notes.get(key)
     if (notes === undefined) return undefined
-    const counter = this.#make(Array.isArray(notes) ? notes : [notes])
+    const counter = this.#make(notesOf(notes))
     if (counter !== undefined) this.#made.set(key, counter)
     return counter
   }
 
   *keys(): Generator<bigint> {
-    for (const key of this.#notes.keys()) yield BigInt(key)
+    for (const key of this.notes.keys()) yield BigInt(key)
   }
 
   *values(): Generator<FileCounter> {
@@ -94,21 +81,11 @@ export class FileCounters implements CounterMap {
   }
 
   isShared(vaddr: bigint): boolean {
-    return this.#anyShared && Array.isArray(this.#notes.get(keyOf(vaddr)))
+    this.#anyShared ??= [...this.notes.values()].some((notes) => Array.isArray(notes))
+    return this.#anyShared && Array.isArray(this.notes.get(keyOf(vaddr)))
   }
 
-  #add(key: number | bigint, note: NoteWithCounter): void {
-    const known = this.#notes.get(key)
-    if (known === undefined) {
-      this.#notes.set(key, note)
-      return
-    }
-    this.#anyShared = true
-    if (Array.isArray(known)) known.push(note)
-    else this.#notes.set(key, [known, note])
-  }
-
-  #make(notes: readonly NoteWithCounter[]): FileCounter | undefined {
+  #make(notes: readonly CountedNote[]): FileCounter | undefined {
     const [first] = notes
     if (first === undefined) return undefined
     const { semaphoreVaddr: vaddr, refCtrOffset, provider, name } = first
@@ -122,6 +99,7 @@ export class FileCounters implements CounterMap {
   }
 }
 
-function hasCounter(note: UsdtNote): note is NoteWithCounter {
-  return note.semaphoreVaddr !== null && note.fileOffset !== null
+function notesOf(sharing: CountedNote | readonly CountedNote[]): readonly CountedNote[] {
+  // Of a read-only array Array.isArray does not tell the compiler.
+  return 'length' in sharing ? sharing : [sharing]
 }

@@ -5,10 +5,11 @@
  * compilation units); all are sites of the one probe. A file that does not hold what is asked for yields no sites: another file of the same process may.
  */
 import type { ElfFile } from '../elf/elf-file.js'
+import { NoteIndex } from '../elf/note-index.js'
 import { readUsdtNotes, type UsdtNote } from '../elf/stapsdt.js'
 import { type ElfSymbol, findFunctions } from '../elf/symbols.js'
 import { UprobeError } from '../errors.js'
-import { compileGlob } from '../glob.js'
+import { compileGlob, hasWildcard } from '../glob.js'
 import { escapeForDisplay } from '../log.js'
 import type { SiteWork } from '../progress.js'
 import type { ProbeSpec } from './spec.js'
@@ -97,11 +98,12 @@ async function findNotes(elf: ElfFile, provider: string, name: string, work: Sit
   const sites: FoundSite[] = []
   const skipped: string[] = []
   const notes = await readUsdtNotes(elf)
+  const candidates = hasWildcard(provider) || hasWildcard(name) ? notes : await NoteIndex.of(notes).named(provider, name)
   // Notes that follow each other mostly have one provider.
   let provided: string | null = null
   let matches = false
   let prefix = ''
-  await work.each(notes, (note) => {
+  await work.each(candidates, (note) => {
     if (note.provider !== provided) {
       provided = note.provider
       matches = isProvider(provided)
