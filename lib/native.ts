@@ -308,6 +308,8 @@ export interface Native {
   openInRoot(root: string, path: string): number
   /** open(2), read-only, close-on-exec, non-blocking (so that a FIFO does not hang us); returns the fd. */
   openFile(path: string): number
+  /** Reads a whole file as UTF-8, off the event loop in one turn: open(2) as {@link openFile}, read(2) to its end, close(2). For files of /proc, which give a page at a time. */
+  readText(path: string): Promise<string>
   /** close(2) of an fd that is quick to close. */
   closeFd(fd: number): void
   /** errno of `syscall(336)` (uprobe): ENXIO on kernels whose nop5 optimization is dangerous, EPROTO on repaired ones, ENOSYS before. x86-64 only; 0 elsewhere. */

@@ -32,6 +32,11 @@ class Registration {
 
 napi_value ToJavaScript(napi_env env, Registration& registration) { return ToJavaScript(env, registration.fd()); }
 
+napi_value ToJavaScript(napi_env env, const std::string& text) {
+  napi_value value = nullptr;
+  return napi_create_string_utf8(env, text.data(), text.size(), &value) == napi_ok ? value : nullptr;
+}
+
 napi_value ToJavaScript(napi_env env, const Nothing&) {
   napi_value undefined = nullptr;
   return napi_get_undefined(env, &undefined) == napi_ok ? undefined : nullptr;
@@ -40,6 +45,7 @@ napi_value ToJavaScript(napi_env env, const Nothing&) {
 // JavaScript owns the value from here on, unless its environment has ended.
 void HandToJavaScript(napi_env env, Fd& fd) { HandOver(env, fd, Kind::kOrdinary); }
 void HandToJavaScript(napi_env env, Registration& registration) { HandOver(env, registration.fd(), Kind::kRegistration); }
+void HandToJavaScript(napi_env, std::string&) {}
 void HandToJavaScript(napi_env, Nothing&) {}
 
 template <typename Value>
@@ -99,6 +105,10 @@ Napi::Value RunForRegistration(Napi::Env env, const char* name, std::function<Re
     if (const Failure* failure = opened.failure()) return *failure;
     return Registration(std::move(opened.value()));
   });
+}
+
+Napi::Value RunForText(Napi::Env env, const char* name, std::function<Result<std::string>()> work) {
+  return Task<std::string>::Start(env, name, std::move(work));
 }
 
 Napi::Value RunForNothing(Napi::Env env, const char* name, std::function<Result<Nothing>()> work) {

@@ -5,6 +5,7 @@
 #include <napi.h>
 
 #include <functional>
+#include <string>
 
 #include "fd.h"
 #include "result.h"
@@ -16,6 +17,9 @@ Napi::Value RunForFd(Napi::Env env, const char* name, std::function<Result<Fd>()
 
 // The same for an fd that is a registration: if the environment ends first, the closing thread closes it (closer.h).
 Napi::Value RunForRegistration(Napi::Env env, const char* name, std::function<Result<Fd>()> work);
+
+// A promise for the text that `work` finds, in UTF-8.
+Napi::Value RunForText(Napi::Env env, const char* name, std::function<Result<std::string>()> work);
 
 // A promise for the end of `work`.
 Napi::Value RunForNothing(Napi::Env env, const char* name, std::function<Result<Nothing>()> work);

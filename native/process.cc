@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "arguments.h"
+#include "async.h"
 #include "closer.h"
 #include "errors.h"
 #include "fd.h"
@@ -82,6 +83,26 @@ Napi::Value CloseFd(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// Files of /proc/PID give a page at a time (seq_file), so Node's own readFile takes a turn of libuv's threads for each 4 KiB, and three more. And a thread it must be: the kernel waits there for
+// the lock of an address space, which the target has for as long as a large process takes to fork.
+Napi::Value ReadText(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const std::string path = arguments.String(arguments.At(0), "path");
+  if (arguments.Failed()) return Napi::Value();
+  return RunForText(info.Env(), "read", [path]() -> Result<std::string> {
+    const Fd file(open(path.c_str(), kReadFlags));
+    if (!file.valid()) return LastFailure("open");
+    std::string text;
+    char piece[1 << 14];
+    for (;;) {
+      const ssize_t bytes = read(file.get(), piece, sizeof piece);
+      if (bytes < 0 && errno != EINTR) return LastFailure("read");
+      if (bytes == 0) return text;
+      if (bytes > 0) text.append(piece, static_cast<std::size_t>(bytes));
+    }
+  });
+}
+
 // Outside of a uprobe's trampoline the call does nothing but refuse (SYSCALL_DEFINE0(uprobe), arch/x86/kernel/uprobes.c), and the way it
 // does so tells the generation of the code.
 Napi::Value UprobeSyscallErrno(const Napi::CallbackInfo& info) {
@@ -125,6 +146,7 @@ void InitProcess(Napi::Env env, Napi::Object exports) {
   exports.Set("pidfdOpen", Napi::Function::New<PidfdOpen>(env, "pidfdOpen"));
   exports.Set("openFile", Napi::Function::New<OpenFile>(env, "openFile"));
   exports.Set("openInRoot", Napi::Function::New<OpenInRoot>(env, "openInRoot"));
+  exports.Set("readText", Napi::Function::New<ReadText>(env, "readText"));
   exports.Set("closeFd", Napi::Function::New<CloseFd>(env, "closeFd"));
   exports.Set("uprobeSyscallErrno", Napi::Function::New<UprobeSyscallErrno>(env, "uprobeSyscallErrno"));
   exports.Set("possibleCpus", Napi::Function::New<PossibleCpus>(env, "possibleCpus"));

@@ -48,6 +48,8 @@ const MAX_SECTIONS = 131_072
 const MAX_SECTION_NAMES_BYTES = 16 * 1024 * 1024
 /** What is kept of a section's name. */
 const SECTION_NAME_BYTES = 64
+/** How much is read ahead while the headers are read: they lie together, and each read is a trip to another thread. */
+const AHEAD_BYTES = 4096
 /** Longest piece that is read at once. */
 export const MAX_READ_BYTES = 16 * 1024 * 1024
 
@@ -66,6 +68,8 @@ export class ElfFile {
   #loads: readonly Segment[] = []
   #holdsCode = true
   #closed = false
+  /** Parts of the file, while the headers are read. */
+  #ahead: Array<{ readonly offset: bigint; readonly bytes: Buffer }> = []
 
   private constructor(
     private readonly fd: number,
@@ -91,7 +95,7 @@ export class ElfFile {
     // Non-blocking, so that a FIFO in the place of a file does not hang us.
     const fd = await onFile(path, 'opened', () => openFd(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY))
     try {
-      return await ElfFile.#parse(fd, path, true)
+      return await ElfFile.#parse(fd, path, true, await sizeOf(fd, path))
     } catch (error) {
       await closeFd(fd)
       throw error
@@ -101,19 +105,15 @@ export class ElfFile {
   /**
    * Reads from a descriptor that the caller keeps open as long as this object is used, and closes.
    * @param path - for messages, and as {@link path}; never opened
+   * @param size - of the file, which is known to be a regular one; it is asked for if it is left out
    * @throws {UprobeError} as {@link open}
    */
-  static fromFd(fd: number, path: string): Promise<ElfFile> {
-    return ElfFile.#parse(fd, path, false)
+  static async fromFd(fd: number, path: string, size?: bigint): Promise<ElfFile> {
+    return ElfFile.#parse(fd, path, false, size ?? (await sizeOf(fd, path)))
   }
 
-  static async #parse(fd: number, path: string, ownsFd: boolean): Promise<ElfFile> {
-    const stat = await onFile(path, 'read', () => statFd(fd, { bigint: true }))
-    if (!stat.isFile()) {
-      const shown = escapeForDisplay(path)
-      throw new UprobeError('ERR_UPROBE_FILE', `${shown} is not a regular file. Name an executable or a shared library.`, { path: shown })
-    }
-    const head = Buffer.alloc(headerBytes(64).elf)
+  static async #parse(fd: number, path: string, ownsFd: boolean, size: bigint): Promise<ElfFile> {
+    const head = Buffer.alloc(AHEAD_BYTES)
     const got = await readFully(fd, path, head, 0n)
     if (got < 16 || head.readUInt32BE(0) !== 0x7f454c46) throw badElf(path, 'not an ELF file: it does not begin with \\x7fELF')
     const elfClass = head[4]
@@ -123,8 +123,10 @@ export class ElfFile {
     const bits = elfClass === 2 ? 64 : 32
     if (got < headerBytes(bits).elf) throw badElf(path, 'the ELF header is cut off', got)
     const view = new ElfView(head, data === 1, bits)
-    const elf = new ElfFile(fd, ownsFd, path, stat.size, bits, data === 1, view.u16(16), view.u16(18))
+    const elf = new ElfFile(fd, ownsFd, path, size, bits, data === 1, view.u16(16), view.u16(18))
+    elf.#ahead.push({ offset: 0n, bytes: head.subarray(0, got) })
     await elf.#readHeaders(view)
+    elf.#ahead = []
     return elf
   }
 
@@ -191,7 +193,20 @@ export class ElfFile {
   async #table(offset: bigint, count: number, bytes: number, what: string): Promise<ElfView> {
     const total = BigInt(count) * BigInt(bytes)
     if (total > 0n && offset + total > this.size) throw badElf(this.path, `the ${what} reach beyond the end of the file`, offset)
-    return total > 0n ? this.readView(offset, Number(total)) : this.#view(Buffer.alloc(0))
+    return this.#view(total > 0n ? await this.#readAhead(offset, Number(total)) : Buffer.alloc(0))
+  }
+
+  /** Reads as {@link read}, and some of what follows. */
+  async #readAhead(fileOffset: bigint, bytes: number): Promise<Buffer> {
+    for (const { offset, bytes: known } of this.#ahead) {
+      const at = fileOffset - offset
+      if (at >= 0n && at + BigInt(bytes) <= BigInt(known.length)) return known.subarray(Number(at), Number(at) + bytes)
+    }
+    const left = this.size - fileOffset
+    const most = left < BigInt(AHEAD_BYTES) ? Number(left) : AHEAD_BYTES
+    const read = await this.read(fileOffset, Math.max(bytes, most))
+    this.#ahead.push({ offset: fileOffset, bytes: read })
+    return read.subarray(0, bytes)
   }
 
   #view(buffer: Buffer): ElfView {
@@ -324,6 +339,14 @@ export class ElfFile {
     this.#closed = true
     if (this.ownsFd) await closeFd(this.fd)
   }
+}
+
+/** The size of a file that is a regular one. */
+async function sizeOf(fd: number, path: string): Promise<bigint> {
+  const stat = await onFile(path, 'read', () => statFd(fd, { bigint: true }))
+  if (stat.isFile()) return stat.size
+  const shown = escapeForDisplay(path)
+  throw new UprobeError('ERR_UPROBE_FILE', `${shown} is not a regular file. Name an executable or a shared library.`, { path: shown })
 }
 
 function tooMany(count: number | bigint, what: string, most: number): string {

@@ -24,6 +24,7 @@ export class TargetFile {
     /** The path as the user or the target knows it; for people, never opened again. */
     readonly path: string,
     readonly identity: FileIdentity,
+    private readonly size: bigint,
   ) {}
 
   /** Opens a path in our own mount namespace. Throws `ERR_UPROBE_FILE` or `ERR_UPROBE_LIMIT`. */
@@ -68,7 +69,7 @@ export class TargetFile {
         path: escapeForDisplay(path),
       })
     }
-    return new TargetFile(native, fd, path, { device: stat.dev, inode: stat.ino })
+    return new TargetFile(native, fd, path, { device: stat.dev, inode: stat.ino }, stat.size)
   }
 
   /** What is given to the kernel as the path of the file. */
@@ -78,7 +79,7 @@ export class TargetFile {
 
   /** The parsed headers; read on first use. */
   elf(): Promise<ElfFile> {
-    const elf = this.#elf ?? ElfFile.fromFd(this.fd, this.path)
+    const elf = this.#elf ?? ElfFile.fromFd(this.fd, this.path, this.size)
     this.#elf = elf
     return elf
   }

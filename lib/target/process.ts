@@ -16,7 +16,7 @@ import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
 import { isLimit, limitError } from '../shortage.js'
-import { type Mapping, readMaps } from './maps.js'
+import { type Mapping, parseMaps } from './maps.js'
 
 /** What /proc/PID/stat says that identifies a process. */
 export interface ProcessStat {
@@ -194,7 +194,7 @@ export class TargetProcess {
   /** The mappings of files, or all. An empty list when the process is gone. */
   async maps(all = false): Promise<Mapping[]> {
     try {
-      return await readMaps(this.procDirectory, all)
+      return parseMaps(await this.native.readText(`${this.procDirectory}/maps`), all)
     } catch (error) {
       const limit = limitError(error, `The memory map of process ${this.pid} cannot be read`)
       if (limit !== null) throw limit

@@ -73,3 +73,27 @@ test('asks for the generation of the uprobe system call', () => {
   const known = process.arch === 'x64' ? [ENXIO, EPROTO, ENOSYS] : [0]
   assert.ok(known.includes(native.uprobeSyscallErrno()), String(native.uprobeSyscallErrno()))
 })
+
+test('reads a file of /proc to its end, which comes in pieces', async () => {
+  const path = '/proc/self/maps'
+  const text = await native.readText(path)
+  assert.ok(text.length > 8192)
+  // The last mapping stays where it is.
+  assert.equal(text.trimEnd().split('\n').at(-1), readFileSync(path, 'utf8').trimEnd().split('\n').at(-1))
+  assert.match(text, /^([0-9a-f]+-[0-9a-f]+ .*\n)+$/)
+})
+
+test('reads text as Node does, larger than a piece, with what is no UTF-8 in it', async (t) => {
+  const path = join(tempDirectory(t), 'text')
+  writeFileSync(path, Buffer.concat([Buffer.from('é'.repeat(100_000)), Buffer.from([0xff, 0x61, 0, 0x62])]))
+  assert.equal(await native.readText(path), readFileSync(path, 'utf8'))
+  writeFileSync(path, '')
+  assert.equal(await native.readText(path), '')
+})
+
+test('says what cannot be read', async (t) => {
+  const directory = tempDirectory(t)
+  await assert.rejects(native.readText(join(directory, 'missing')), { syscall: 'open', code: 'ENOENT', errno: 2 })
+  await assert.rejects(native.readText(directory), { syscall: 'read', code: 'EISDIR', errno: 21 })
+  assert.throws(() => native.readText('a\0b'), { name: 'TypeError', message: /^path must be a string without NUL$/ })
+})
