@@ -6,8 +6,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Command } from 'commander'
-import { EXIT_CODES_HELP, type ExitCode, report, wasAskedFor } from './failure.js'
-import { Output } from './output.js'
+import type { ExitCode } from './failure.js'
 
 const HELP = `
 A probe is written
@@ -25,7 +24,12 @@ Examples:
   uprobe hist uprobe:malloc --arg 0 -p 4242 -d 10        the distribution of sizes
   uprobe hist uprobe:fsync --latency -p 4242             how long calls take
   uprobe counters 4242                                   what switches its probes on, and who holds it
-${EXIT_CODES_HELP}`
+`
+
+/** Loaded when something fails, or help is asked for. */
+function failures(): typeof import('./failure.js') {
+  return require('./failure.js') as typeof import('./failure.js')
+}
 
 function packageVersion(): string {
   const { packageRoot } = require('../native.js') as typeof import('../native.js')
@@ -53,6 +57,7 @@ const COMMANDS: ReadonlyMap<string, () => (program: Command) => void> = new Map(
  */
 function createProgram(first: string | undefined, asked: string[]): Command {
   const { Command: ProgramCommand } = require('commander') as typeof import('commander')
+  const { EXIT_CODES_HELP } = failures()
   const program = new ProgramCommand('uprobe')
     .description('Attach uprobes, return probes and USDT probes to running programs, and read their hits.')
     .version(packageVersion(), '-V, --version', 'print the version')
@@ -61,7 +66,7 @@ function createProgram(first: string | undefined, asked: string[]): Command {
     .exitOverride()
     // What commander would print of an error it throws as well, and report() prints that in the form of all our failures.
     .configureOutput({ outputError: () => undefined, writeOut: (text) => asked.push(text) })
-    .addHelpText('after', HELP)
+    .addHelpText('after', HELP + EXIT_CODES_HELP)
   const only = COMMANDS.get(first ?? '')
   for (const load of only === undefined ? COMMANDS.values() : [only]) load()(program)
   return program
@@ -81,7 +86,10 @@ async function listPlainly([command, ...args]: readonly string[]): Promise<boole
   const [path, pattern, ...more] = args.filter((arg) => arg !== '--json')
   const isPlain = command === 'list' && path !== undefined && more.length === 0
   if (!isPlain || /^\d+$/.test(path) || path.startsWith('-') || pattern?.startsWith('-')) return false
-  const { printList } = require('./list.js') as typeof import('./list.js')
+  // What V8 would optimize of a program that ends in a moment comes too late, and the end waits for it.
+  const { setFlagsFromString } = require('node:v8') as typeof import('node:v8')
+  setFlagsFromString('--no-opt')
+  const { printList } = require('./print-list.js') as typeof import('./print-list.js')
   await printList(path, pattern, args.includes('--json'))
   return true
 }
@@ -93,7 +101,8 @@ async function run(args: readonly string[]): Promise<void> {
   try {
     await createProgram(args[0], asked).parseAsync(args, { from: 'user' })
   } catch (error) {
-    if (!wasAskedFor(error)) throw error
+    if (!failures().wasAskedFor(error)) throw error
+    const { Output } = require('./output.js') as typeof import('./output.js')
     const output = new Output(process.stdout)
     await output.lines([asked.join('').trimEnd()])
     output.check()
@@ -111,7 +120,7 @@ async function main(args: readonly string[]): Promise<ExitCode> {
     return 0
   } catch (error) {
     hearStandardError()
-    return report(error, asksForJson(args))
+    return failures().report(error, asksForJson(args))
   }
 }
 

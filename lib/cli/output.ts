@@ -7,6 +7,7 @@
  * A reader that leaves early (`uprobe trace … | head`) makes the write fail with EPIPE. That is a wish to stop, not an error: `gone` becomes true,
  * later lines are discarded, and the command detaches and ends with success.
  */
+import { writeSync } from 'node:fs'
 import type { Writable } from 'node:stream'
 import { isSystemCallError } from '../errors.js'
 
@@ -87,4 +88,35 @@ export class Output {
   check(): void {
     if (this.#error !== undefined) throw this.#error
   }
+}
+
+const STANDARD_OUTPUT = 1
+/** How long to wait for a reader who does not keep up. */
+const RETRY_MS = 5
+
+/**
+ * Writes texts, each with a newline, to standard output, to which nobody else writes, at the pace of the reader; one that leaves is no failure. It does without Node's streams, whose loading takes
+ * longer than most of what is written here. A write waits for the reader, unless somebody made our end a non-blocking one.
+ * @throws what makes a write fail, such as a full disk
+ */
+export async function printTexts(texts: Iterable<string>): Promise<void> {
+  for (const text of texts) {
+    // Given as a string, it is encoded on the way.
+    let left: string | Buffer = `${text}\n`
+    while (left.length > 0) {
+      try {
+        const written: number = typeof left === 'string' ? writeSync(STANDARD_OUTPUT, left) : writeSync(STANDARD_OUTPUT, left)
+        left = written === Buffer.byteLength(left) ? '' : bytesOf(left).subarray(written)
+      } catch (error) {
+        if (!isSystemCallError(error)) throw error
+        if (READER_LEFT.has(error.code)) return
+        if (error.code !== 'EAGAIN') throw error
+        await new Promise<void>((resolve) => setTimeout(resolve, RETRY_MS))
+      }
+    }
+  }
+}
+
+function bytesOf(text: string | Buffer): Buffer {
+  return typeof text === 'string' ? Buffer.from(text) : text
 }

@@ -2,8 +2,8 @@
  * Which counters a process has, and where: the counters of a file with all their sites and names, and each copy of them in memory.
  */
 import type { ElfFile } from '../elf/elf-file.js'
-import { readUsdtNotes } from '../elf/stapsdt.js'
 import { TimeSlice } from '../elf/time-slice.js'
+import { readUsdtNotes } from '../elf/usdt-notes.js'
 import { UprobeError } from '../errors.js'
 import type { TargetFile } from '../target/file.js'
 import { counterAddress, type Mapping } from '../target/maps.js'

@@ -6,7 +6,7 @@
  */
 import { compileCapture, STATS_VALUE_BYTES } from '../capture/compile.js'
 import { type Arch, bindOperands, functionArguments } from '../capture/operands.js'
-import { readUsdtNotes } from '../elf/stapsdt.js'
+import { readUsdtNotes } from '../elf/usdt-notes.js'
 import { UprobeError } from '../errors.js'
 import { addonPath, loadNative, type Native } from '../native.js'
 import {

@@ -10,7 +10,6 @@ import { type BigIntStats, close, constants, fstat, open, read } from 'node:fs'
 import { promisify } from 'node:util'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
-import { limitError } from '../shortage.js'
 import { badElf, decodeName } from './bad-elf.js'
 import {
   ElfView,
@@ -358,6 +357,8 @@ async function onFile<T>(path: string, verb: string, call: () => Promise<T>): Pr
   try {
     return await call()
   } catch (cause) {
+    // Loaded when it is needed: of `uprobe list`, loading is a good part.
+    const { limitError } = require('../shortage.js') as typeof import('../shortage.js')
     const shown = escapeForDisplay(path)
     const limit = limitError(cause, `${shown} cannot be ${verb}`)
     if (limit !== null) throw limit

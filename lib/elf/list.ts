@@ -2,7 +2,6 @@
  * The USDT probes of one file, as `list()` gives them.
  */
 import { UprobeError } from '../errors.js'
-import { compileGlob } from '../glob.js'
 import { escapeForDisplay } from '../log.js'
 import { ElfFile } from './elf-file.js'
 import { collectUsdtNotes } from './stapsdt.js'
@@ -60,6 +59,8 @@ function parsePattern(pattern: string | undefined): ((provider: string, name: st
   if (parts.length !== 2 || !provider || !name) {
     throw new UprobeError('ERR_UPROBE_BAD_SPEC', `${escapeForDisplay(pattern)} is not a pattern. Write PROVIDER:NAME; both take * and ?.`)
   }
+  // Loaded when it is needed: of `uprobe list`, loading is a good part.
+  const { compileGlob } = require('../glob.js') as typeof import('../glob.js')
   const isProvider = compileGlob(provider)
   const isName = compileGlob(name)
   return (p, n) => isProvider(p) && isName(n)

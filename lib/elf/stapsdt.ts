@@ -13,7 +13,6 @@
 import { badElf, decodeName } from './bad-elf.js'
 import type { ElfFile } from './elf-file.js'
 import { type ElfView, type Section, SHT_NOTE } from './headers.js'
-import { KnownNotes } from './known-notes.js'
 import { TimeSlice } from './time-slice.js'
 
 /** One USDT note. */
@@ -64,46 +63,24 @@ type NoteMaker<T> = (
   semaphoreVaddr: bigint | null,
 ) => T | null
 
-const knownNotes = new KnownNotes<UsdtNote>()
-
 /**
- * Reads all USDT notes, in the order of the file. Of a file that was read before, and says the same, they may be the same objects.
+ * Reads all USDT notes and returns what `make` makes of them, in the order of the file.
  * @throws {UprobeError} `ERR_UPROBE_BAD_ELF` if they are damaged, or more than 131,072 notes or 16 MiB
  */
-export async function readUsdtNotes(elf: ElfFile): Promise<readonly UsdtNote[]> {
-  const sections = await readSections(elf)
-  const base = baseSection(elf)
-  const origin = {
-    // All that a note's addresses depend on, but the notes.
-    key: `${elf.layoutKey}/${base?.address}/${sections.map(({ view }) => view.buffer.length)}`,
-    contents: sections.map(({ view }) => view.buffer),
-  }
-  const known = knownNotes.find(origin)
-  if (known !== null) return known
-  const offsetOfCode = elf.offsetFinder()
-  const offsetOfCounter = elf.offsetFinder()
-  const notes = await collectFrom(elf, sections, base, (provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr): UsdtNote => {
-    const fileOffset = offsetOfCode(vaddr)
-    const refCtrOffset = semaphoreVaddr === null ? null : offsetOfCounter(semaphoreVaddr)
-    return { provider, name, args, pc, base, semaphore, vaddr, fileOffset, semaphoreVaddr, refCtrOffset }
-  })
-  knownNotes.keep(origin, notes)
-  return notes
-}
-
-/** Reads all USDT notes and returns what `make` makes of them, in the order of the file; throws as {@link readUsdtNotes}. */
 export async function collectUsdtNotes<T>(elf: ElfFile, make: NoteMaker<T>): Promise<T[]> {
-  return collectFrom(elf, await readSections(elf), baseSection(elf), make)
+  return collectFrom(elf, await readNoteSections(elf), make)
 }
 
-/** A section of notes, and what it holds. */
-interface NoteSection {
-  readonly section: Section
-  readonly view: ElfView
+/** The sections of notes, and what they hold. */
+export interface NoteSections {
+  readonly sections: ReadonlyArray<{ readonly section: Section; readonly view: ElfView }>
+  /** What tells how far the program was moved. */
+  readonly base: Section | undefined
 }
 
-async function readSections(elf: ElfFile): Promise<NoteSection[]> {
-  const read: NoteSection[] = []
+/** Reads the sections of notes, of which {@link collectFrom} makes notes; throws as {@link collectUsdtNotes}. */
+export async function readNoteSections(elf: ElfFile): Promise<NoteSections> {
+  const sections: Array<{ section: Section; view: ElfView }> = []
   let total = 0n
   for (const section of elf.sections) {
     if (section.name !== SECTION || section.type !== SHT_NOTE) continue
@@ -112,16 +89,13 @@ async function readSections(elf: ElfFile): Promise<NoteSection[]> {
     if (total > BigInt(MAX_TOTAL_BYTES)) {
       throw badElf(elf.path, `${total} bytes of USDT notes, more than the ${MAX_TOTAL_BYTES} that are accepted`, section.offset)
     }
-    read.push({ section, view: await elf.readView(section.offset, Number(section.size)) })
+    sections.push({ section, view: await elf.readView(section.offset, Number(section.size)) })
   }
-  return read
+  return { sections, base: elf.sections.find(({ name }) => name === '.stapsdt.base') }
 }
 
-function baseSection(elf: ElfFile): Section | undefined {
-  return elf.sections.find(({ name }) => name === '.stapsdt.base')
-}
-
-async function collectFrom<T>(elf: ElfFile, sections: readonly NoteSection[], base: Section | undefined, make: NoteMaker<T>): Promise<T[]> {
+/** As {@link collectUsdtNotes}, of sections that were read. */
+export async function collectFrom<T>(elf: ElfFile, { sections, base }: NoteSections, make: NoteMaker<T>): Promise<T[]> {
   const work: Work<T> = { made: [], notes: 0 }
   const slice = new TimeSlice()
   for (const { section, view } of sections) {

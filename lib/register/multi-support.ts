@@ -7,7 +7,7 @@
  */
 
 import { compileCapture, cookieOf, STATS_VALUE_BYTES } from '../capture/compile.js'
-import { readUsdtNotes } from '../elf/stapsdt.js'
+import { readUsdtNotes } from '../elf/usdt-notes.js'
 import { UprobeError } from '../errors.js'
 import { addonPath, type Native } from '../native.js'
 import { once } from '../once.js'

@@ -6,8 +6,9 @@
  */
 import type { ElfFile } from '../elf/elf-file.js'
 import { NoteIndex } from '../elf/note-index.js'
-import { readUsdtNotes, type UsdtNote } from '../elf/stapsdt.js'
+import type { UsdtNote } from '../elf/stapsdt.js'
 import { type ElfSymbol, findFunctions } from '../elf/symbols.js'
+import { readUsdtNotes } from '../elf/usdt-notes.js'
 import { UprobeError } from '../errors.js'
 import { compileGlob, hasWildcard } from '../glob.js'
 import { escapeForDisplay } from '../log.js'

@@ -4,8 +4,8 @@
 import assert from 'node:assert/strict'
 import { truncateSync } from 'node:fs'
 import { type TestContext, test } from 'node:test'
-import { readUsdtNotes } from '../../lib/elf/stapsdt.js'
 import { findFunctions, functionContaining } from '../../lib/elf/symbols.js'
+import { readUsdtNotes } from '../../lib/elf/usdt-notes.js'
 import { buildElf, type ElfFormat, Fields, PF_RW, PF_RX, PT_DYNAMIC, type SectionPlan, SHT, usdtNote } from '../support/elf-builder.js'
 import { refuses, withElf, writeElf } from './files.js'
 

@@ -7,7 +7,7 @@ import { closeSync, openSync, truncateSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, type TestContext, test } from 'node:test'
 import { listFile } from '../../lib/elf/list.js'
-import { readUsdtNotes } from '../../lib/elf/stapsdt.js'
+import { readUsdtNotes } from '../../lib/elf/usdt-notes.js'
 import {
   buildElf,
   type ElfFormat,

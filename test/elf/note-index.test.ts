@@ -31,7 +31,7 @@ test('gives the notes of a name in the order of the file, however often it is as
         }
       }
     }),
-    { numRuns: 30 },
+    { numRuns: 30, endOnFailure: true },
   )
 })
 
@@ -55,7 +55,7 @@ test('gives the notes of counters, of those alone that have a place in the file,
       // One of its own, where it has; a list tells that it is shared.
       assert.ok([...(await index.allCounted())].every(([key, some]) => Array.isArray(some) === (expected.get(key)?.length ?? 0) > 1))
     }),
-    { numRuns: 30 },
+    { numRuns: 30, endOnFailure: true },
   )
 })
 
