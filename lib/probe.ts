@@ -27,7 +27,8 @@ import { type ReportProgress, SiteWork } from './progress.js'
 import type { Attachment } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { CapturePrograms } from './register/programs.js'
-import type { KernelCounts, SiteCounts } from './register/stats.js'
+import type { SiteCounts } from './register/stats.js'
+import { type Counted, Tally } from './tally.js'
 import type { TargetFile } from './target/file.js'
 import type { TargetProcess } from './target/process.js'
 import { TargetWatches } from './target/watches.js'
@@ -64,8 +65,7 @@ export interface ProbeParts {
 export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implements AsyncIterable<Hit>, Throttled {
   readonly #parts: ProbeParts
   readonly #consumer: Consumer
-  readonly #delivered: Float64Array
-  readonly #lostQueue: Float64Array
+  readonly #tally: Tally
   readonly #watches: TargetWatches
   readonly #targets: Set<TargetProcess>
   readonly #abort = new AbortController()
@@ -76,7 +76,6 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   readonly #laterWarnings = new Set<string>()
   /** Whether it last came back with something left out. */
   #cameBackInPart = false
-  #finalCounts: KernelCounts | null = null
   readonly #seen = new SeenClock()
   #state: ProbeState = 'attached'
   /** Taken out for a while, since its hits cost more than they may. */
@@ -94,8 +93,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       onThreadChange: (target) => this.#background(() => this.#moveThread(target)),
       onError: (error) => this.#report(error),
     })
-    this.#delivered = new Float64Array(parts.siteCount)
-    this.#lostQueue = new Float64Array(parts.siteCount)
+    this.#tally = new Tally(parts.counts, parts.siteCount, parts.countOnly)
     this.#consumer = new Consumer(
       {
         emitBatch: (batch) => this.#emitBatch(batch),
@@ -127,7 +125,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** The counts of all sites together. While attached they are a moment old. */
   stats(): ProbeStats {
-    return this.#sum(this.#kernelCounts(), this.#delivered.keys())
+    return this.#withTime(this.#tally.all())
   }
 
   /** The counts by name and file, in the order of the sites. */
@@ -140,10 +138,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       if (known === undefined) slotsByName.set(key, [slot])
       else known.push(slot)
     }
-    const counts = this.#kernelCounts()
-    return [...slotsByName].map(([key, slots]) => {
-      const [probe = '', path = ''] = key.split('\0')
-      return { probe, path, ...this.#sum(counts, slots) }
+    const names = [...slotsByName.keys()].map((key) => key.split('\0'))
+    return this.#tally.of([...slotsByName.values()]).map((counted, index) => {
+      const [probe = '', path = ''] = names[index] ?? []
+      return { probe, path, ...this.#withTime(counted) }
     })
   }
 
@@ -231,7 +229,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** The slots of the sites that were not left out. */
   *#slots(): Generator<number> {
-    for (const slot of this.#delivered.keys()) if (!this.#leftOut.has(slot)) yield slot
+    for (let slot = 0; slot < this.#parts.siteCount; slot++) if (!this.#leftOut.has(slot)) yield slot
   }
 
   /** @internal Detaches when the signal is aborted. */
@@ -340,8 +338,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** @internal How often its targets ran into a breakpoint, counted as hits or not; `null` once it ends. */
   trapped(): number | null {
     if (this.#ending !== null) return null
-    const ignored = this.#parts.pauseMap?.allHits() ?? 0
-    return this.#kernelCounts().hits.reduce((sum, hits) => sum + hits, ignored)
+    return this.#tally.hits + (this.#parts.pauseMap?.allHits() ?? 0)
   }
 
   /** @internal Takes the probe out for a while, unless it is paused or ends. */
@@ -485,7 +482,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
         await ring.drain()
       } finally {
         // Also after a failure: the map is about to be closed, and its number to be given to somebody else.
-        this.#finalCounts = counts.read()
+        this.#tally.finish()
       }
     } finally {
       ring.removeSink(probeId)
@@ -505,9 +502,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   #receive(buffer: ArrayBuffer, offsets: RecordOffsets): void {
     const records = this.#parts.decoder.open(buffer)
-    const taken = this.#consumer.accept(new HitBatch(records, offsets))
-    records.countSlots(offsets, 0, taken, this.#delivered)
-    records.countSlots(offsets, taken, offsets.length, this.#lostQueue)
+    this.#tally.add(records, offsets, this.#consumer.accept(new HitBatch(records, offsets)))
   }
 
   /** Returns how many hits found a listener: all of them if it takes batches, else those up to where the last one left. */
@@ -533,28 +528,9 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     queueMicrotask(() => this.#consumer.flushToListeners())
   }
 
-  #kernelCounts(): KernelCounts {
-    return this.#finalCounts ?? this.#parts.counts.read()
-  }
-
-  #sum(counts: KernelCounts, slots: Iterable<number>): ProbeStats {
-    let hits = 0
-    let filtered = 0
-    let delivered = 0
-    let lostRing = 0
-    let lostQueue = 0
-    for (const slot of slots) {
-      hits += counts.hits[slot] ?? 0
-      filtered += counts.filtered[slot] ?? 0
-      lostRing += counts.lostRing[slot] ?? 0
-      delivered += this.#delivered[slot] ?? 0
-      lostQueue += this.#lostQueue[slot] ?? 0
-    }
-    if (this.#parts.countOnly) delivered = hits - filtered
-    // After the end nothing is on its way any more, so whatever is not accounted for is lost.
-    const lost = this.#finalCounts === null ? lostRing + lostQueue : hits - filtered - delivered
+  #withTime(counted: Counted): ProbeStats {
     const { seenMs, seenFraction } = this.#seen
-    return { hits, filtered, delivered, lost, lostRing, lostQueue, seenMs, seenFraction }
+    return { ...counted, seenMs, seenFraction }
   }
 
   #change(state: ProbeState, change: Omit<ProbeStateChange, 'state'>): void {
