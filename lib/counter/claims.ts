@@ -223,7 +223,7 @@ export class CounterClaims {
     this.#timers.clear()
     await this.#end([...this.#claims, ...this.#ended.splice(0)])
     reached('lease-removed')
-    this.#found.clear()
+    await this.#found.clear()
     for (const guard of this.#guards.splice(0)) await guard.release()
     reached('guards-out')
     this.#taken = false
@@ -345,7 +345,7 @@ export class CounterClaims {
     try {
       const claim = await this.#open(request, target)
       if (claim === null) target.close()
-      else this.#found.add(target, () => this.#later(() => this.#forget(request, pid, target)))
+      else await this.#found.add(target, () => this.#later(() => this.#forget(request, pid, target)))
       return claim
     } catch (error) {
       for (const claim of this.#claims) {
@@ -423,7 +423,7 @@ export class CounterClaims {
       this.#claims.delete(claim)
       if (this.#ended.push(claim) === 1) this.#after(SWEEP_MS, () => this.#end(this.#ended.splice(0)))
     }
-    for (const sharer of this.#found.remove(pid) ?? []) this.#later(() => this.#arrive(request, sharer, 'map'))
+    for (const sharer of (await this.#found.remove(pid)) ?? []) this.#later(() => this.#arrive(request, sharer, 'map'))
     this.#watchForks()
   }
 

@@ -55,11 +55,20 @@ export class FoundProcesses {
   /**
    * Takes a process in; it is closed with the others.
    * @param onEnd - it has exited, or called exec
-   * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`
+   * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`; it is not taken in then, and still the caller's to close
    */
-  add(target: TargetProcess, onEnd: () => void): void {
-    this.#watches.add(target)
+  async add(target: TargetProcess, onEnd: () => void): Promise<void> {
+    // Before the watch, which may tell of something at once.
     this.#found.set(target.pid, { target, onEnd, sharers: new Set() })
+    try {
+      await this.#watches.add(target)
+      // Of what was before it, the watch does not tell.
+      if (target.addressSpaceGone()) throw target.goneError()
+    } catch (error) {
+      if (this.has(target)) this.#found.delete(target.pid)
+      await this.#watches.remove(target)
+      throw error
+    }
   }
 
   /**
@@ -76,18 +85,18 @@ export class FoundProcesses {
   }
 
   /** Lets a process go. Returns those that were left out because of it, and are to be looked at again; `null` if it was not there. */
-  remove(pid: number): readonly number[] | null {
+  async remove(pid: number): Promise<readonly number[] | null> {
     const found = this.#found.get(pid)
     if (found === undefined) return null
     this.#found.delete(pid)
-    this.#watches.remove(found.target)
+    await this.#watches.remove(found.target)
     found.target.close()
     return [...found.sharers]
   }
 
   /** Lets all go. */
-  clear(): void {
-    for (const pid of [...this.#found.keys()]) this.remove(pid)
+  async clear(): Promise<void> {
+    for (const pid of [...this.#found.keys()]) await this.remove(pid)
   }
 }
 

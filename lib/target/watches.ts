@@ -19,10 +19,11 @@ export interface WatchesHost {
   onError(error: unknown): void
 }
 
-/** What is watched of one process: the numbers of its watches. */
+/** What is watched of one process: the numbers of its watches, and the event that is being opened for one. */
 interface Watched {
   readonly pidfd: number
   task: number | null
+  opening: Promise<number | null> | null
 }
 
 /** The watches of one probe. */
@@ -51,7 +52,7 @@ export class TargetWatches {
    */
   async add(target: TargetProcess): Promise<void> {
     const pidfd = this.#give(target.openPidfd(), 'pidfd', () => this.host.onEnd(target, 'exit'))
-    const watched: Watched = { pidfd, task: null }
+    const watched: Watched = { pidfd, task: null, opening: null }
     this.#watches.set(target, watched)
     try {
       await this.#watchTask(target, watched)
@@ -61,16 +62,18 @@ export class TargetWatches {
     }
   }
 
-  /** Ends the watching of a process, at once; when it resolves, what was prepared and never used is closed, too. Idempotent. */
+  /** Ends the watching of a process, at once; when it resolves, what was being opened for it is closed, too. Idempotent. */
   async remove(target: TargetProcess): Promise<void> {
-    const { pidfd, task } = this.#watches.get(target) ?? {}
-    if (pidfd !== undefined) this.ring.unwatch(pidfd)
-    if (task != null) this.ring.unwatch(task)
+    const watched = this.#watches.get(target)
+    if (watched !== undefined) this.ring.unwatch(watched.pidfd)
+    if (watched?.task != null) this.ring.unwatch(watched.task)
     this.#watches.delete(target)
     const prepared = this.#prepared.get(target)
     this.#prepared.delete(target)
     const fd = await prepared?.catch(() => null)
     if (fd != null) this.native.closeFd(fd)
+    // Whoever waits for this one closes it, since it is not wanted any more.
+    await watched?.opening?.catch(() => null)
   }
 
   /** Hands an fd to the reader, to be watched. */
@@ -87,9 +90,10 @@ export class TargetWatches {
   async #watchTask(target: TargetProcess, watched: Watched): Promise<void> {
     if (watched.task !== null) this.ring.unwatch(watched.task)
     watched.task = null
-    const prepared = this.#prepared.get(target)
+    watched.opening = this.#prepared.get(target) ?? this.#open(target)
     this.#prepared.delete(target)
-    const fd = await (prepared ?? this.#open(target))
+    const fd = await watched.opening
+    watched.opening = null
     if (fd === null) return
     if (this.#watches.get(target) === watched) watched.task = this.#give(fd, 'task', (event) => this.#onTask(target, watched, event))
     else this.native.closeFd(fd)
