@@ -308,7 +308,7 @@ export interface Native {
   openInRoot(root: string, path: string): number
   /** open(2), read-only, close-on-exec, non-blocking (so that a FIFO does not hang us); returns the fd. */
   openFile(path: string): number
-  /** Reads a whole file as UTF-8, off the event loop in one turn: open(2) as {@link openFile}, read(2) to its end, close(2). For files of /proc, which give a page at a time. */
+  /** Reads a whole file as UTF-8, off the event loop in one turn: open(2) as {@link openFile}, read(2) to its end, close(2). For files of /proc, which give a page at a time. EFBIG beyond 64 MiB. */
   readText(path: string): Promise<string>
   /** close(2) of an fd that is quick to close. */
   closeFd(fd: number): void

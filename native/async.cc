@@ -1,5 +1,6 @@
 #include "async.h"
 
+#include <cerrno>
 #include <memory>
 #include <optional>
 
@@ -73,7 +74,13 @@ struct Task {
     }
     Value& value = task->result->value();
     napi_value converted = ToJavaScript(env, value);
-    if (converted != nullptr && napi_resolve_deferred(env, task->deferred, converted) == napi_ok) HandToJavaScript(env, value);
+    if (converted == nullptr) {
+      // Or there is no memory for it.
+      napi_value error = NewError(env, Failure{"napi", ENOMEM});
+      if (error != nullptr) napi_reject_deferred(env, task->deferred, error);
+      return;
+    }
+    if (napi_resolve_deferred(env, task->deferred, converted) == napi_ok) HandToJavaScript(env, value);
   }
 
   static Napi::Value Start(Napi::Env env, const char* name, std::function<Result<Value>()> work) {

@@ -26,15 +26,19 @@ class ChunkPool {
   ChunkPool(const ChunkPool&) = delete;
   ChunkPool& operator=(const ChunkPool&) = delete;
 
-  // How large a block is that has room for so many bytes.
-  static std::size_t BlockBytes(std::size_t bytes);
-  // A block of such a size. Any thread may take and give.
-  std::uint8_t* Take(std::size_t block_bytes);
-  void Give(std::uint8_t* block, std::size_t block_bytes);
+  // A block with room for so many bytes, and hardly more. Any thread may take and give.
+  struct Block {
+    std::uint8_t* data = nullptr;
+    std::size_t bytes = 0;
+  };
+  Block Take(std::size_t bytes);
+  void Give(Block block);
 
  private:
+  static constexpr std::size_t kStepBytes = kChunkBytes >> 4;
+
   std::mutex mutex_;
-  std::array<std::vector<std::uint8_t*>, 4> free_;  // by size, each twice the one before
+  std::array<std::vector<std::uint8_t*>, kChunkBytes / kStepBytes + 1> free_;  // by size, in steps
   std::size_t free_bytes_ = 0;
 };
 
@@ -47,17 +51,16 @@ class Chunk {
   Chunk(Chunk&& other) noexcept;
   Chunk& operator=(Chunk&& other) noexcept;
 
-  std::uint8_t* data() const { return block_; }
+  std::uint8_t* data() const { return block_.data; }
   std::size_t size() const { return size_; }
-  std::size_t capacity() const { return capacity_; }
+  std::size_t capacity() const { return block_.bytes; }
   bool empty() const { return size_ == 0; }
 
   void Append(const std::uint8_t* bytes, std::size_t count);
 
  private:
   std::shared_ptr<ChunkPool> pool_;
-  std::uint8_t* block_ = nullptr;
-  std::size_t capacity_ = 0;
+  ChunkPool::Block block_;
   std::size_t size_ = 0;
 };
 

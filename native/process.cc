@@ -83,6 +83,9 @@ Napi::Value CloseFd(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// Longer texts are refused: what a target maps, and under which names, is the target's to choose.
+constexpr std::size_t kMaxTextBytes = 64 << 20;
+
 // Files of /proc/PID give a page at a time (seq_file), so Node's own readFile takes a turn of libuv's threads for each 4 KiB, and three more. And a thread it must be: the kernel waits there for
 // the lock of an address space, which the target has for as long as a large process takes to fork.
 Napi::Value ReadText(const Napi::CallbackInfo& info) {
@@ -99,6 +102,7 @@ Napi::Value ReadText(const Napi::CallbackInfo& info) {
       if (bytes < 0 && errno != EINTR) return LastFailure("read");
       if (bytes == 0) return text;
       if (bytes > 0) text.append(piece, static_cast<std::size_t>(bytes));
+      if (text.size() > kMaxTextBytes) return Failure{"read", EFBIG};
     }
   });
 }

@@ -101,7 +101,7 @@ class ReaderThread {
   std::size_t RoomLocked() const;
 
   const Options options_;
-  const std::shared_ptr<ChunkPool> pool_ = std::make_shared<ChunkPool>();  // outlived by chunks that JavaScript has
+  const std::shared_ptr<ChunkPool> pool_ = std::shared_ptr<ChunkPool>(new ChunkPool());  // outlived by chunks that JavaScript has
   Fd map_;
   Fd epoll_;
   Fd control_;  // an eventfd: look at the members under the lock

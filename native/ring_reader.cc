@@ -50,19 +50,24 @@ const char* EventName(WatchEvent::Kind kind) {
   return "";
 }
 
-// Lends the memory itself to JavaScript. Null if that would be a bad bargain, since V8 takes longer to keep track of such memory than to copy a little of it, and
-// a block that is mostly empty would be kept; and where the runtime does not permit it (V8 in its sandbox).
+// Whether to lend the memory itself to JavaScript. V8 takes longer to keep track of such memory than to copy a little of it, and a block that is not nearly full would be kept as a whole.
+bool IsWorthLending(const Chunk& chunk) {
+  return chunk.size() >= ChunkPool::kSmallestBytes && chunk.size() >= chunk.capacity() / 8 * 7;
+}
+
+// Lends the memory of a chunk, which goes back to the pool when JavaScript has collected it. Null if that fails. `chunk` keeps its records where the runtime does not permit it (V8 in its sandbox);
+// after any other failure they may be JavaScript's already, and are gone.
 napi_value Lend(napi_env env, Chunk& chunk) {
-  if (chunk.size() < ChunkPool::kSmallestBytes || 2 * chunk.size() < chunk.capacity()) return nullptr;
   auto lent = std::make_unique<Chunk>(std::move(chunk));
   napi_value memory = nullptr;
   const auto give_back = [](napi_env, void*, void* chunk) { std::unique_ptr<Chunk>(static_cast<Chunk*>(chunk)); };
-  if (napi_create_external_arraybuffer(env, lent->data(), lent->size(), give_back, lent.get(), &memory) != napi_ok) {
+  const napi_status status = napi_create_external_arraybuffer(env, lent->data(), lent->size(), give_back, lent.get(), &memory);
+  if (status == napi_no_external_buffers_allowed) {
     chunk = std::move(*lent);
     return nullptr;
   }
   lent.release();  // give_back takes it
-  return memory;
+  return status == napi_ok ? memory : nullptr;
 }
 
 // Copies into the memory of a Buffer, which is not filled with zeros first.
@@ -159,8 +164,10 @@ Napi::Value RingReader::Take(const Napi::CallbackInfo& info) {
   if (!thread_) return info.Env().Undefined();
   std::optional<Chunk> chunk = thread_->Take();
   if (!chunk) return info.Env().Undefined();
-  napi_value memory = Lend(env_, *chunk);
-  return Napi::Value(env_, memory != nullptr ? memory : Copy(env_, *chunk));
+  napi_value memory = IsWorthLending(*chunk) ? Lend(env_, *chunk) : nullptr;
+  if (memory == nullptr && !chunk->empty()) memory = Copy(env_, *chunk);
+  if (memory == nullptr) napi_throw_error(env_, nullptr, "there is no memory for a batch; its hits are lost");
+  return Napi::Value(env_, memory);
 }
 
 Napi::Value RingReader::TakeEvents(const Napi::CallbackInfo& info) {

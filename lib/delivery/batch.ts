@@ -26,7 +26,7 @@ export class HitBatch implements Iterable<Hit> {
     return this.#offsets.length
   }
 
-  /** Memory that the batch keeps alive, in bytes. */
+  /** Memory that the batch keeps alive, in bytes; of a large batch it may be a seventh more. */
   get byteLength(): number {
     return this.#source.memory.byteLength
   }

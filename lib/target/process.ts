@@ -198,6 +198,13 @@ export class TargetProcess {
     } catch (error) {
       const limit = limitError(error, `The memory map of process ${this.pid} cannot be read`)
       if (limit !== null) throw limit
+      if (isSystemCallError(error) && error.code === 'EFBIG') {
+        throw new UprobeError(
+          'ERR_UPROBE_LIMIT',
+          `The memory map of process ${this.pid} is longer than 64 MiB, and is not read. Look at /proc/${this.pid}/maps: it has very many mappings of files with very long names.`,
+          { cause: error, pid: this.pid },
+        )
+      }
       if (isSystemCallError(error) && error.code !== 'EACCES' && error.code !== 'EPERM') return []
       throw new UprobeError(
         'ERR_UPROBE_TARGET_DENIED',
