@@ -20,8 +20,15 @@ interface Known<Note> extends Origin {
 
 /** A process maps some dozens of files. */
 const MAX_FILES = 64
-/** Of some 300 bytes each. */
-const MAX_KEPT_NOTES = 20_000
+/** Memory of those that are kept, in bytes; what a file says of itself may be anything. */
+const MAX_KEPT_BYTES = 16 * 1024 * 1024
+/** Of what is made of a note. */
+const NOTE_BYTES = 300
+
+/** About how much memory a file's notes take, with all that they were read from. */
+function bytesOf<Note>({ key, contents, notes }: Known<Note>): number {
+  return contents.reduce((sum, { length }) => sum + length, 2 * key.length + NOTE_BYTES * notes.length)
+}
 
 /** See the module's comment. */
 export class KnownNotes<Note> {
@@ -50,13 +57,20 @@ export class KnownNotes<Note> {
   #use(known: Known<Note>): void {
     this.#files.delete(known.key)
     this.#files.set(known.key, new WeakRef(known))
-    for (const oldest of this.#files.keys()) {
+    for (const [oldest, reference] of this.#files) {
       if (this.#files.size <= MAX_FILES) break
+      const forgotten = reference.deref()
       this.#files.delete(oldest)
+      this.#kept = this.#kept.filter((one) => one !== forgotten)
     }
-    const kept = [...this.#kept.filter(({ key }) => key !== known.key), known]
-    let total = kept.reduce((sum, { notes }) => sum + notes.length, 0)
-    while (kept.length > MAX_FILES || total > MAX_KEPT_NOTES) total -= kept.shift()?.notes.length ?? 0
+    const others = this.#kept.filter(({ key }) => key !== known.key)
+    // One that is too large alone does not drive out the others.
+    const kept = bytesOf(known) > MAX_KEPT_BYTES ? others : [...others, known]
+    let total = kept.reduce((sum, one) => sum + bytesOf(one), 0)
+    while (total > MAX_KEPT_BYTES) {
+      const [oldest] = kept.splice(0, 1)
+      total -= oldest === undefined ? 0 : bytesOf(oldest)
+    }
     this.#kept = kept
   }
 }

@@ -45,9 +45,7 @@ export class FileCounters implements CounterMap {
     })
     if (wanted.size === 0) return new FileCounters(elf, originals, new Map())
     const counted = await NoteIndex.of(notes ?? (await readUsdtNotes(elf))).counted(wanted)
-    await work.each([...counted.values()], async (sharing) => {
-      for (const { fileOffset } of notesOf(sharing)) await originals.learn(fileOffset)
-    })
+    for (const sharing of counted.values()) await work.each(notesOf(sharing), ({ fileOffset }) => originals.learn(fileOffset))
     return new FileCounters(elf, originals, counted)
   }
 

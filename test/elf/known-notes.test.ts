@@ -30,23 +30,34 @@ test('gives back what is kept for the same bytes, and nothing for others', () =>
   assert.equal(known.find(origin('a', 'abc')), null)
 })
 
-test('keeps those of the files that were used last, up to twenty thousand notes', async () => {
+test('keeps those of the files that were used last, up to sixteen MiB with the bytes that they were read from', async () => {
   const known = new KnownNotes<number>()
-  const keep = (key: string, count: number): void => known.keep(origin(key), new Array(count).fill(0))
-  keep('first', 8000)
-  keep('second', 8000)
-  assert.equal(known.find(origin('first'))?.length, 8000)
-  keep('third', 8000)
+  // A file of zeros has as many notes as one pleases, none of them ours.
+  const large = (key: string) => ({ key, contents: [Buffer.alloc(6 << 20)] })
+  for (const key of ['first', 'second']) known.keep(large(key), [1])
+  assert.equal(known.find(large('first'))?.length, 1)
+  known.keep(large('third'), [1])
   await collect()
   assert.deepEqual(
-    ['first', 'second', 'third'].map((key) => known.find(origin(key))?.length),
-    [8000, undefined, 8000],
+    ['first', 'second', 'third'].map((key) => known.find(large(key))?.length),
+    [1, undefined, 1],
   )
 })
 
-test('keeps more than that only as long as somebody has them', async () => {
+test('counts notes, too', async () => {
   const known = new KnownNotes<number>()
-  let notes: number[] | null = new Array<number>(20_001).fill(0)
+  for (const key of ['first', 'second', 'third']) known.keep(origin(key), new Array(20_000).fill(0))
+  await collect()
+  assert.deepEqual(
+    ['first', 'second', 'third'].map((key) => known.find(origin(key))?.length),
+    [undefined, 20_000, 20_000],
+  )
+})
+
+test('keeps what is larger only as long as somebody has it, and the others all the same', async () => {
+  const known = new KnownNotes<number>()
+  known.keep(origin('small'), [1])
+  let notes: number[] | null = new Array<number>(100_000).fill(0)
   known.keep(origin('large'), notes)
   await collect()
   assert.equal(known.find(origin('large')), notes)
@@ -54,4 +65,12 @@ test('keeps more than that only as long as somebody has them', async () => {
   await collect()
   await collect()
   assert.equal(known.find(origin('large')), null)
+  assert.equal(known.find(origin('small'))?.length, 1)
+})
+
+test('keeps 64 files', async () => {
+  const known = new KnownNotes<number>()
+  for (let file = 0; file < 65; file++) known.keep(origin(`file ${file}`), [file])
+  await collect()
+  assert.deepEqual([known.find(origin('file 0')), known.find(origin('file 1'))], [null, [1]])
 })
