@@ -142,7 +142,10 @@ export class Hit {
     return this.site.probe
   }
 
-  /** The arguments, one an operand of the site. */
+  /**
+   * The arguments, one an operand of the site. A string may keep up to twelve times its length in memory, since it is a part of one that was made for several hits; who keeps millions makes their
+   * own of {@link bytes}.
+   */
   get args(): readonly ArgumentValue[] {
     const known = this.#args
     if (known !== null) return known

@@ -2,8 +2,12 @@
  * The memory of a batch of records, and the text in it.
  */
 
-/** Up to here a string is made as a part of a longer one. */
-const WINDOW = 1024
+/**
+ * How many strings that follow each other at the same distance are made together; so many times the distance one of them may keep in memory.
+ */
+const TOGETHER = 4
+/** They are made together if they lie no farther apart than so many times their length: what is between them is kept as well. */
+const FARTHEST = 3
 /** A string from here on gains nothing by it. */
 const LONG = 512
 
@@ -14,9 +18,12 @@ export class BatchMemory {
   readonly byteLength: number
   #bytes: Buffer | null = null
   #words: Int32Array = NO_WORDS
+  /** Some strings, with what is between them, and where that is. */
   #window = ''
   #windowAt = 0
   #windowEnd = 0
+  /** Where the string before was. */
+  #before = 0
 
   /** @param buffer - a whole number of 8 bytes */
   constructor(readonly buffer: ArrayBuffer) {
@@ -33,20 +40,22 @@ export class BatchMemory {
   /**
    * Reads UTF-8.
    *
-   * Most text is ASCII, which is Latin-1 as well, and that is far quicker to make a string of. And making one string of a kilobyte is little dearer than one of a few bytes, of which V8 then
-   * takes parts without a copy: the texts of some records in a row are made together. A part keeps the whole in memory, so the whole stays small.
+   * Most text is ASCII, which is Latin-1 as well, and that is far quicker to make a string of. And to make one string of some hundred bytes is little dearer than one of a few, of which V8 then takes parts
+   * without a copy: the texts of some records in a row are made together. Each part keeps the whole in memory, so the whole stays small.
    * @param at - where it begins, a multiple of 4; the memory goes on behind its end to the next
    */
   text(at: number, length: number): string {
-    if (length >= LONG || !this.#isAscii(at, length)) return this.bytes.toString('utf8', at, at + length)
-    if (at < this.#windowAt || at + length > this.#windowEnd) this.#moveWindow(at)
-    return this.#window.substring(at - this.#windowAt, at - this.#windowAt + length)
-  }
-
-  #moveWindow(at: number): void {
-    this.#windowAt = at
-    this.#windowEnd = Math.min(at + WINDOW, this.byteLength)
-    this.#window = this.bytes.toString('latin1', at, this.#windowEnd)
+    const distance = at - this.#before
+    this.#before = at
+    if (!this.#isAscii(at, length)) return this.bytes.toString('utf8', at, at + length)
+    const end = at + length
+    if (at < this.#windowAt || end > this.#windowEnd) {
+      if (length >= LONG || distance < length || distance > FARTHEST * length) return this.bytes.toString('latin1', at, end)
+      this.#windowAt = at
+      this.#windowEnd = Math.min(at + TOGETHER * distance, this.byteLength)
+      this.#window = this.bytes.toString('latin1', at, this.#windowEnd)
+    }
+    return this.#window.substring(at - this.#windowAt, end - this.#windowAt)
   }
 
   #isAscii(at: number, length: number): boolean {

@@ -285,5 +285,6 @@ for (const limit of [150, 700])
           assert.deepEqual(records.hit(8 + index * step).args, [first, index, last])
         }
       }),
+      { endOnFailure: true },
     )
   })
