@@ -131,6 +131,7 @@ function recordsMemory(shape: CaptureShape): boolean {
 
 /** Divides shapes into groups, each of which makes a program of a size that the kernel takes. The order is kept. */
 export function splitShapes(shapes: readonly CaptureShape[], base: Omit<CaptureProgram, 'attach' | 'slot' | 'shapes'>): CaptureShape[][] {
+  if (shapes.length === 1) return [[...shapes]]
   const groups: CaptureShape[][] = []
   let room = 0
   for (const shape of shapes) {

@@ -17,11 +17,15 @@ export interface UprobePmu {
   readonly refCtrOffset: boolean
 }
 
+/** As long as the kernel runs it stays what it is. */
+let known: UprobePmu | null = null
+
 /**
- * Reads the description.
+ * Reads the description, once.
  * @throws {UprobeError} `ERR_UPROBE_UNSUPPORTED` when the kernel has no uprobe PMU, or sysfs is not mounted.
  */
 export function readUprobePmu(): UprobePmu {
+  if (known !== null) return known
   let text: string
   try {
     text = readFileSync(`${DEVICE}/type`, 'utf8')
@@ -32,5 +36,6 @@ export function readUprobePmu(): UprobePmu {
       { cause },
     )
   }
-  return { type: Number(text), refCtrOffset: existsSync(`${DEVICE}/format/ref_ctr_offset`) }
+  known = { type: Number(text), refCtrOffset: existsSync(`${DEVICE}/format/ref_ctr_offset`) }
+  return known
 }
