@@ -131,6 +131,32 @@ async function measure(workshop: Workshop, target: Target, path: string, way: Wa
   return { way, main, reader: readers, lost }
 }
 
+const SCALE = { records: 3600, recordBytes: 72, textBytes: 63, warmUps: 200, rounds: 400 }
+
+/** How fast this machine is: what its JavaScript takes at the least, in nanoseconds, for a record whose two numbers are read through a typed array, and for a string of those 63 bytes. */
+function machineScale(): { readonly typedArray: number; readonly text: number } {
+  const { records, recordBytes, textBytes, warmUps, rounds } = SCALE
+  const bytes = Buffer.alloc(records * recordBytes, 'x')
+  const words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+  const readNumbers = (): number => {
+    let total = 0
+    for (let word = 0; word < words.length; word += recordBytes / 4) total += (words[word + 12] ?? 0) + (words[word + 14] ?? 0)
+    return total
+  }
+  const readTexts = (): number => {
+    let total = 0
+    for (let at = 0; at < bytes.length; at += recordBytes) total += bytes.toString('latin1', at, at + textBytes).length
+    return total
+  }
+  const time = (work: () => number): number => {
+    for (let round = 0; round < warmUps; round++) sum += work()
+    const before = runTimeNs(process.pid)
+    for (let round = 0; round < rounds; round++) sum += work()
+    return (runTimeNs(process.pid) - before) / (rounds * records)
+  }
+  return { typedArray: time(readNumbers), text: time(readTexts) }
+}
+
 function goalsOf(outcomes: readonly Outcome[]): GoalResult[] {
   return outcomes.flatMap(({ way, main, reader }) => {
     const goal = (thread: string, limit: number | undefined, values: readonly number[]): GoalResult[] =>
@@ -151,6 +177,7 @@ export function ringPath({ quick }: Settings): Promise<Report> {
     const rounds = quick ? ROUNDS.quick : ROUNDS.full
     const outcomes: Outcome[] = []
     for (const way of WAYS) outcomes.push(await measure(workshop, target, path, way, rounds))
+    const scale = machineScale()
     if (Number.isNaN(sum)) throw new Error('a consumer read something that is no number')
     const show = (summary: Summary): string => summary.median.toFixed(1)
     const rows = outcomes.map(({ way, main, reader, lost }) => {
@@ -161,7 +188,7 @@ export function ringPath({ quick }: Settings): Promise<Report> {
       markdown: [
         '## What a record costs the agent',
         table(['consumer', 'main thread, ns', 'half of the rounds', 'reader thread, ns', 'half of the rounds', 'lost'], rows),
-        `${rounds} rounds of ${grouped(RECORDS)} records, ${RECORDS_A_HIT} a hit, CPU time of the threads with all that they did meanwhile.`,
+        `${rounds} rounds of ${grouped(RECORDS)} records, ${RECORDS_A_HIT} a hit, CPU time of the threads with all that they did meanwhile. For comparison, on this machine and in this run: two numbers read from memory through a typed array take ${scale.typedArray.toFixed(1)} ns, \`buffer.toString('latin1')\` of 63 bytes ${scale.text.toFixed(1)} ns.`,
       ].join('\n\n'),
       goals: goalsOf(outcomes),
     }
