@@ -224,13 +224,16 @@ function checkMemlock({ kernelRelease, memlockLimitBytes }: Host, { bpf }: Trial
   return bpf.outcome === 'failed' && errnoOf(bpf.error) === EPERM ? failing('memlock', detail, remedy) : fine('memlock', detail, remedy)
 }
 
-function checkMulti({ multi }: Trials): DoctorCheck {
+function checkMulti({ bpf, multi }: Trials): DoctorCheck {
   if (multi.outcome === 'passed') return fine('uprobe-multi', 'many sites of one file are registered at once')
   const why = multi.outcome === 'failed' ? describeFailure(multi.error) : multi.because
   return fine(
     'uprobe-multi',
     `not usable: ${why}`,
-    'Use Linux 6.10 or later to detach many sites in milliseconds; here each site takes about a tenth of a second.',
+    // Nothing is known of the kernel where nothing could be tried.
+    bpf.outcome === 'passed'
+      ? 'Use Linux 6.10 or later to detach many sites in milliseconds; here each site takes about a tenth of a second.'
+      : 'Mend what failed before it, and ask again.',
   )
 }
 

@@ -1,6 +1,7 @@
 /**
  * The options of `tracer.aggregate`, and their checking at the border.
  */
+import { escapeForDisplay } from '../log.js'
 import { bad, boolean, integer, onlyKnown } from '../option-checks.js'
 import { type AttachOptions, type AttachSettings, checkAttachOptions } from '../options.js'
 import { parseSpec } from '../spec/spec.js'
@@ -113,7 +114,10 @@ function endOf(spec: AggregateSpec, latency: boolean): AggregateSettings['end'] 
     if (!latency) return null
     const { kind, place } = parseSpec(spec)
     if (kind !== 'uprobe' || place.by !== 'symbol' || place.offset !== 0n) {
-      bad('spec', 'the latency of a function is measured of uprobe:[PATH:]SYMBOL; otherwise give two probes, { from, to }')
+      bad(
+        'spec',
+        `the latency of a function is measured of uprobe:[PATH:]SYMBOL, which ${escapeForDisplay(spec)} is not; otherwise give two probes, { from, to }`,
+      )
     }
     return { spec: spec.replace(/^uprobe:/, 'uretprobe:'), matching: { by: 'frame' } }
   }

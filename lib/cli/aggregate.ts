@@ -76,5 +76,5 @@ export function countsToJson({ name, aggregation }: Answer): object {
 export function displayCounts({ aggregation }: Answer): string {
   const { hits, filtered, aggregated, lost, unfinished, unmatched } = aggregation.stats()
   const some = (count: number, what: string): string => (count === 0 ? '' : `, ${count} ${what}`)
-  return `${plural(hits, 'hit')}${some(filtered, 'filtered')}, ${aggregated} aggregated, ${lost} lost${some(unfinished, 'unfinished')}${some(unmatched, 'ends unmatched')}`
+  return `${plural(hits, 'hit')}${some(filtered, 'filtered')}, ${aggregated} aggregated, ${lost} lost${some(unfinished, 'unfinished')}${some(unmatched, unmatched === 1 ? 'end unmatched' : 'ends unmatched')}`
 }

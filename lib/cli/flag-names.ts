@@ -22,10 +22,15 @@ const FLAGS: ReadonlyMap<string, string> = new Map([
 
 /** The message in the words of the command line. */
 export function inFlags(message: string): string {
-  return message
-    .replace(/^Option (\w+)/, (all, name: string) => FLAGS.get(name) ?? all)
-    .replace(/counter: '(kernel|msb)'/g, '--counter $1')
-    .replace(/\bwith leaseDir\b/g, 'with --lease-dir')
-    .replace(/( sites, and |, or raise )maxSites\b/g, '$1--max-sites')
-    .replace('give two probes, { from, to }', 'give --to')
+  return (
+    message
+      .replace(/^Option (\w+)/, (all, name: string) => FLAGS.get(name) ?? all)
+      .replace(/counter: '(kernel|msb)'/g, '--counter $1')
+      .replace(/\bwith leaseDir\b/g, 'with --lease-dir')
+      .replace(/( sites, and |, or raise )maxSites\b/g, '$1--max-sites')
+      .replace('give two probes, { from, to }', 'give --to')
+      .replace('Give `pid`, or', 'Give --pid, or')
+      // There is no such flag: who overrides a refusal should have a program of their own to answer for it.
+      .replace('or pass unsafe: true', 'or use the library with unsafe: true')
+  )
 }

@@ -108,7 +108,7 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
   const none: readonly Site[] = []
   const sites = none.concat(...files.map((file) => file.sites))
   if (sites.length === 0 && refusal !== null) throw refusal
-  checkStrings(settings, sites)
+  checkStrings(spec, settings, sites)
   const siteOf = (slot: number): Omit<ProbeSite, 'targets'> => {
     const site = sites[slot]
     // Files are few, and their slots in their order.
@@ -276,10 +276,11 @@ function operandsOf(spec: ProbeSpec, arch: Arch, args: string | null): Operand[]
 }
 
 /** An index in `strings` that no site has is a mistake; one that only some sites of a pattern have is not. */
-function checkStrings(settings: AttachSettings, sites: readonly Site[]): void {
+function checkStrings(spec: ProbeSpec, settings: AttachSettings, sites: readonly Site[]): void {
   if (settings.strings.length === 0) return
   const most = sites.reduce((longest, site) => Math.max(longest, site.shape.operands.length), 0)
   const beyond = settings.strings.find((argument) => argument >= most)
   if (beyond === undefined) return
-  throw new UprobeError('ERR_UPROBE_BAD_OPTION', `Option strings names argument ${beyond}, and the probe has ${most}, counted from 0.`)
+  const has = most === 0 ? 'no arguments' : most === 1 ? 'argument 0 only' : `arguments 0 to ${most - 1}`
+  throw new UprobeError('ERR_UPROBE_BAD_OPTION', `Option strings names argument ${beyond}, and ${escapeForDisplay(spec.text)} has ${has}.`)
 }

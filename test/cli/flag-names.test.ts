@@ -12,8 +12,8 @@ import { Target } from '../support/target.js'
 for (const [message, said] of [
   ['Option sum: column 1: x is not known', 'Option --arg: column 1: x is not known'],
   [
-    'Option strings names argument 4, and the probe has 1, counted from 0.',
-    'Option --str names argument 4, and the probe has 1, counted from 0.',
+    'Option strings names argument 4, and usdt:t:p has argument 0 only.',
+    'Option --str names argument 4, and usdt:t:p has argument 0 only.',
   ],
   ['Option maxGroups: give an integer from 1 to 7.', 'Option maxGroups: give an integer from 1 to 7.'],
   ["Detach that tracer, or use counter: 'kernel', which shares it.", 'Detach that tracer, or use --counter kernel, which shares it.'],
