@@ -4,7 +4,6 @@
  * Equal keys must be equal bytes, so everything is written, padding included. A string has `stringLimit` bytes and two more: the first of them is 0 behind a whole string of that length, 1 if the string went on, 2 if it
  * could not be read. What lies behind the NUL is 0: the area is cleared, and the kernel copies no more than the string (since Linux 5.10, 6fa6d28051e9).
  */
-
 import { type ArgumentValue, wholeCharacters } from '../capture/arguments.js'
 import { type Assembler, HELPER, Label } from '../capture/bpf.js'
 import { emitNumber } from '../capture/filter-number-code.js'

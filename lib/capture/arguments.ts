@@ -185,6 +185,7 @@ export function wholeCharacters(bytes: Uint8Array): number {
   return bytes.length
 }
 
-function hex(value: bigint): string {
+/** An address or offset, as `0x…`. */
+export function hex(value: bigint): string {
   return `0x${value.toString(16)}`
 }

@@ -8,7 +8,7 @@ import { inspect } from 'node:util'
 import { UprobeError } from '../errors.js'
 import type { ProbeSite } from '../probe-types.js'
 import type { StackFrame } from '../symbolize/frame.js'
-import { type ArgJson, ArgumentReader, type ArgumentValue, argsToJson } from './arguments.js'
+import { type ArgJson, ArgumentReader, type ArgumentValue, argsToJson, hex } from './arguments.js'
 import { BatchMemory } from './memory.js'
 import { COMM_BYTES, FIELD, layoutOf, type RecordLayout, SMALL_RECORD_BIT } from './record.js'
 import type { CaptureShape } from './shape.js'
@@ -223,10 +223,6 @@ export class Hit {
   private source(): RecordSource {
     return this.#records.source(this.#offset)
   }
-}
-
-function hex(value: bigint): string {
-  return `0x${value.toString(16)}`
 }
 
 /** Where records begin in a batch. */
