@@ -67,6 +67,34 @@ const WAYS: readonly Way[] = [
     },
   },
   {
+    name: '`batch.arg`, two numbers',
+    probe: 'ints3',
+    options: {},
+    goals: { main: 25 },
+    consume(probe, seen) {
+      probe.on('batch', (batch) => {
+        let total = 0
+        for (let index = 0; index < batch.length; index++) total += (batch.arg(index, 0) as number) + (batch.arg(index, 1) as number)
+        sum += total
+        seen(batch.length)
+      })
+    },
+  },
+  {
+    name: '`batch.arg`, a string of 63 bytes',
+    probe: 'text1',
+    options: { strings: [2], stringLimit: 64 },
+    goals: { main: 80 },
+    consume(probe, seen) {
+      probe.on('batch', (batch) => {
+        let total = 0
+        for (let index = 0; index < batch.length; index++) total += (batch.arg(index, 2) as string).length
+        sum += total
+        seen(batch.length)
+      })
+    },
+  },
+  {
     name: "`'hit'`, two numbers",
     probe: 'ints1',
     options: {},

@@ -127,6 +127,8 @@ export interface RingReader {
    * of a large batch is lent by the reader, and used again when the buffer has been collected; it outlives the reader.
    */
   take(): ArrayBuffer | undefined
+  /** Bytes from one record to the next in what was taken last, if all of them have one length and name one probe; else 0. */
+  readonly takenDistance: number
   /** Takes the watch events that wait; an empty array if there are none. */
   takeEvents(): WatchEvent[]
   /**

@@ -1,7 +1,8 @@
 /**
  * What became of the hits of a probe, by slot: hits = filtered + delivered + lost, exactly, once no program runs any more and the ring is drained.
  */
-import type { BatchRecords, RecordOffsets } from './capture/hit.js'
+import type { BatchRecords } from './capture/hit.js'
+import type { RecordOffsets } from './capture/record-offsets.js'
 import type { ProbeStats } from './probe-types.js'
 import type { KernelCounts, SiteCounts } from './register/stats.js'
 

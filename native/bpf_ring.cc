@@ -11,7 +11,6 @@ namespace {
 
 constexpr std::uint32_t kBusy = 1u << 31;     // BPF_RINGBUF_BUSY_BIT
 constexpr std::uint32_t kDiscard = 1u << 30;  // BPF_RINGBUF_DISCARD_BIT
-constexpr std::size_t kHeaderBytes = 8;       // BPF_RINGBUF_HDR_SZ
 
 // BPF_OBJ_GET_INFO_BY_FD and the head of its struct bpf_map_info.
 constexpr int kObjGetInfo = 15;
@@ -33,10 +32,7 @@ bool IsRing(int map_fd, std::size_t ring_bytes) {
   return map.type == kMapTypeRingbuf && map.max_entries == ring_bytes;
 }
 
-std::size_t RecordBytes(std::uint32_t header) {
-  const std::size_t payload_bytes = header & ~(kBusy | kDiscard);
-  return (kHeaderBytes + payload_bytes + 7) & ~std::size_t{7};
-}
+std::uint32_t PayloadBytes(std::uint32_t header) { return header & ~(kBusy | kDiscard); }
 
 }  // namespace
 
@@ -62,12 +58,13 @@ std::uint32_t BpfRing::LoadHeader() const {
   return __atomic_load_n(reinterpret_cast<const std::uint32_t*>(data_ + (position_ & mask_)), __ATOMIC_ACQUIRE);
 }
 
-std::size_t BpfRing::next_record_bytes() const { return RecordBytes(LoadHeader()); }
+std::size_t BpfRing::next_record_bytes() const { return RecordKind::Bytes(PayloadBytes(LoadHeader())); }
 
 BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, bool at_least_one, Chunk& chunk) {
   Stop stop = Stop::kLimit;
   // Records that follow each other are copied together, from here on.
   std::uint64_t from = position_;
+  RecordKind kind;
   std::size_t bytes = 0;
   while (position_ != limit) {
     const std::uint32_t header = LoadHeader();
@@ -75,9 +72,10 @@ BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, bool at
       stop = Stop::kBusy;
       break;
     }
-    const std::size_t record_bytes = RecordBytes(header);
+    const std::uint32_t payload_bytes = PayloadBytes(header);
+    const std::size_t record_bytes = RecordKind::Bytes(payload_bytes);
     if ((header & kDiscard) != 0) {
-      Append(from, chunk);
+      Append(from, kind, chunk);
       from = position_ + record_bytes;
     } else {
       if (bytes + record_bytes > room_bytes && !(bytes == 0 && at_least_one)) {
@@ -89,16 +87,17 @@ BpfRing::Stop BpfRing::Copy(std::uint64_t limit, std::size_t room_bytes, bool at
         break;
       }
       bytes += record_bytes;
+      kind.Add({data_ + (position_ & mask_) + RecordKind::kHeadBytes, payload_bytes});
     }
     position_ += record_bytes;
   }
-  Append(from, chunk);
+  Append(from, kind, chunk);
   return stop;
 }
 
 // Appends what lies between `from` and the own position. It is less than the ring, which is mapped twice, so it does not wrap.
-void BpfRing::Append(std::uint64_t from, Chunk& chunk) const {
-  chunk.Append(data_ + (from & mask_), position_ - from);
+void BpfRing::Append(std::uint64_t from, const RecordKind& kind, Chunk& chunk) const {
+  chunk.Append(data_ + (from & mask_), position_ - from, kind);
 }
 
 void BpfRing::Release() {
@@ -110,7 +109,7 @@ void BpfRing::Release() {
   //
   // The kernel compares what it finds here with the position of the record that it commits, both modulo the size. No unread record can lie at ours minus 8: the
   // first lies at ours, and to come round to there, one would have to begin where not even a header fits any more.
-  __atomic_store_n(consumer_position_, position_ - kHeaderBytes, __ATOMIC_RELEASE);
+  __atomic_store_n(consumer_position_, position_ - RecordKind::kHeadBytes, __ATOMIC_RELEASE);
 }
 
 bool BpfRing::Listen() {

@@ -57,7 +57,7 @@ class BpfRing {
 
  private:
   std::uint32_t LoadHeader() const;
-  void Append(std::uint64_t from, Chunk& chunk) const;
+  void Append(std::uint64_t from, const RecordKind& kind, Chunk& chunk) const;
 
   Mapping consumer_;
   Mapping producer_;

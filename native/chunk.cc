@@ -59,24 +59,26 @@ Chunk::~Chunk() {
 }
 
 Chunk::Chunk(Chunk&& other) noexcept
-    : pool_(std::move(other.pool_)), block_(std::exchange(other.block_, {})), size_(std::exchange(other.size_, 0)) {}
+    : pool_(std::move(other.pool_)), block_(std::exchange(other.block_, {})), size_(std::exchange(other.size_, 0)), kind_(std::exchange(other.kind_, {})) {}
 
 Chunk& Chunk::operator=(Chunk&& other) noexcept {
   std::swap(pool_, other.pool_);
   std::swap(block_, other.block_);
   std::swap(size_, other.size_);
+  std::swap(kind_, other.kind_);
   return *this;
 }
 
-void Chunk::Append(const std::uint8_t* bytes, std::size_t count) {
+void Chunk::Append(const std::uint8_t* bytes, std::size_t count, const RecordKind& kind) {
   if (count == 0) return;
   if (size_ + count > block_.bytes) {
     Chunk larger(pool_, std::max(size_ + count, std::min(2 * block_.bytes, kChunkBytes)));
-    larger.Append(block_.data, size_);
+    larger.Append(*this);
     *this = std::move(larger);
   }
   std::memcpy(block_.data + size_, bytes, count);
   size_ += count;
+  kind_.Add(kind);
 }
 
 }  // namespace uprobe

@@ -11,6 +11,8 @@
 #include <mutex>
 #include <vector>
 
+#include "record_kind.h"
+
 namespace uprobe {
 
 // A chunk stays below this, unless it is a single record. It is so small that a processor still has it in its cache when JavaScript reads it.
@@ -56,12 +58,18 @@ class Chunk {
   std::size_t capacity() const { return block_.bytes; }
   bool empty() const { return size_ == 0; }
 
-  void Append(const std::uint8_t* bytes, std::size_t count);
+  // What the records in it have in common.
+  const RecordKind& kind() const { return kind_; }
+
+  // Appends whole records of a kind.
+  void Append(const std::uint8_t* bytes, std::size_t count, const RecordKind& kind);
+  void Append(const Chunk& other) { Append(other.data(), other.size(), other.kind_); }
 
  private:
   std::shared_ptr<ChunkPool> pool_;
   ChunkPool::Block block_;
   std::size_t size_ = 0;
+  RecordKind kind_;
 };
 
 }  // namespace uprobe

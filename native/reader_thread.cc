@@ -321,7 +321,7 @@ void ReaderThread::Offer(Chunk chunk) {
     const std::lock_guard<std::mutex> lock(mutex_);
     pending_bytes_ += chunk.size();
     if (!pending_.empty() && pending_.back().size() + chunk.size() <= kChunkBytes) {
-      pending_.back().Append(chunk.data(), chunk.size());
+      pending_.back().Append(chunk);
     } else if (!chunk.empty()) {
       pending_.push_back(std::move(chunk));
     }

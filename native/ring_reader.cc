@@ -90,6 +90,7 @@ void RingReader::Init(Napi::Env env, Napi::Object exports) {
                                         {
                                             InstanceAccessor<&RingReader::Tid>("tid"),
                                             InstanceMethod<&RingReader::Take>("take"),
+                                            InstanceAccessor<&RingReader::TakenDistance>("takenDistance"),
                                             InstanceMethod<&RingReader::TakeEvents>("takeEvents"),
                                             InstanceMethod<&RingReader::RequestDrain>("drain"),
                                             InstanceMethod<&RingReader::Watch>("watch"),
@@ -163,12 +164,15 @@ Napi::Value RingReader::Tid(const Napi::CallbackInfo& info) { return Napi::Numbe
 Napi::Value RingReader::Take(const Napi::CallbackInfo& info) {
   if (!thread_) return info.Env().Undefined();
   std::optional<Chunk> chunk = thread_->Take();
+  taken_distance_ = chunk ? chunk->kind().distance() : 0;
   if (!chunk) return info.Env().Undefined();
   napi_value memory = IsWorthLending(*chunk) ? Lend(env_, *chunk) : nullptr;
   if (memory == nullptr && !chunk->empty()) memory = Copy(env_, *chunk);
   if (memory == nullptr) napi_throw_error(env_, nullptr, "there is no memory for a batch; its hits are lost");
   return Napi::Value(env_, memory);
 }
+
+Napi::Value RingReader::TakenDistance(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), static_cast<double>(taken_distance_)); }
 
 Napi::Value RingReader::TakeEvents(const Napi::CallbackInfo& info) {
   const std::vector<WatchEvent> events = thread_ ? thread_->TakeEvents() : std::vector<WatchEvent>();

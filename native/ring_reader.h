@@ -26,6 +26,7 @@ class RingReader final : public Napi::ObjectWrap<RingReader> {
 
   Napi::Value Tid(const Napi::CallbackInfo& info);
   Napi::Value Take(const Napi::CallbackInfo& info);
+  Napi::Value TakenDistance(const Napi::CallbackInfo& info);
   Napi::Value TakeEvents(const Napi::CallbackInfo& info);
   Napi::Value RequestDrain(const Napi::CallbackInfo& info);
   Napi::Value Watch(const Napi::CallbackInfo& info);
@@ -47,6 +48,7 @@ class RingReader final : public Napi::ObjectWrap<RingReader> {
   Doorbell doorbell_;
   std::unique_ptr<ReaderThread> thread_;  // null once closed
   int tid_ = 0;
+  std::size_t taken_distance_ = 0;  // of the chunk that was taken last
   bool hooked_ = false;
   bool referenced_ = false;  // what ref() and unref() said last
   std::vector<Drain> drains_;

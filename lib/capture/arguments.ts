@@ -40,6 +40,7 @@ const UNSUPPORTED = 0
 const SIGNED = 16
 const FLOAT = 32
 const STRING = 64
+const INT32 = 4 | SIGNED
 
 type StringAreas = ReadonlyArray<StringArea | undefined>
 
@@ -90,6 +91,14 @@ export class ArgumentReader {
     }
   }
 
+  /** The argument at `index` of the record at `offset`; `undefined` if there is none. */
+  readOne(memory: BatchMemory, offset: number, index: number): ArgumentValue | undefined {
+    const format = this.#formats[index]
+    return format === undefined
+      ? undefined
+      : this.one(memory, offset + OPERANDS, memory.view.getUint32(offset + FLAGS, true), format, index)
+  }
+
   /** Where the bytes of a string are, without its NUL; `null` if it was not asked for as one, or was not readable. */
   stringAt(memory: BatchMemory, offset: number, index: number): { readonly at: number; readonly length: number } | null {
     const area = this.areas(memory.view.getUint32(offset + FLAGS, true))[index]
@@ -98,17 +107,25 @@ export class ArgumentReader {
     return returned < 0 ? null : { at: offset + area.dataAt, length: stringLength(area, returned) }
   }
 
-  /** The argument at `index`, of a record whose operands begin at `operands`. Private, and not `#`: an object with `#` methods is asked for a mark at each call. */
+  /**
+   * The argument at `index`, of a record whose operands begin at `operands`. So short that it becomes part of whoever calls it, with what most arguments are. Private, and not `#`: an object with `#`
+   * methods is asked for a mark at each call.
+   */
   private one(memory: BatchMemory, operands: number, flags: number, format: number | undefined, index: number): ArgumentValue {
+    if (format === INT32 && ((flags >>> index) & 1) === 0) return memory.view.getInt32(operands + 8 * index, true)
+    return this.other(memory, operands, flags, format, index)
+  }
+
+  private other(memory: BatchMemory, operands: number, flags: number, format: number | undefined, index: number): ArgumentValue {
     const at = operands + 8 * index
-    if (((flags >>> index) & 1) === 0) {
-      // An unsigned number that is as large as no signed one is left to the others: what can be both is kept as a floating-point number by V8, and converted twice.
+    if (((flags >>> index) & 1) === 1) return this.missing(memory.view, at, index)
+    if (format === STRING) return this.string(memory, operands - OPERANDS, flags, index)
+    if (format === 4) {
+      // A number that is as large as no signed one is left to the others: what can be both is kept as a floating-point number by V8, and converted twice.
       const low = memory.view.getInt32(at, true)
-      if (format === (4 | SIGNED) || (format === 4 && low >= 0)) return low
-      if (format === STRING) return this.string(memory, operands - OPERANDS, flags, index)
-      if (format !== UNSUPPORTED) return readNumber(memory.view, at, format)
+      if (low >= 0) return low
     }
-    return this.missing(memory.view, at, index)
+    return format === UNSUPPORTED ? this.missing(memory.view, at, index) : readNumber(memory.view, at, format)
   }
 
   private areas(flags: number): StringAreas {

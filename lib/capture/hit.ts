@@ -11,6 +11,7 @@ import type { StackFrame } from '../symbolize/frame.js'
 import { type ArgJson, ArgumentReader, type ArgumentValue, argsToJson, hex } from './arguments.js'
 import { BatchMemory } from './memory.js'
 import { COMM_BYTES, FIELD, layoutOf, type RecordLayout, SMALL_RECORD_BIT } from './record.js'
+import type { RecordOffsets } from './record-offsets.js'
 import type { CaptureShape } from './shape.js'
 
 /** A hit as `uprobe trace --json` prints it. */
@@ -53,6 +54,8 @@ interface RecordSource {
 interface ProbeRecords {
   /** By slot. */
   readonly sources: readonly RecordSource[]
+  /** The source of every slot, if it is one; else `null`. */
+  readonly only: RecordSource | null
   siteOf(slot: number): ProbeSite
 }
 
@@ -65,6 +68,11 @@ export class BatchRecords {
 
   /** The source of the record at `offset`. */
   source(offset: number): RecordSource {
+    const { only } = this.probe
+    return only === null ? this.sourceOfSlot(offset) : only
+  }
+
+  private sourceOfSlot(offset: number): RecordSource {
     const slot = this.memory.view.getUint32(offset + FIELD.slot, true)
     return this.probe.sources[slot] ?? noSuchSlot(slot)
   }
@@ -74,6 +82,11 @@ export class BatchRecords {
     return new Hit(this, offset)
   }
 
+  /** One argument of that hit; `undefined` if its site has none with this number. */
+  argument(offset: number, argument: number): ArgumentValue | undefined {
+    return this.source(offset).reader.readOne(this.memory, offset, argument)
+  }
+
   /** Adds 1 to `counts`, one a slot, for each of the records at `offsets`, from `start` up to `end`. */
   countSlots(offsets: RecordOffsets, start: number, end: number, counts: Float64Array): void {
     if (counts.length === 1) {
@@ -81,7 +94,7 @@ export class BatchRecords {
       return
     }
     for (let index = start; index < end; index++) {
-      const slot = this.memory.view.getUint32((offsets[index] ?? 0) + FIELD.slot, true)
+      const slot = this.memory.view.getUint32((offsets.at(index) ?? 0) + FIELD.slot, true)
       counts[slot] = (counts[slot] ?? 0) + 1
     }
   }
@@ -225,9 +238,6 @@ export class Hit {
   }
 }
 
-/** Where records begin in a batch. */
-export type RecordOffsets = Uint32Array
-
 /** Decodes the records of one probe. */
 export class HitDecoder {
   readonly #probe: ProbeRecords
@@ -244,7 +254,8 @@ export class HitDecoder {
       known.set(shape, source)
       return source
     })
-    this.#probe = { sources, siteOf }
+    const [only] = known.values()
+    this.#probe = { sources, only: known.size === 1 && only !== undefined ? only : null, siteOf }
   }
 
   /** The records of a batch. */

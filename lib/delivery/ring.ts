@@ -6,8 +6,8 @@
  */
 import { AsyncResource } from 'node:async_hooks'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import type { RecordOffsets } from '../capture/hit.js'
 import { BATCH_HEAD, MAX_RECORD_BYTES } from '../capture/record.js'
+import type { RecordOffsets } from '../capture/record-offsets.js'
 import type { Logger } from '../log.js'
 import type { Native, RingReader, SidebandEvent, TargetEvent, WatchEvent } from '../native.js'
 import { BPF_MAP_TYPE_RINGBUF, createMap } from '../register/bpf-objects.js'
@@ -167,7 +167,7 @@ export class Ring {
   #takeOne(): number {
     const buffer = this.reader.take()
     if (buffer === undefined) return 0
-    const byProbe = sortRecords(buffer)
+    const byProbe = sortRecords(buffer, this.reader.takenDistance)
     for (const early of [true, false]) {
       for (const [probeId, offsets] of byProbe) {
         const sink = this.#sinks.get(probeId)

@@ -3,8 +3,8 @@
  *
  * This runs for every hit, so it makes nothing for each but its place in a list: the batch is read as an array of 32-bit words, and most batches have the hits of one probe only.
  */
-import type { RecordOffsets } from '../capture/hit.js'
 import { BATCH_HEAD, FIELD } from '../capture/record.js'
+import { RecordOffsets } from '../capture/record-offsets.js'
 
 /** From the head of a record in a batch to the number of its probe, in words. */
 const ID_WORD = (BATCH_HEAD + FIELD.probeId) / 4
@@ -14,9 +14,11 @@ const RECORD_WORDS = (BATCH_HEAD + FIELD.operands) / 4
 
 /**
  * Sorts a batch as the reader hands it out.
+ * @param distance - from one record to the next in bytes, if all are alike; else 0
  * @returns by the number of the probe: where its records begin, in the order in which the kernel wrote them
  */
-export function sortRecords(buffer: ArrayBuffer): Map<number, RecordOffsets> {
+export function sortRecords(buffer: ArrayBuffer, distance: number): Map<number, RecordOffsets> {
+  if (distance > 0) return sortAlike(buffer, distance)
   const words = new Uint32Array(buffer)
   const offsets = new Uint32Array(words.length / RECORD_WORDS)
   const firstId = words[ID_WORD]
@@ -31,10 +33,15 @@ export function sortRecords(buffer: ArrayBuffer): Map<number, RecordOffsets> {
   if (firstId === undefined) return new Map()
   // Of longer records there are fewer, and what is not needed is not kept with them.
   const all = 2 * records < offsets.length ? offsets.slice(0, records) : offsets.subarray(0, records)
-  return mixed ? sortById(words, all) : new Map([[firstId, all]])
+  return mixed ? sortById(words, all) : new Map([[firstId, RecordOffsets.listed(all)]])
 }
 
-function sortById(words: Uint32Array, all: RecordOffsets): Map<number, RecordOffsets> {
+function sortAlike(buffer: ArrayBuffer, distance: number): Map<number, RecordOffsets> {
+  const [id = 0] = new Uint32Array(buffer, 4 * ID_WORD, 1)
+  return new Map([[id, RecordOffsets.regular(BATCH_HEAD, distance, buffer.byteLength / distance)]])
+}
+
+function sortById(words: Uint32Array, all: Uint32Array): Map<number, RecordOffsets> {
   const byProbe = new Map<number, number[]>()
   let lastId = -1
   let lastOffsets: number[] = []
@@ -47,5 +54,5 @@ function sortById(words: Uint32Array, all: RecordOffsets): Map<number, RecordOff
     }
     lastOffsets.push(offset)
   }
-  return new Map([...byProbe].map(([id, offsets]) => [id, new Uint32Array(offsets)]))
+  return new Map([...byProbe].map(([id, offsets]) => [id, RecordOffsets.listed(new Uint32Array(offsets))]))
 }

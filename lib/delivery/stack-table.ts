@@ -6,7 +6,8 @@
  * whose stack was let go says so instead of showing another.
  */
 import { randomBytes } from 'node:crypto'
-import type { RecordOffsets, Stack } from '../capture/hit.js'
+import type { Stack } from '../capture/hit.js'
+import type { RecordOffsets } from '../capture/record-offsets.js'
 import { STACK_FIELD, STACK_KEY_BYTES, type StackProgram } from '../capture/stack-code.js'
 import type { Native } from '../native.js'
 import { BPF_MAP_TYPE_HASH, createMap } from '../register/bpf-objects.js'
@@ -69,7 +70,8 @@ export class StackTable implements RecordSink {
   /** Takes records of stacks out of a batch. */
   receive(buffer: ArrayBuffer, offsets: RecordOffsets): void {
     const view = new DataView(buffer)
-    for (const offset of offsets) {
+    for (let index = 0; index < offsets.length; index++) {
+      const offset = offsets.at(index) ?? 0
       const key = keyOf(view, offset + STACK_FIELD.key)
       if (this.#noted.has(key)) continue
       const count = view.getUint32(offset + STACK_FIELD.count, true)

@@ -9,6 +9,7 @@ import { argsToJson } from '../../lib/capture/arguments.js'
 import { type Hit, HitDecoder } from '../../lib/capture/hit.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import { layoutOf } from '../../lib/capture/record.js'
+import { RecordOffsets } from '../../lib/capture/record-offsets.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
 import type { ProbeSite } from '../../lib/probe-types.js'
 import { batchOf, type RecordContent } from './records.js'
@@ -227,8 +228,8 @@ test('decodes records of several sites by their slot', () => {
     ],
   )
   const counts = new Float64Array(2)
-  two.countSlots(Uint32Array.of(8, 8, 8), 1, 3, counts)
-  one.countSlots(Uint32Array.of(8), 0, 1, counts)
+  two.countSlots(RecordOffsets.listed(Uint32Array.of(8, 8, 8)), 1, 3, counts)
+  one.countSlots(RecordOffsets.listed(Uint32Array.of(8)), 0, 1, counts)
   assert.deepEqual([...counts], [1, 2])
   assert.throws(() => decoder.open(batchOf(first, [{ slot: 2 }])).hit(8).args, RangeError)
 })

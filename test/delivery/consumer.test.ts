@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { describe, it } from 'node:test'
 import type { Hit } from '../../lib/capture/hit.js'
+import { RecordOffsets } from '../../lib/capture/record-offsets.js'
 import { HitBatch } from '../../lib/delivery/batch.js'
 import { Consumer } from '../../lib/delivery/consumer.js'
 import type { QueueLimits } from '../../lib/delivery/queue.js'
@@ -14,7 +15,10 @@ const PLENTY: QueueLimits = { hits: 1000, bytes: 1 << 20 }
 
 /** A batch whose hits are just their numbers. */
 function batchOf(...hits: number[]): HitBatch {
-  return new HitBatch({ memory: { byteLength: 64 }, hit: (offset) => offset as unknown as Hit }, Uint32Array.from(hits))
+  return new HitBatch(
+    { memory: { byteLength: 64 }, hit: (offset) => offset as unknown as Hit, argument: (offset) => offset },
+    RecordOffsets.listed(Uint32Array.from(hits)),
+  )
 }
 
 /** A probe as its consumer sees it. `listener` takes hits until it returns `false`, as a listener that removes itself. */

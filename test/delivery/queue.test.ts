@@ -2,12 +2,16 @@ import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import fc from 'fast-check'
 import type { Hit } from '../../lib/capture/hit.js'
+import { RecordOffsets } from '../../lib/capture/record-offsets.js'
 import { HitBatch } from '../../lib/delivery/batch.js'
 import { HitQueue } from '../../lib/delivery/queue.js'
 
 /** A batch whose hits are just their offsets. */
 function batchOf(offsets: readonly number[], bytes = 64): HitBatch {
-  return new HitBatch({ memory: { byteLength: bytes }, hit: (offset) => offset as unknown as Hit }, Uint32Array.from(offsets))
+  return new HitBatch(
+    { memory: { byteLength: bytes }, hit: (offset) => offset as unknown as Hit, argument: (offset) => offset },
+    RecordOffsets.listed(Uint32Array.from(offsets)),
+  )
 }
 
 describe('a queue of hits', () => {

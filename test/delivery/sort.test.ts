@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import fc from 'fast-check'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
+import type { RecordOffsets } from '../../lib/capture/record-offsets.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
 import { sortRecords } from '../../lib/delivery/sort.js'
 import { batchOf } from '../capture/records.js'
@@ -21,6 +22,10 @@ function join(parts: readonly ArrayBuffer[]): ArrayBuffer {
   return all.buffer.slice(all.byteOffset, all.byteOffset + all.length) as ArrayBuffer
 }
 
+const listOf = (offsets: RecordOffsets) => Array.from({ length: offsets.length }, (_, index) => offsets.at(index))
+
+const listsOf = (sorted: ReadonlyMap<number, RecordOffsets>) => new Map([...sorted].map(([id, offsets]) => [id, listOf(offsets)]))
+
 test('finds every record, in order, under its probe', () => {
   const record = fc.record({ probeId: fc.constantFrom(1, 2, 7, 0xffff_ffff), shape: fc.constantFrom(...SHAPES) })
   fc.assert(
@@ -32,7 +37,33 @@ test('finds every record, in order, under its probe', () => {
         expected.set(probeId, [...(expected.get(probeId) ?? []), at + 8])
         at += parts[index]?.byteLength ?? 0
       })
-      assert.deepEqual(new Map([...sortRecords(join(parts))].map(([id, offsets]) => [id, [...offsets]])), expected)
+      assert.deepEqual(listsOf(sortRecords(join(parts), 0)), expected)
     }),
+  )
+})
+
+test('takes records that are alike as they are found one by one', () => {
+  fc.assert(
+    fc.property(
+      fc.constantFrom(...SHAPES),
+      fc.integer({ min: 1, max: 40 }),
+      fc.array(fc.nat(40), { maxLength: 2 }),
+      (shape, count, cuts) => {
+        const batch = batchOf(
+          shape,
+          Array.from({ length: count }, () => ({ probeId: 7 })),
+        )
+        const distance = batch.byteLength / count
+        const known = sortRecords(batch, distance)
+        const found = sortRecords(batch, 0)
+        assert.deepEqual(listsOf(known), listsOf(found))
+        const [start = 0, end = count] = cuts.map((cut) => Math.min(cut, count)).sort((a, b) => a - b)
+        for (const offsets of [known.get(7), found.get(7)]) {
+          assert.ok(offsets !== undefined)
+          assert.deepEqual(listOf(offsets.slice(start, end)), listOf(offsets).slice(start, end))
+          for (const none of [-1, count, 0.5, Number.NaN]) assert.equal(offsets.at(none), undefined)
+        }
+      },
+    ),
   )
 })

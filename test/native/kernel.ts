@@ -65,8 +65,18 @@ const WAKE_IF_CAUGHT_UP = 0
 /** Submit flags: wake the reader in any case (BPF_RB_FORCE_WAKEUP). */
 const WAKE_ALWAYS = 2
 
-/** Writes a record for each hit: the first argument of t:plain as u64, and the time as u64. What does not fit is counted in `lossMap[0]`. */
-export function recordingProgram(ringFd: number, lossMapFd: number, forceWakeup: boolean): Buffer {
+/** What else a record has, which begins with the first argument of t:plain as u64, and the time as u64. */
+export interface RecordShape {
+  /** At least 24 where there is an id. */
+  readonly payloadBytes: number
+  /** The number of a probe, where the records of the library have it. */
+  readonly probeId: number | null
+}
+
+const PLAIN_RECORD: RecordShape = { payloadBytes: RECORD_BYTES - 8, probeId: null }
+
+/** Writes a record for each hit. What does not fit is counted in `lossMap[0]`. */
+export function recordingProgram(ringFd: number, lossMapFd: number, forceWakeup: boolean, shape: RecordShape = PLAIN_RECORD): Buffer {
   const firstArgument = process.arch === 'arm64' ? 0 : 112 // of struct pt_regs: x0, rdi
   const loss = Buffer.concat([increment(lossMapFd), moveImm(0, 0), exit()])
   const record = Buffer.concat([
@@ -75,6 +85,7 @@ export function recordingProgram(ringFd: number, lossMapFd: number, forceWakeup:
     insn(0x7b, 7, 1, 0, 0),
     call(5), // bpf_ktime_get_ns
     insn(0x7b, 7, 0, 8, 0),
+    ...(shape.probeId === null ? [] : [insn(0x62, 7, 0, 16, shape.probeId)]),
     moveReg(1, 7),
     moveImm(2, forceWakeup ? WAKE_ALWAYS : WAKE_IF_CAUGHT_UP),
     call(132), // bpf_ringbuf_submit
@@ -84,7 +95,7 @@ export function recordingProgram(ringFd: number, lossMapFd: number, forceWakeup:
   return Buffer.concat([
     moveReg(6, 1),
     loadMap(1, ringFd),
-    moveImm(2, 16),
+    moveImm(2, shape.payloadBytes),
     moveImm(3, 0),
     call(131), // bpf_ringbuf_reserve
     insn(0x15, 0, 0, record.length / 8, 0), // null: to `loss`
@@ -131,6 +142,7 @@ export async function attach(
 export interface Recording {
   readonly reader: RingReader
   readonly ringFd: number
+  readonly lossFd: number
   readonly progFd: number
   /** First argument and time of each record, in order. */
   readonly records: { index: number; time: bigint }[]
@@ -183,6 +195,7 @@ export async function record(t: TestContext, options: RecordOptions = {}): Promi
       ...others,
     }),
     ringFd,
+    lossFd,
     progFd,
     records,
     bells: 0,

@@ -10,7 +10,19 @@ import { buildTarget } from '../support/build.js'
 import { notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { waitFor } from '../support/wait.js'
-import { attach, MAP_ARRAY, MAP_RINGBUF, native, RECORD_BYTES, type Recording, record, withoutRights } from './kernel.js'
+import {
+  attach,
+  load,
+  MAP_ARRAY,
+  MAP_RINGBUF,
+  native,
+  RECORD_BYTES,
+  type Recording,
+  record,
+  recordingProgram,
+  uprobePmu,
+  withoutRights,
+} from './kernel.js'
 
 /** The most that is handed over in one piece (kChunkBytes of native/chunk.h), without the last record. */
 const CHUNK_BYTES = (1 << 18) - RECORD_BYTES
@@ -312,4 +324,61 @@ test('refuses a map that is no ring, or a ring of another size', { skip: without
   assert.throws(() => new native.RingReader({ ...options, mapFd: array }), refusal)
   assert.throws(() => new native.RingReader({ ...options, mapFd: ring }), refusal)
   new native.RingReader({ ...options, mapFd: ring, ringBytes: 8192 }).close()
+})
+
+/** Lengths of payloads, and the numbers in them: two that differ in one of the two only from the first. */
+const KINDS = { first: [24, 1], same: [24, 1], longer: [32, 1], other: [24, 2] } as const
+
+for (const [second, distance] of [
+  ['same', 32],
+  ['longer', 0],
+  ['other', 0],
+] as const) {
+  test(`says whether the records of a batch are alike: some, and behind them ${second} ones`, { skip: withoutRights }, async (t) => {
+    const program = buildTarget(t, 'usdt')
+    const [note] = notesOf(program, 't:plain')
+    assert.ok(note)
+    const target = await Target.start(t, program)
+    const recording = await record(t, { paused: true })
+    const { reader, ringFd, lossFd } = recording
+    const hit = async (kind: keyof typeof KINDS, hits: number): Promise<void> => {
+      const [payloadBytes, probeId] = KINDS[kind]
+      const progFd = await load(recordingProgram(ringFd, lossFd, false, { payloadBytes, probeId }))
+      const { fileOffset } = note
+      const perfFd = await native.perfEventOpenUprobe({
+        type: uprobePmu(),
+        path: program,
+        fileOffset,
+        refCtrOffset: 0,
+        retprobe: false,
+        tid: target.pid,
+      })
+      await native.perfEventSetBpf(perfFd, progFd)
+      await target.ask(`plain ${hits}`)
+      await native.closeFds([perfFd])
+      native.closeFd(progFd)
+    }
+    const take = async (): Promise<[number | undefined, number]> => {
+      await reader.drain()
+      return [reader.take()?.byteLength, reader.takenDistance]
+    }
+    await hit('first', 3)
+    assert.deepEqual(await take(), [3 * 32, 32])
+    // Read by the thread at different times, and put together while they wait.
+    await hit('first', 3)
+    await reader.drain()
+    await hit(second, 2)
+    const [payloadBytes] = KINDS[second]
+    assert.deepEqual(await take(), [3 * 32 + 2 * (8 + payloadBytes), distance])
+    assert.deepEqual(await take(), [undefined, 0])
+  })
+}
+
+test('knows nothing of records that name no probe', { skip: withoutRights }, async (t) => {
+  const recording = await record(t, { paused: true })
+  const target = await start(t, recording)
+  await target.ask('plain 1')
+  await recording.reader.drain()
+  assert.equal(recording.reader.take()?.byteLength, RECORD_BYTES)
+  assert.equal(recording.reader.takenDistance, 0)
 })

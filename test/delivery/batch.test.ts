@@ -1,0 +1,65 @@
+/**
+ * What a batch gives: hits, and single arguments without them.
+ */
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import fc from 'fast-check'
+import { HitDecoder } from '../../lib/capture/hit.js'
+import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
+import { HitBatch } from '../../lib/delivery/batch.js'
+import { sortRecords } from '../../lib/delivery/sort.js'
+import { batchOf, type RecordContent } from '../capture/records.js'
+
+const LIMIT = 6
+/** Numbers of every kind, a string, and an operand that cannot be read at all. */
+const SHAPE = {
+  operands: bindOperands(parseOperands('-4@%edi 4@%esi 8@%rdx -1@%cl 8f@%rax 8@%r8 8f@%xmm0', 'x64'), 0n, new Map()),
+  strings: [5],
+  stringLimit: LIMIT,
+}
+const site = { probe: 'usdt:t:probe', path: '/bin/t', fileOffset: 0n, refCtrOffset: null, args: null, targets: [] }
+
+function hitsOf(contents: readonly RecordContent[]): HitBatch {
+  const buffer = batchOf(SHAPE, contents)
+  const records = new HitDecoder([SHAPE, SHAPE], () => site).open(buffer)
+  const offsets = sortRecords(buffer, buffer.byteLength / contents.length).get(0)
+  assert.ok(offsets)
+  return new HitBatch(records, offsets)
+}
+
+const content: fc.Arbitrary<RecordContent> = fc.record({
+  values: fc.array(fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), { minLength: 7, maxLength: 7 }),
+  unreadable: fc.subarray([0, 1, 2, 3, 4]),
+  strings: fc
+    .oneof(
+      fc.string({ maxLength: LIMIT }).map((text) => ({ bytes: Buffer.from(text.replaceAll('\0', '')).subarray(0, LIMIT) })),
+      fc.constant({ bytes: Buffer.from('longer'), returned: LIMIT + 2 }),
+      fc.constant({ bytes: Buffer.alloc(0), returned: -14 }),
+    )
+    .map((text) => ({ 5: text })),
+})
+
+test('gives one argument of a hit as the hit itself gives it', () => {
+  fc.assert(
+    fc.property(fc.array(content, { minLength: 1, maxLength: 12 }), (contents) => {
+      const batch = hitsOf(contents)
+      const asked = contents.map((_, index) => Array.from({ length: 8 }, (_, argument) => batch.arg(index, argument)))
+      // From a batch of its own, so that nothing that is remembered hides a difference.
+      assert.deepEqual(
+        asked,
+        [...hitsOf(contents)].map(({ args }) => [...args, undefined]),
+      )
+      const half = contents.length >> 1
+      if (half > 0) assert.deepEqual(batch.slice(half, contents.length).arg(0, 1), batch.arg(half, 1))
+    }),
+  )
+})
+
+test('has no hit and no argument of one where there is none', () => {
+  const batch = hitsOf([{}, {}])
+  for (const index of [-1, 2, 0.5, Number.NaN]) {
+    assert.throws(() => batch.at(index), RangeError)
+    assert.throws(() => batch.arg(index, 0), RangeError)
+  }
+  for (const argument of [-1, 7, 0.5]) assert.equal(batch.arg(1, argument), undefined)
+})
