@@ -46,6 +46,12 @@ const SLOW_ROUNDS = 2
 const GOAL = 1.3
 /** A tick or two of the histogram of delays. */
 const TICKS_MS = 3
+/**
+ * Before each, as in floor.c: some grace periods, since what was attached and detached before is given back in them, and what comes next would wait for those as well; and some part of a tick, with which they
+ * end, since what always begins at the same part finds a millisecond more or less count for nothing, or for four.
+ */
+const QUIET_MS = 60
+const ANY_MOMENT_MS = 12
 /** Of other tracers, which take seconds. */
 const PEER_ROUNDS = 5
 
@@ -71,6 +77,7 @@ async function timed<T>(work: () => Promise<T>): Promise<{ result: T; ms: number
   const delays = monitorEventLoopDelay({ resolution: 1 })
   delays.enable()
   await sleep(TICKS_MS)
+  await sleep(QUIET_MS + Math.random() * ANY_MOMENT_MS)
   const before = performance.now()
   const result = await work()
   const ms = performance.now() - before
