@@ -13,7 +13,10 @@ export function hasWildcard(pattern: string): boolean {
 /** Makes a function that tells whether a whole name matches. */
 export function compileGlob(pattern: string): (name: string) => boolean {
   if (!hasWildcard(pattern)) return (name) => name === pattern
-  return (name) => matches(pattern, name)
+  // Of ten thousand names most differ from the pattern before its first wildcard, and methods of strings are compiled code from the first call on.
+  const prefix = pattern.slice(0, pattern.search(/[*?]/))
+  if (pattern === `${prefix}*`) return (name) => name.startsWith(prefix)
+  return (name) => name.startsWith(prefix) && matches(pattern, name)
 }
 
 function matches(pattern: string, name: string): boolean {

@@ -89,6 +89,9 @@ export function cookieOf(slot: number, shape: number): bigint {
   return BigInt(shape * 2 ** 32 + slot)
 }
 
+/** The halves of a cookie in memory, as 32-bit words. Both supported architectures are little-endian. */
+export const COOKIE_WORD = { slot: 0, shape: 1 } as const
+
 /**
  * Compiles a capture program.
  * @returns the encoded instructions

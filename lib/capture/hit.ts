@@ -249,9 +249,12 @@ export class HitDecoder {
    */
   constructor(shapes: readonly CaptureShape[], siteOf: (slot: number) => ProbeSite, stacks: HitStacks | null = null) {
     const known = new Map<CaptureShape, RecordSource>()
+    let before: { readonly shape: CaptureShape; readonly source: RecordSource } | undefined
     const sources = shapes.map((shape) => {
+      if (shape === before?.shape) return before.source
       const source = known.get(shape) ?? { layout: layoutOf(shape), stacks: shape.stack ? stacks : null, reader: new ArgumentReader(shape) }
       known.set(shape, source)
+      before = { shape, source }
       return source
     })
     const [only] = known.values()

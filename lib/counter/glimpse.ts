@@ -18,7 +18,9 @@ export class Glimpse {
   /** Of the site that was seen armed last: the address of its instruction, and its counter. */
   address = 0
   counter: number | null = null
-  readonly #memory: PagedMemory
+  // Of each its own: a page of counters between two of code would be looked for anew at each site.
+  readonly #codeMemory: PagedMemory
+  readonly #dataMemory: PagedMemory
   readonly #code: OffsetTable
   readonly #data: OffsetTable
   /** Where the kernel puts breakpoints, as of `armedOffsets`. */
@@ -32,7 +34,8 @@ export class Glimpse {
     private readonly all: readonly Mapping[],
     private readonly mappings: readonly Mapping[],
   ) {
-    this.#memory = new PagedMemory(target)
+    this.#codeMemory = new PagedMemory(target)
+    this.#dataMemory = new PagedMemory(target)
     this.#code = new OffsetTable(mappings.filter(({ executable }) => executable))
     this.#data = new OffsetTable(mappings.filter(takesCounters))
     this.#eligible = new OffsetTable(mappings.filter(takesBreakpoints))
@@ -43,13 +46,13 @@ export class Glimpse {
     const { fileOffset, counterVaddr, refCtrOffset } = site
     const address = this.#code.addressOf(fileOffset)
     const original = this.facts.originals.get(fileOffset)
-    if (address === null || original === undefined || this.#memory.equals(address, original, BREAKPOINT_BYTES) !== false) return false
+    if (address === null || original === undefined || this.#codeMemory.equals(address, original, BREAKPOINT_BYTES) !== false) return false
     this.address = address
     if (refCtrOffset === null) return this.#seesClaim(counterVaddr)
     this.counter =
       counterVaddr === null || this.facts.counters.isShared(counterVaddr)
         ? this.#sharedValue(refCtrOffset, counterVaddr)
-        : this.#exactValue(refCtrOffset, this.#armedCount(fileOffset, original))
+        : this.#exactValue(refCtrOffset, this.#armedCount(fileOffset, original, address))
     return this.counter !== null
   }
 
@@ -59,7 +62,7 @@ export class Glimpse {
     this.counter = counter === undefined ? null : CLAIM
     if (counter === undefined) return true
     const { places } = counterPlaces(this.all, this.mappings, counter)
-    return places.length > 0 && places.every((place) => this.#memory.u16(place.address) === CLAIM)
+    return places.length > 0 && places.every((place) => this.#dataMemory.u16(place.address) === CLAIM)
   }
 
   #sharedValue(refCtrOffset: bigint, counterVaddr: bigint | null): number | null {
@@ -67,7 +70,7 @@ export class Glimpse {
     if (known !== undefined) return known
     const sites: readonly CounterSite[] = counterVaddr === null ? [] : (this.facts.counters.get(counterVaddr)?.sites ?? [])
     let armed = 0
-    for (const { fileOffset, original } of sites) armed += this.#armedCount(fileOffset, original)
+    for (const { fileOffset, original } of sites) armed += this.#armedCount(fileOffset, original, null)
     const value = this.#exactValue(refCtrOffset, armed)
     this.#shared.set(refCtrOffset, value)
     return value
@@ -76,16 +79,20 @@ export class Glimpse {
   /** The value of the counter, if it is that of so many armed sites. */
   #exactValue(refCtrOffset: bigint, armed: number): number | null {
     const place = this.#data.addressOf(refCtrOffset)
-    const value = place === null ? null : this.#memory.u16(place)
+    const value = place === null ? null : this.#dataMemory.u16(place)
     return value !== null && value > 0 && value < CLAIM && value === armed ? value : null
   }
 
-  /** How often the kernel has counted for a site, as of `armedOffsets`. */
-  #armedCount(fileOffset: bigint, original: Uint8Array): number {
+  /**
+   * How often the kernel has counted for a site, as of `armedOffsets`.
+   * @param armedAt - an address at which it was seen armed
+   */
+  #armedCount(fileOffset: bigint, original: Uint8Array, armedAt: number | null): number {
     let armed = 0
     for (let index = 0; index < this.#eligible.length; index++) {
       const address = this.#eligible.addressIn(index, fileOffset)
-      if (address !== null && this.#memory.equals(address, original, BREAKPOINT_BYTES) === false) armed++
+      if (address === null) continue
+      if (address === armedAt || this.#codeMemory.equals(address, original, BREAKPOINT_BYTES) === false) armed++
     }
     return armed
   }

@@ -16,6 +16,8 @@ export interface MultiProgram {
   readonly fd: number
   /** By slot, the index of the shape among those of the program; -1 for a site that it does not serve. */
   readonly shapes: Int32Array
+  /** Whether it serves every site. */
+  readonly servesAll: boolean
 }
 
 /** Sites whose hits are captured alike. */
@@ -27,7 +29,13 @@ interface Kind {
 function kindsOf(sites: readonly Site[]): Kind[] {
   const byKey = new Map<string, Kind>()
   const byShape = new Map<CaptureShape, Kind>()
+  // Sites that follow each other are mostly of one kind.
+  let before: Kind | undefined
   for (const { shape, slot } of sites) {
+    if (shape === before?.shape) {
+      before.slots.push(slot)
+      continue
+    }
     let kind = byShape.get(shape)
     if (kind === undefined) {
       // Shapes of several files may be alike without being one.
@@ -37,6 +45,7 @@ function kindsOf(sites: readonly Site[]): Kind[] {
       byShape.set(shape, kind)
     }
     kind.slots.push(slot)
+    before = kind
   }
   return [...byKey.values()]
 }
@@ -88,7 +97,7 @@ export class CapturePrograms {
       })
       first += shapes.length
       try {
-        programs.push({ fd: await this.#load('multi', 0, shapes), shapes: served })
+        programs.push({ fd: await this.#load('multi', 0, shapes), shapes: served, servesAll: shapes.length === kinds.length })
       } catch (error) {
         for (const { fd } of programs) this.native.closeFd(fd)
         throw error

@@ -105,8 +105,8 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
     if (numbered.length > 0) files.push({ file, facts, processes, sites: numbered })
   }
   work.end()
-  const none: readonly Site[] = []
-  const sites = none.concat(...files.map((file) => file.sites))
+  const [only, second] = files
+  const sites = only !== undefined && second === undefined ? only.sites : files.flatMap((file) => file.sites)
   if (sites.length === 0 && refusal !== null) throw refusal
   checkStrings(spec, settings, sites)
   const siteOf = (slot: number): Omit<ProbeSite, 'targets'> => {
@@ -202,7 +202,11 @@ async function bindSites(
 ): Promise<Site[]> {
   const parsed = new Map<string | null, Operand[]>()
   const names = new Set<string>()
+  // Sites that follow each other mostly have the same operands.
+  let before: string | null | undefined
   await work.each(found, ({ args }) => {
+    if (args === before) return undefined
+    before = args
     if (parsed.has(args)) return undefined
     const operands = operandsOf(spec, arch, args)
     parsed.set(args, operands)

@@ -6,52 +6,41 @@
  */
 import type { Mapping } from './maps.js'
 
-interface Span {
-  readonly first: number
-  readonly end: number
-  /** The distance of an address from its offset. */
-  readonly bias: number
-}
-
 /** See the module's comment. */
 export class OffsetTable {
-  readonly #spans: readonly Span[]
+  /** How many mappings there are, as far as they are known. */
+  readonly length: number
+  /** Of each mapping: the first offset and that behind the last one, and the distance of an address from its offset. */
+  readonly #first: Float64Array
+  readonly #end: Float64Array
+  readonly #bias: Float64Array
 
   constructor(mappings: readonly Mapping[]) {
-    this.#spans = mappings.every(isExact) ? mappings.map(spanOf) : []
-  }
-
-  /** How many mappings there are, as far as they are known. */
-  get length(): number {
-    return this.#spans.length
+    const known = mappings.every(isExact) ? mappings : []
+    this.length = known.length
+    this.#first = Float64Array.from(known, ({ fileOffset }) => Number(fileOffset))
+    this.#end = Float64Array.from(known, ({ start, end, fileOffset }) => Number(fileOffset + end - start))
+    this.#bias = Float64Array.from(known, ({ start, fileOffset }) => Number(start) - Number(fileOffset))
   }
 
   /** The address of an offset in the first mapping that has it; `null` if none has, or nothing is known. */
   addressOf(fileOffset: bigint): number | null {
     const offset = Number(fileOffset)
-    for (let index = 0; index < this.#spans.length; index++) {
-      const address = this.#addressIn(index, offset)
-      if (address !== null) return address
+    const first = this.#first
+    const end = this.#end
+    for (let index = 0; index < first.length; index++) {
+      if (offset >= (first[index] ?? 0) && offset < (end[index] ?? 0)) return offset + (this.#bias[index] ?? 0)
     }
     return null
   }
 
   /** The same in the mapping with this index. */
   addressIn(index: number, fileOffset: bigint): number | null {
-    return this.#addressIn(index, Number(fileOffset))
-  }
-
-  #addressIn(index: number, offset: number): number | null {
-    const span = this.#spans[index]
-    return span !== undefined && offset >= span.first && offset < span.end ? offset + span.bias : null
+    const offset = Number(fileOffset)
+    return offset >= (this.#first[index] ?? 0) && offset < (this.#end[index] ?? 0) ? offset + (this.#bias[index] ?? 0) : null
   }
 }
 
 function isExact({ start, end, fileOffset }: Mapping): boolean {
   return Number.isSafeInteger(Number(end)) && Number.isSafeInteger(Number(fileOffset + end - start))
-}
-
-function spanOf({ start, end, fileOffset }: Mapping): Span {
-  const first = Number(fileOffset)
-  return { first, end: Number(fileOffset + end - start), bias: Number(start) - first }
 }
