@@ -124,7 +124,7 @@ async function main(args: readonly string[]): Promise<ExitCode> {
   }
 }
 
-// The exit code is set instead of calling process.exit(), so that a slow reader still gets what waits in the pipe.
-main(process.argv.slice(2)).then((exitCode) => {
+// The exit code is set instead of calling process.exit(), so that a slow reader still gets what waits in the pipe. `main` does not reject.
+void main(process.argv.slice(2)).then((exitCode) => {
   if (exitCode !== 0) process.exitCode = exitCode
 })
