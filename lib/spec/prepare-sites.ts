@@ -23,9 +23,11 @@ import type { Site } from '../register/site.js'
 import type { TargetFile } from '../target/file.js'
 import type { TargetProcess } from '../target/process.js'
 import type { ResolvedFile } from '../target/resolve.js'
+import { checkStrings } from './check-strings.js'
 import { FileCounters } from './file-counters.js'
 import { type FoundSite, findSites } from './find-sites.js'
 import { SiteFitness } from './fitness.js'
+import { nearestProbe } from './nearest-probe.js'
 import { OriginalCode } from './original-code.js'
 import { Shapes } from './shapes.js'
 import type { ProbeSpec } from './spec.js'
@@ -78,9 +80,9 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
   const { native, spec, settings, work } = request
   const arch: Arch = process.arch === 'arm64' ? 'arm64' : 'x64'
   const warnings: string[] = []
-  const found = await findInFiles(request, arch, warnings)
+  const { found, passed } = await findInFiles(request, arch, warnings)
   const total = found.reduce((sum, file) => sum + file.found.length, 0)
-  if (total === 0) throw notFound(spec, request.files, warnings)
+  if (total === 0) throw notFound(spec, request.files, warnings, await nearestProbe(spec, passed, work))
   if (total > settings.maxSites) {
     throw new UprobeError(
       'ERR_UPROBE_TOO_MANY_SITES',
@@ -108,7 +110,7 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
   const [only, second] = files
   const sites = only !== undefined && second === undefined ? only.sites : files.flatMap((file) => file.sites)
   if (sites.length === 0 && refusal !== null) throw refusal
-  checkStrings(spec, settings, sites)
+  warnings.push(...checkStrings(spec, settings, sites))
   const siteOf = (slot: number): Omit<ProbeSite, 'targets'> => {
     const site = sites[slot]
     // Files are few, and their slots in their order.
@@ -145,8 +147,14 @@ async function checkSites(
   return { fit: unfit.size === 0 ? found : found.filter((site) => !unfit.has(site)), refused }
 }
 
-async function findInFiles({ spec, files, work, log }: PrepareRequest, arch: Arch, warnings: string[]): Promise<FoundInFile[]> {
+/** What is found in which file, and the notes of the others. */
+async function findInFiles(
+  { spec, files, work, log }: PrepareRequest,
+  arch: Arch,
+  warnings: string[],
+): Promise<{ readonly found: readonly FoundInFile[]; readonly passed: readonly (readonly UsdtNote[])[] }> {
   const result: FoundInFile[] = []
+  const passed: Array<readonly UsdtNote[]> = []
   for (const resolved of files) {
     work.signal.throwIfAborted()
     try {
@@ -155,13 +163,14 @@ async function findInFiles({ spec, files, work, log }: PrepareRequest, arch: Arc
       const { sites, skipped, notes } = await findSites(spec, elf, work)
       warnings.push(...skipped)
       if (sites.length > 0) result.push({ ...resolved, elf, found: sites, notes })
+      else passed.push(notes ?? [])
     } catch (error) {
       const passable = error instanceof UprobeError && (error.code === 'ERR_UPROBE_BAD_ELF' || error.code === 'ERR_UPROBE_ARCH')
       if (spec.path !== null || !passable) throw error
       log.debug({ err: error }, 'a file of the process was passed over')
     }
   }
-  return result
+  return { found: result, passed }
 }
 
 function checkMachine(elf: ElfFile, arch: Arch): void {
@@ -174,14 +183,15 @@ function checkMachine(elf: ElfFile, arch: Arch): void {
   )
 }
 
-function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: readonly string[]): UprobeError {
+function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: readonly string[], nearest: string | null): UprobeError {
   const where = spec.path === null ? `in the ${files.length} files that the process maps` : `in ${escapeForDisplay(spec.path)}`
   const help =
     spec.kind === 'usdt'
       ? '`uprobe list` shows which USDT probes there are.'
       : 'Check the name with `nm -D`; a stripped file has only its dynamic symbols.'
   const why = skipped.length === 0 ? '' : ` (${skipped.slice(0, 3).join('; ')})`
-  return new UprobeError('ERR_UPROBE_NOT_FOUND', `${escapeForDisplay(spec.text)}: nothing matches ${where}${why}. ${help}`)
+  const meant = nearest === null ? '' : `Is usdt:${escapeForDisplay(nearest)} meant? `
+  return new UprobeError('ERR_UPROBE_NOT_FOUND', `${escapeForDisplay(spec.text)}: nothing matches ${where}${why}. ${meant}${help}`)
 }
 
 /** Original bytes at the sites, and which sites of the file share a counter with them. */
@@ -277,14 +287,4 @@ async function stacksOf(spec: ProbeSpec, depth: number, elf: ElfFile, found: rea
 function operandsOf(spec: ProbeSpec, arch: Arch, args: string | null): Operand[] {
   if (spec.kind === 'uretprobe') return returnValue(arch)
   return args === null ? functionArguments(arch) : parseOperands(args, arch)
-}
-
-/** An index in `strings` that no site has is a mistake; one that only some sites of a pattern have is not. */
-function checkStrings(spec: ProbeSpec, settings: AttachSettings, sites: readonly Site[]): void {
-  if (settings.strings.length === 0) return
-  const most = sites.reduce((longest, site) => Math.max(longest, site.shape.operands.length), 0)
-  const beyond = settings.strings.find((argument) => argument >= most)
-  if (beyond === undefined) return
-  const has = most === 0 ? 'no arguments' : most === 1 ? 'argument 0 only' : `arguments 0 to ${most - 1}`
-  throw new UprobeError('ERR_UPROBE_BAD_OPTION', `Option strings names argument ${beyond}, and ${escapeForDisplay(spec.text)} has ${has}.`)
 }

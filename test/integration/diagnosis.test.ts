@@ -135,6 +135,7 @@ test('names that match nothing, files that are none, and programs for another ma
   const text = join(folder, 'text')
   writeFileSync(text, 'no program')
   await refused(tracer.attach('usdt:t:absent', { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
+  await assert.rejects(tracer.attach('usdt:t:gatde', { pid: target.pid }), /nothing matches .* Is usdt:t:gated meant\? /)
   await refused(tracer.attach('usdt:t:*x*', { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
   await refused(tracer.attach('uprobe:absent', { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
   await refused(tracer.attach(`usdt:${join(folder, 'absent')}:t:gated`), 'ERR_UPROBE_FILE')

@@ -13,6 +13,22 @@ import { gatedNote, notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { collect, detachComplete, newTracer } from '../support/tracing.js'
 
+test('says which argument is asked for as a string and is hardly a pointer', needs({ programs: ['gcc'] }), async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const tracer = newTracer(t)
+  const warningsOf = async (spec: string, strings: number[]): Promise<readonly string[]> => {
+    const probe = await tracer.attach(spec, { pid: target.pid, strings })
+    await probe.detach()
+    return probe.warnings
+  }
+  const [warning = '', ...others] = await warningsOf('usdt:t:gated', [0, 2])
+  assert.match(warning, /argument 0 of usdt:t:gated, which is hardly a pointer: it is 4 bytes wide \(-4@.*\)/)
+  assert.deepEqual(others, [])
+  assert.deepEqual(await warningsOf('usdt:t:gated', [2]), [])
+  // Where one site of a pattern has a pointer there, it is meant for that one.
+  assert.deepEqual(await warningsOf('usdt:t:*', [0]), [])
+})
+
 for (const registration of REGISTRATIONS) {
   test(`delivers each hit with its exact arguments, in order (${registration})`, needs({ programs: ['gcc'] }), async (t) => {
     const target = await Target.start(t, buildTarget(t, 'usdt'))

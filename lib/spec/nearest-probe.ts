@@ -1,0 +1,40 @@
+/**
+ * What was probably meant by a USDT name that is not there: `gc_start`, where the probe is `gc__start`.
+ */
+
+import type { UsdtNote } from '../elf/stapsdt.js'
+import { hasWildcard } from '../glob.js'
+import type { SiteWork } from '../progress.js'
+import type { ProbeSpec } from './spec.js'
+
+/** So many letters may be wrong, missing or too many; and of a short name, at most one in so many. */
+const MOST_WRONG = 3
+const LETTERS_A_MISTAKE = 3
+
+/**
+ * The probe whose name is the nearest, as `PROVIDER:NAME`.
+ * @param notes - of each file that was searched
+ * @returns `null` if none is near, or if a pattern was asked for
+ */
+export async function nearestProbe({ place }: ProbeSpec, notes: readonly (readonly UsdtNote[])[], work: SiteWork): Promise<string | null> {
+  if (place.by !== 'note' || hasWildcard(place.provider) || hasWildcard(place.name)) return null
+  // Loaded by who needs it.
+  const { distance } = await import('fastest-levenshtein')
+  const wanted = `${place.provider}:${place.name}`
+  let nearest: string | null = null
+  let least = Math.min(MOST_WRONG, Math.floor(wanted.length / LETTERS_A_MISTAKE)) + 1
+  for (const ofFile of notes) {
+    await work.each(ofFile, ({ provider, name }) => {
+      const text = `${provider}:${name}`
+      // The lengths differ by no more than the distance.
+      if (Math.abs(text.length - wanted.length) >= least) return undefined
+      const mistakes = distance(wanted, text)
+      if (mistakes < least) {
+        least = mistakes
+        nearest = text
+      }
+      return undefined
+    })
+  }
+  return nearest
+}

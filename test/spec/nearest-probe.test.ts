@@ -1,0 +1,49 @@
+/**
+ * What is proposed for a name that is not there.
+ */
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import fc from 'fast-check'
+import type { UsdtNote } from '../../lib/elf/stapsdt.js'
+import { SiteWork } from '../../lib/progress.js'
+import { nearestProbe } from '../../lib/spec/nearest-probe.js'
+import { parseSpec } from '../../lib/spec/spec.js'
+
+const NAMES = ['postgresql:query__start', 'postgresql:query__done', 'node:gc__start', 'python:gc__start', 't:a']
+const FILES = [[], NAMES.slice(0, 2), NAMES.slice(2)].map((names) =>
+  names.map((text) => {
+    const [provider, name] = text.split(':')
+    return { provider, name } as UsdtNote
+  }),
+)
+
+const meant = (name: string) => nearestProbe(parseSpec(`usdt:${name}`), FILES, SiteWork.quietly(new AbortController().signal))
+
+test('proposes the name that differs by a few letters', async () => {
+  const edit = fc.record({ at: fc.nat(10), kind: fc.constantFrom('omit', 'add', 'change') })
+  await fc.assert(
+    fc.asyncProperty(fc.constantFrom(...NAMES.slice(0, 2)), fc.array(edit, { minLength: 1, maxLength: 3 }), async (name, edits) => {
+      let typed = name
+      // Behind the colon, and never at the same place of what is there already.
+      for (const { at, kind } of edits) {
+        const from = 'postgresql:'.length + at
+        typed = typed.slice(0, from) + (kind === 'omit' ? '' : 'x') + typed.slice(kind === 'add' ? from : from + 1)
+      }
+      const proposed = await meant(typed)
+      // With three mistakes another may be as near.
+      if (edits.length < 3) assert.equal(proposed, name)
+      else assert.ok(proposed !== null)
+    }),
+  )
+})
+
+test('takes one underscore for two, and a wrong provider for the right one', async () => {
+  assert.equal(await meant('node:gc_start'), 'node:gc__start')
+  assert.equal(await meant('pyton:gc__start'), 'python:gc__start')
+  assert.equal(await meant('postgres:query__start'), 'postgresql:query__start')
+})
+
+test('proposes nothing where nothing is near, for a short name of which nothing would be left, and for a pattern', async () => {
+  for (const name of ['postgresql:checkpoint__start', 'x:b', 't:bb', 'node:gc_*', 'nod?:gc_start'])
+    assert.equal(await meant(name), null, name)
+})
