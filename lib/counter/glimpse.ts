@@ -44,7 +44,9 @@ export class Glimpse {
   /** Whether a site is armed, and its counter, if it has one, says so exactly. */
   seesArmed(site: Site): boolean {
     const { fileOffset, counterVaddr, refCtrOffset } = site
-    const address = this.#code.addressOf(fileOffset)
+    // Once, since that takes longer than the rest of a look.
+    const offset = Number(fileOffset)
+    const address = this.#code.addressOf(offset)
     const original = this.facts.originals.get(fileOffset)
     if (address === null || original === undefined || this.#codeMemory.equals(address, original, BREAKPOINT_BYTES) !== false) return false
     this.address = address
@@ -52,7 +54,7 @@ export class Glimpse {
     this.counter =
       counterVaddr === null || this.facts.counters.isShared(counterVaddr)
         ? this.#sharedValue(refCtrOffset, counterVaddr)
-        : this.#exactValue(refCtrOffset, this.#armedCount(fileOffset, original, address))
+        : this.#exactValue(refCtrOffset, this.#armedCount(offset, original, address))
     return this.counter !== null
   }
 
@@ -70,7 +72,7 @@ export class Glimpse {
     if (known !== undefined) return known
     const sites: readonly CounterSite[] = counterVaddr === null ? [] : (this.facts.counters.get(counterVaddr)?.sites ?? [])
     let armed = 0
-    for (const { fileOffset, original } of sites) armed += this.#armedCount(fileOffset, original, null)
+    for (const { fileOffset, original } of sites) armed += this.#armedCount(Number(fileOffset), original, null)
     const value = this.#exactValue(refCtrOffset, armed)
     this.#shared.set(refCtrOffset, value)
     return value
@@ -87,7 +89,7 @@ export class Glimpse {
    * How often the kernel has counted for a site, as of `armedOffsets`.
    * @param armedAt - an address at which it was seen armed
    */
-  #armedCount(fileOffset: bigint, original: Uint8Array, armedAt: number | null): number {
+  #armedCount(fileOffset: number, original: Uint8Array, armedAt: number | null): number {
     let armed = 0
     for (let index = 0; index < this.#eligible.length; index++) {
       const address = this.#eligible.addressIn(index, fileOffset)

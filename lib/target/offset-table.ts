@@ -24,7 +24,7 @@ export class OffsetTable {
   }
 
   /** The address of an offset in the first mapping that has it; `null` if none has, or nothing is known. */
-  addressOf(fileOffset: bigint): number | null {
+  addressOf(fileOffset: bigint | number): number | null {
     const offset = Number(fileOffset)
     const first = this.#first
     const end = this.#end
@@ -35,7 +35,7 @@ export class OffsetTable {
   }
 
   /** The same in the mapping with this index. */
-  addressIn(index: number, fileOffset: bigint): number | null {
+  addressIn(index: number, fileOffset: bigint | number): number | null {
     const offset = Number(fileOffset)
     return offset >= (this.#first[index] ?? 0) && offset < (this.#end[index] ?? 0) ? offset + (this.#bias[index] ?? 0) : null
   }

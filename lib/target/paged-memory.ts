@@ -20,7 +20,7 @@ export class PagedMemory {
   /** The 16-bit number at an address; `null` if it cannot be read. Both supported architectures are little-endian. */
   u16(address: bigint | number): number | null {
     const at = Number(address)
-    const within = at % PAGE_BYTES
+    const within = offsetInPage(at)
     if (within === PAGE_BYTES - 1) return this.target.readMemory(BigInt(address), 2)?.readUInt16LE(0) ?? null
     return this.#page(at - within)?.readUInt16LE(within) ?? null
   }
@@ -28,7 +28,7 @@ export class PagedMemory {
   /** Whether the memory at an address begins with the first `count` of `bytes`; `null` if it cannot be read. */
   equals(address: bigint | number, bytes: Uint8Array, count: number): boolean | null {
     const at = Number(address)
-    const within = at % PAGE_BYTES
+    const within = offsetInPage(at)
     if (within + count > PAGE_BYTES) return this.target.readMemory(BigInt(address), count)?.equals(bytes.subarray(0, count)) ?? null
     const page = this.#page(at - within)
     if (page === null) return null
@@ -48,4 +48,9 @@ export class PagedMemory {
     this.#last = page
     return page
   }
+}
+
+/** `at % PAGE_BYTES`, which of a number beyond 2^31 is a function of the C library that goes through its bits. Exact, a page being a power of two. */
+function offsetInPage(at: number): number {
+  return at - Math.floor(at / PAGE_BYTES) * PAGE_BYTES
 }
