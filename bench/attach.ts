@@ -74,10 +74,10 @@ async function timeOurs(tracer: TracerType, subject: Subject, registration: Regi
  * after it.
  */
 async function timed<T>(work: () => Promise<T>): Promise<{ result: T; ms: number; stallMs: number }> {
+  await sleep(QUIET_MS + Math.random() * ANY_MOMENT_MS)
   const delays = monitorEventLoopDelay({ resolution: 1 })
   delays.enable()
   await sleep(TICKS_MS)
-  await sleep(QUIET_MS + Math.random() * ANY_MOMENT_MS)
   const before = performance.now()
   const result = await work()
   const ms = performance.now() - before

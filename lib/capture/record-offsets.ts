@@ -34,10 +34,18 @@ export class RecordOffsets {
     return this.#list === null ? (this.#first + Math.imul(index, this.#distance)) | 0 : this.#list[index]
   }
 
-  /** Those from `start` up to `end`, which exist. */
-  slice(start: number, end: number): RecordOffsets {
+  /** Those from `start` up to `end`, as `slice` of an array takes them. */
+  slice(start?: number, end?: number): RecordOffsets {
+    const from = indexWithin(start ?? 0, this.length)
+    const to = Math.max(from, indexWithin(end ?? this.length, this.length))
     return this.#list === null
-      ? RecordOffsets.regular(this.#first + start * this.#distance, this.#distance, end - start)
-      : RecordOffsets.listed(this.#list.subarray(start, end))
+      ? RecordOffsets.regular(this.#first + from * this.#distance, this.#distance, to - from)
+      : RecordOffsets.listed(this.#list.subarray(from, to))
   }
+}
+
+/** What an index, which may be anything and count from the end, means in so many. */
+function indexWithin(index: number, length: number): number {
+  const whole = Math.trunc(index) || 0
+  return whole < 0 ? Math.max(length + whole, 0) : Math.min(whole, length)
 }

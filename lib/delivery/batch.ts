@@ -56,8 +56,8 @@ export class HitBatch implements Iterable<Hit> {
     return this.#source.argument(offset, argument)
   }
 
-  /** The hits from `start` up to `end`, as a batch over the same memory. */
-  slice(start: number, end: number): HitBatch {
+  /** The hits from `start` up to `end`, as a batch over the same memory; the indexes are those that `slice` of an array takes. */
+  slice(start?: number, end?: number): HitBatch {
     return new HitBatch(this.#source, this.#offsets.slice(start, end))
   }
 

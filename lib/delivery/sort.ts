@@ -1,7 +1,8 @@
 /**
  * Which records of a batch belong to which probe.
  *
- * This runs for every hit, so it makes nothing for each but its place in a list: the batch is read as an array of 32-bit words, and most batches have the hits of one probe only.
+ * Most batches have the hits of one probe only, and of one length: then there is nothing to look for. Else this runs for every hit, so it makes nothing for each but its place in a list, and reads the batch as an
+ * array of 32-bit words.
  */
 import { BATCH_HEAD, FIELD } from '../capture/record.js'
 import { RecordOffsets } from '../capture/record-offsets.js'

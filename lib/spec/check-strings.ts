@@ -1,6 +1,7 @@
 /**
  * Whether what is asked for as a string can be one.
  */
+import type { CaptureShape } from '../capture/shape.js'
 import { UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { AttachSettings } from '../options.js'
@@ -14,16 +15,19 @@ export function checkStrings(spec: ProbeSpec, settings: AttachSettings, sites: r
   if (settings.strings.length === 0) return []
   const most = sites.reduce((longest, site) => Math.max(longest, site.shape.operands.length), 0)
   const beyond = settings.strings.find((argument) => argument >= most)
-  if (beyond === undefined) return settings.strings.flatMap((argument) => warnOfNumber(spec, argument, sites) ?? [])
+  if (beyond === undefined) {
+    const shapes = new Set(sites.map(({ shape }) => shape))
+    return settings.strings.flatMap((argument) => warnOfNumber(spec, argument, shapes) ?? [])
+  }
   const has = most === 0 ? 'no arguments' : most === 1 ? 'argument 0 only' : `arguments 0 to ${most - 1}`
   throw new UprobeError('ERR_UPROBE_BAD_OPTION', `Option strings names argument ${beyond}, and ${escapeForDisplay(spec.text)} has ${has}.`)
 }
 
 /** Says if an argument is asked for as a string and is too short for a pointer, or a floating-point number, wherever it can be read. */
-function warnOfNumber(spec: ProbeSpec, argument: number, sites: readonly Site[]): string | null {
+function warnOfNumber(spec: ProbeSpec, argument: number, shapes: ReadonlySet<CaptureShape>): string | null {
   let example: string | null = null
-  for (const shape of new Set(sites.map((site) => site.shape))) {
-    const operand = shape.operands[argument]
+  for (const { operands } of shapes) {
+    const operand = operands[argument]
     if (operand === undefined || operand.kind === 'unsupported') continue
     if (operand.size === POINTER_BYTES && !operand.float) return null
     example ??= `${operand.float ? 'a floating-point number' : `${operand.size} ${operand.size === 1 ? 'byte' : 'bytes'} wide`} (${escapeForDisplay(operand.text)})`

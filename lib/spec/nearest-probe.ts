@@ -10,21 +10,30 @@ import type { ProbeSpec } from './spec.js'
 /** So many letters may be wrong, missing or too many; and of a short name, at most one in so many. */
 const MOST_WRONG = 3
 const LETTERS_A_MISTAKE = 3
+/** Nobody types a longer one, and the time to compare two of them goes with the square of it. */
+const LONGEST = 256
 
 /**
- * The probe whose name is the nearest, as `PROVIDER:NAME`.
+ * The probe whose name is the nearest, as a specification.
  * @param notes - of each file that was searched
  * @returns `null` if none is near, or if a pattern was asked for
  */
-export async function nearestProbe({ place }: ProbeSpec, notes: readonly (readonly UsdtNote[])[], work: SiteWork): Promise<string | null> {
+export async function nearestProbe(
+  { place, path }: ProbeSpec,
+  notes: readonly (readonly UsdtNote[])[],
+  work: SiteWork,
+): Promise<string | null> {
   if (place.by !== 'note' || hasWildcard(place.provider) || hasWildcard(place.name)) return null
   // Loaded by who needs it.
   const { distance } = await import('fastest-levenshtein')
   const wanted = `${place.provider}:${place.name}`
+  if (wanted.length > LONGEST) return null
   let nearest: string | null = null
   let least = Math.min(MOST_WRONG, Math.floor(wanted.length / LETTERS_A_MISTAKE)) + 1
   for (const ofFile of notes) {
-    await work.each(ofFile, ({ provider, name }) => {
+    await work.each(ofFile, ({ provider, name, fileOffset }) => {
+      // One that has no place in the file cannot be attached to.
+      if (fileOffset === null) return undefined
       const text = `${provider}:${name}`
       // The lengths differ by no more than the distance.
       if (Math.abs(text.length - wanted.length) >= least) return undefined
@@ -36,5 +45,5 @@ export async function nearestProbe({ place }: ProbeSpec, notes: readonly (readon
       return undefined
     })
   }
-  return nearest
+  return nearest === null ? null : `usdt:${path === null ? '' : `${path}:`}${nearest}`
 }

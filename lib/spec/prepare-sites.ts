@@ -190,7 +190,7 @@ function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: read
       ? '`uprobe list` shows which USDT probes there are.'
       : 'Check the name with `nm -D`; a stripped file has only its dynamic symbols.'
   const why = skipped.length === 0 ? '' : ` (${skipped.slice(0, 3).join('; ')})`
-  const meant = nearest === null ? '' : `Is usdt:${escapeForDisplay(nearest)} meant? `
+  const meant = nearest === null ? '' : `Is ${escapeForDisplay(nearest)} meant? `
   return new UprobeError('ERR_UPROBE_NOT_FOUND', `${escapeForDisplay(spec.text)}: nothing matches ${where}${why}. ${meant}${help}`)
 }
 

@@ -6,6 +6,7 @@ import test from 'node:test'
 import fc from 'fast-check'
 import { HitDecoder } from '../../lib/capture/hit.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
+import type { CaptureShape } from '../../lib/capture/shape.js'
 import { HitBatch } from '../../lib/delivery/batch.js'
 import { sortRecords } from '../../lib/delivery/sort.js'
 import { batchOf, type RecordContent } from '../capture/records.js'
@@ -17,17 +18,24 @@ const SHAPE = {
   strings: [5],
   stringLimit: LIMIT,
 }
+/** As long as the other, and read in another way. */
+const OTHER = {
+  operands: bindOperands(parseOperands('8@%rdi -4@%esi 2@%dx 8@%rcx -2@%ax 8@%r8 -8@%r9', 'x64'), 0n, new Map()),
+  strings: [5],
+  stringLimit: LIMIT,
+}
 const site = { probe: 'usdt:t:probe', path: '/bin/t', fileOffset: 0n, refCtrOffset: null, args: null, targets: [] }
 
-function hitsOf(contents: readonly RecordContent[]): HitBatch {
+function hitsOf(contents: readonly RecordContent[], shapes: readonly CaptureShape[] = [SHAPE, SHAPE]): HitBatch {
   const buffer = batchOf(SHAPE, contents)
-  const records = new HitDecoder([SHAPE, SHAPE], () => site).open(buffer)
+  const records = new HitDecoder(shapes, () => site).open(buffer)
   const offsets = sortRecords(buffer, buffer.byteLength / contents.length).get(0)
   assert.ok(offsets)
   return new HitBatch(records, offsets)
 }
 
 const content: fc.Arbitrary<RecordContent> = fc.record({
+  slot: fc.nat(1),
   values: fc.array(fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), { minLength: 7, maxLength: 7 }),
   unreadable: fc.subarray([0, 1, 2, 3, 4]),
   strings: fc
@@ -41,13 +49,13 @@ const content: fc.Arbitrary<RecordContent> = fc.record({
 
 test('gives one argument of a hit as the hit itself gives it', () => {
   fc.assert(
-    fc.property(fc.array(content, { minLength: 1, maxLength: 12 }), (contents) => {
-      const batch = hitsOf(contents)
+    fc.property(fc.array(content, { minLength: 1, maxLength: 12 }), fc.constantFrom([SHAPE, SHAPE], [SHAPE, OTHER]), (contents, shapes) => {
+      const batch = hitsOf(contents, shapes)
       const asked = contents.map((_, index) => Array.from({ length: 8 }, (_, argument) => batch.arg(index, argument)))
       // From a batch of its own, so that nothing that is remembered hides a difference.
       assert.deepEqual(
         asked,
-        [...hitsOf(contents)].map(({ args }) => [...args, undefined]),
+        [...hitsOf(contents, shapes)].map(({ args }) => [...args, undefined]),
       )
       const half = contents.length >> 1
       if (half > 0) assert.deepEqual(batch.slice(half, contents.length).arg(0, 1), batch.arg(half, 1))

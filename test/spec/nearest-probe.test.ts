@@ -13,11 +13,13 @@ const NAMES = ['postgresql:query__start', 'postgresql:query__done', 'node:gc__st
 const FILES = [[], NAMES.slice(0, 2), NAMES.slice(2)].map((names) =>
   names.map((text) => {
     const [provider, name] = text.split(':')
-    return { provider, name } as UsdtNote
+    return { provider, name, fileOffset: 0x1000n } as UsdtNote
   }),
 )
 
-const meant = (name: string) => nearestProbe(parseSpec(`usdt:${name}`), FILES, SiteWork.quietly(new AbortController().signal))
+const near = (name: string, files: readonly (readonly UsdtNote[])[] = FILES) =>
+  nearestProbe(parseSpec(`usdt:${name}`), files, SiteWork.quietly(new AbortController().signal))
+const meant = async (name: string) => (await near(name))?.replace('usdt:', '') ?? null
 
 test('proposes the name that differs by a few letters', async () => {
   const edit = fc.record({ at: fc.nat(10), kind: fc.constantFrom('omit', 'add', 'change') })
@@ -46,4 +48,16 @@ test('takes one underscore for two, and a wrong provider for the right one', asy
 test('proposes nothing where nothing is near, for a short name of which nothing would be left, and for a pattern', async () => {
   for (const name of ['postgresql:checkpoint__start', 'x:b', 't:bb', 'node:gc_*', 'nod?:gc_start'])
     assert.equal(await meant(name), null, name)
+})
+
+test('proposes what can be typed: with the path that was given, and nothing that has no place in its file', async () => {
+  assert.equal(await near('/opt/node:node:gc_start'), 'usdt:/opt/node:node:gc__start')
+  const debug = FILES.map((notes) => notes.map((note) => ({ ...note, fileOffset: null })))
+  assert.equal(await near('node:gc_start', debug), null)
+  assert.equal(await near('node:gc__start', debug), null)
+})
+
+test('does not compare names that nobody types', async () => {
+  const long = 'x'.repeat(300)
+  assert.equal(await near(`t:${long}`, [[{ provider: 't', name: `${long}y`, fileOffset: 0n } as UsdtNote]]), null)
 })
