@@ -250,6 +250,11 @@ export interface Native {
    */
   bpfMapTake(mapFd: number, keyBytes: number, valueBytes: number, count: number): ArrayBuffer
   /**
+   * Makes entries of zeros in the hash map `toFd` for up to `count` keys of the hash map `fromFd`, those behind the key `after` (empty: from the first on), unless they are there or there is no room.
+   * Programs may add to either meanwhile. Returns the last of these keys, which is what to go on with; empty if there are no more.
+   */
+  bpfMapReserve(fromFd: number, toFd: number, keyBytes: number, valueBytes: number, after: Uint8Array, count: number): Uint8Array
+  /**
    * BPF_MAP_UPDATE_ELEM of a map of maps. The kernel waits until every program that may not sleep and was running at the call has ended, so that none of them uses the map that was
    * there before (maybe_wait_bpf_programs, kernel/bpf/syscall.c, since Linux 5.0).
    */

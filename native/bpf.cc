@@ -36,6 +36,7 @@ enum Command {
 };
 
 constexpr std::uint32_t kTraceUprobeMulti = 48;        // BPF_TRACE_UPROBE_MULTI
+constexpr std::uint64_t kNoExist = 1;                  // BPF_NOEXIST
 constexpr std::uint32_t kSleepable = 1u << 4;          // BPF_F_SLEEPABLE
 constexpr std::uint32_t kUprobeMultiReturn = 1u << 0;  // BPF_F_UPROBE_MULTI_RETURN
 constexpr std::size_t kNameBytes = 16;                 // BPF_OBJ_NAME_LEN, its NUL included
@@ -201,6 +202,42 @@ Napi::Value BpfMapTake(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// Entries of zeros in one hash map for the keys of another, to which programs may be adding: what they add meanwhile may be missed.
+Napi::Value BpfMapReserve(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const auto from_fd = static_cast<std::uint32_t>(arguments.FdNumber(arguments.At(0), "fromFd"));
+  const auto to_fd = static_cast<std::uint32_t>(arguments.FdNumber(arguments.At(1), "toFd"));
+  const std::uint32_t key_bytes = arguments.Uint32(arguments.At(2), "keyBytes");
+  const std::uint32_t value_bytes = arguments.Uint32(arguments.At(3), "valueBytes");
+  std::vector<std::uint8_t> key = arguments.Bytes(arguments.At(4), "after");
+  const std::uint32_t count = arguments.Uint32(arguments.At(5), "count");
+  if (!arguments.Failed() && key_bytes == 0) arguments.Fail("keyBytes", "positive");
+  if (!arguments.Failed() && !key.empty() && key.size() != key_bytes) arguments.Fail("after", "a key or empty");
+  if (arguments.Failed()) return Napi::Value();
+  const std::vector<std::uint8_t> zeros(value_bytes);
+  std::vector<std::uint8_t> next(key_bytes);
+  for (std::uint32_t index = 0; index < count; index++) {
+    MapElement walk{};
+    walk.map_fd = from_fd;
+    walk.key = key.empty() ? 0 : Pointer(key.data());
+    walk.value = Pointer(next.data());
+    if (Bpf(kMapNextKey, walk) < 0) {
+      if (errno != ENOENT) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_GET_NEXT_KEY)"));
+      key.clear();
+      break;
+    }
+    MapElement insert{};
+    insert.map_fd = to_fd;
+    insert.key = Pointer(next.data());
+    insert.value = Pointer(zeros.data());
+    insert.flags = kNoExist;
+    // Full, or there already: then there is nothing to do.
+    if (Bpf(kMapUpdate, insert) < 0 && errno != E2BIG && errno != EEXIST) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_UPDATE_ELEM)"));
+    key = next;
+  }
+  return Napi::Buffer<std::uint8_t>::Copy(info.Env(), key.data(), key.size());
+}
+
 Napi::Value BpfMapReplaceInner(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
   const int outer = arguments.FdNumber(arguments.At(0), "mapFd");
@@ -352,6 +389,7 @@ void InitBpf(Napi::Env env, Napi::Object exports) {
   exports.Set("bpfMapRead", Napi::Function::New<BpfMapRead>(env, "bpfMapRead"));
   exports.Set("bpfMapUpdate", Napi::Function::New<BpfMapUpdate>(env, "bpfMapUpdate"));
   exports.Set("bpfMapTake", Napi::Function::New<BpfMapTake>(env, "bpfMapTake"));
+  exports.Set("bpfMapReserve", Napi::Function::New<BpfMapReserve>(env, "bpfMapReserve"));
   exports.Set("bpfMapReplaceInner", Napi::Function::New<BpfMapReplaceInner>(env, "bpfMapReplaceInner"));
   exports.Set("bpfRawTracepointOpen", Napi::Function::New<BpfRawTracepointOpen>(env, "bpfRawTracepointOpen"));
   exports.Set("bpfProgLoad", Napi::Function::New<BpfProgLoad>(env, "bpfProgLoad"));

@@ -78,7 +78,7 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
    */
   snapshot(options: { reset?: boolean } = {}): Promise<AggregationSnapshot> {
     return this.#inTurn(async () => {
-      if (!this.ended) await this.#take('so far')
+      if (!this.ended) await this.#take(options.reset === true ? 'until reset' : 'so far')
       const { groups } = this.#parts
       const snapshot = { startTimeMs: this.#startTimeMs, timeMs: this.#timeMs, groups: groups.groups(), other: groups.other() }
       if (options.reset === true) {
@@ -178,12 +178,12 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     }
   }
 
-  async #take(what: 'so far' | 'rest'): Promise<void> {
+  async #take(what: 'so far' | 'until reset' | 'rest'): Promise<void> {
     const { store, groups } = this.#parts
     const add = (key: Buffer | null, values: DataView): void => {
       this.#aggregated += groups.add(key, values)
     }
-    await (what === 'rest' ? store.takeRest(add) : store.take(add))
+    await (what === 'rest' ? store.takeRest(add) : store.take(add, what === 'so far'))
     this.#timeMs = Date.now()
   }
 

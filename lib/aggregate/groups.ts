@@ -48,6 +48,15 @@ class Group {
     return added
   }
 
+  /** Adds another group. */
+  merge(other: Group): void {
+    this.count += other.count
+    this.sum += other.sum
+    if (other.min !== null) this.min = lesser(this.min, other.min)
+    if (other.max !== null) this.max = greater(this.max, other.max)
+    for (const [index, count] of other.buckets.entries()) this.buckets[index] = (this.buckets[index] ?? 0) + count
+  }
+
   aggregates(): Aggregates {
     const { histogram, measures } = this.layout
     return {
@@ -64,6 +73,10 @@ class Group {
 export class Groups {
   #groups = new Map<string, Group>()
   #other: Group
+  /** Those that are in the generation that is being added. */
+  readonly #present = new Set<string>()
+  /** Whether some hits had no group: then any key that has none may be theirs. */
+  #full = false
 
   /** @param maxGroups - how many there may be; 0 without a key */
   constructor(
@@ -73,17 +86,19 @@ export class Groups {
     this.#other = new Group(layout, Buffer.alloc(0))
   }
 
-  /** Adds what all CPUs have counted for a key, or without one; returns how many hits that are. */
+  /** Adds what all CPUs have counted for a key, or, behind all keys of a generation, without one; returns how many hits that are. */
   add(key: Buffer | null, view: DataView): number {
     const group = key === null ? this.#other : this.#groupOf(key)
     let added = 0
     for (let at = 0; at < view.byteLength; at += this.layout.bytes) added += group.add(view, at)
+    if (key === null && this.layout.keyBytes > 0) this.#endGeneration(added > 0)
     return added
   }
 
   /** Forgets everything. */
   reset(): void {
     this.#groups = new Map()
+    this.#full = false
     this.#other = new Group(this.layout, Buffer.alloc(0))
   }
 
@@ -91,6 +106,7 @@ export class Groups {
   groups(): AggregateGroup[] {
     if (this.layout.keyBytes === 0) return [{ key: [], ...this.#other.aggregates() }]
     return [...this.#groups.values()]
+      .filter(({ count }) => count > 0)
       .map((group) => ({ key: decodeKey(this.layout, group.key), ...group.aggregates() }))
       .sort((one, other) => other.count - one.count || compareKeys(one.key, other.key))
   }
@@ -100,12 +116,32 @@ export class Groups {
     return this.layout.keyBytes === 0 || this.#other.count === 0 ? null : this.#other.aggregates()
   }
 
-  /** The kernel bounds the groups of one generation; over several there may be more. */
+  /**
+   * Where hits had no place in a generation, they may be of any group that had none there either. Groups keep their places (store.ts), but one that came first while these were being kept may be
+   * without. What would be shown of it would be a part, so it is counted as a whole with those that have no group.
+   */
+  #endGeneration(anyWithout: boolean): void {
+    if (anyWithout) {
+      this.#full = true
+      for (const [text, group] of this.#groups) {
+        if (this.#present.has(text)) continue
+        this.#other.merge(group)
+        this.#groups.delete(text)
+      }
+    }
+    this.#present.clear()
+  }
+
   #groupOf(key: Buffer): Group {
     const text = key.toString('latin1')
+    this.#present.add(text)
     const known = this.#groups.get(text)
     if (known !== undefined) return known
-    if (this.#groups.size >= this.maxGroups) return this.#other
+    // The kernel bounds the groups of one generation; over several there may be more.
+    if (this.#full || this.#groups.size >= this.maxGroups) {
+      this.#full = true
+      return this.#other
+    }
     const group = new Group(this.layout, Buffer.from(key))
     this.#groups.set(text, group)
     return group

@@ -114,12 +114,15 @@ export class GroupStore {
 
   /**
    * Takes what was added since the last time. Must not be called again before it has resolved.
+   * @param keep - whether groups keep their places: else those that come first from now on have them
    * @throws {UprobeError} `ERR_UPROBE_CLOSED`
    */
-  async take(callback: TakeGroup): Promise<void> {
+  async take(callback: TakeGroup, keep = false): Promise<void> {
     this.#throwIfClosed()
     const old = this.#generation
+    if (keep) await this.#reserveGroups(old)
     if (this.#cleared) await this.#gracePeriod()
+    this.#throwIfClosed()
     this.#generation = old === 0 ? 1 : 0
     this.native.bpfMapUpdate(this.maps.generationFd, 0, new Uint8Array(BigUint64Array.of(BigInt(this.#generation)).buffer))
     await this.#gracePeriod()
@@ -183,6 +186,23 @@ export class GroupStore {
       let count = 0
       for (let cpu = 0; cpu < this.#cpus; cpu++) count += readCount(words, cpu * bytes + at)
       return count
+    }
+  }
+
+  /** Gives the groups of a generation their places in the other one, before others come there. */
+  async #reserveGroups(generation: 0 | 1): Promise<void> {
+    const { groupFds } = this.maps
+    if (groupFds === null) return
+    const { keyBytes, bytes } = this.layout
+    const valueBytes = bytes * this.#cpus
+    const slice = Math.max(1, Math.floor(SLICE_BYTES / valueBytes))
+    let last: Uint8Array = new Uint8Array(0)
+    // Bounded by their number, since programs go on adding.
+    for (let reserved = 0; reserved < this.maxGroups; reserved += slice) {
+      last = this.native.bpfMapReserve(groupFds[generation], groupFds[generation === 0 ? 1 : 0], keyBytes, valueBytes, last, slice)
+      if (last.length === 0) return
+      await nextTurn()
+      this.#throwIfClosed()
     }
   }
 

@@ -7,6 +7,7 @@
  */
 import { AsyncResource } from 'node:async_hooks'
 import type { Hit } from '../capture/hit.js'
+import { TimeSlice } from '../elf/time-slice.js'
 import { UprobeError } from '../errors.js'
 import type { HitBatch } from './batch.js'
 import { HitQueue, type QueueLimits } from './queue.js'
@@ -26,6 +27,9 @@ export interface ConsumerHost {
   /** Called when the iterator is given up before the probe has ended. */
   abandon(): Promise<void>
 }
+
+/** How many hits an iterator is given before the clock is asked. */
+const HITS_A_LOOK = 64
 
 interface Waiter {
   resolve(result: IteratorResult<Hit, undefined>): void
@@ -98,11 +102,18 @@ export class Consumer {
     this.#open = self
     let leaving: Promise<void> | null = null
     const done: IteratorResult<Hit, undefined> = { done: true, value: undefined }
+    const slice = new TimeSlice()
+    let given = 0
     const iterator: AsyncIterableIterator<Hit> = {
       next: () => {
         if (this.#open !== self) return Promise.resolve(done)
         const hit = this.#queue.shift()
-        if (hit !== undefined) return Promise.resolve({ done: false, value: hit })
+        if (hit !== undefined) {
+          const result: IteratorResult<Hit, undefined> = { done: false, value: hit }
+          // Promises that are resolved already let nothing else come in between: a full queue would hold the host's event loop until the last of its hits.
+          if (++given % HITS_A_LOOK === 0 && slice.isOver) return slice.rest().then(() => result)
+          return Promise.resolve(result)
+        }
         if (this.#ended) {
           this.#open = null
           return Promise.resolve(done)

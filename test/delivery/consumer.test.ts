@@ -110,6 +110,25 @@ describe('an iterator', () => {
     await Promise.all(calls)
   })
 
+  it('lets the event loop have its turn while it gives what had waited', async () => {
+    const { consumer } = new Host()
+    consumer.accept(batchOf(...Array(200).keys()))
+    consumer.end()
+    let turned = false
+    setImmediate(() => {
+      turned = true
+    })
+    let taken = 0
+    for await (const _ of consumer.iterate()) {
+      if (turned) break
+      taken++
+      // Longer than a turn may be, in all.
+      const start = process.hrtime.bigint()
+      while (process.hrtime.bigint() - start < 100_000n);
+    }
+    assert.ok(taken > 0 && taken < 200, `${taken} of 200 were given in one turn`)
+  })
+
   it('is the only one while it is open', () => {
     const host = new Host()
     host.consumer.iterate()

@@ -189,6 +189,47 @@ test('what the filter rejects, and what cannot be read, is counted and not added
   await detachWith(aggregation, { hits: 5, filtered: 2, aggregated: 2, lost: 1, lostUnreadable: 1 })
 })
 
+test('a group that has its own keeps it over snapshots, and what comes later is counted together', GCC, async (t) => {
+  const target = await startFiltered(t)
+  const aggregation = await newTracer(t).aggregate('usdt:t:values', { pid: target.pid, by: 'arg1', maxGroups: 2, sum: 'arg1' })
+  const fireAll = async (...values: bigint[]): Promise<void> => {
+    for (const value of values) await fire(target, value)
+  }
+  const seen = async (options?: { reset: boolean }): Promise<unknown[]> => {
+    const { groups, other } = await aggregation.snapshot(options)
+    return [...groups.map(({ key, count, sum }) => [...key, count, sum]), other === null ? null : [other.count, other.sum]]
+  }
+  await fireAll(1n, 2n)
+  assert.deepEqual(await seen(), [[1n, 1, 1n], [2n, 1, 2n], null])
+  // Those that come first now have no place.
+  await fireAll(3n, 4n, 1n, 1n, 1n)
+  assert.deepEqual(await seen(), [
+    [1n, 4, 4n],
+    [2n, 1, 2n],
+    [2, 7n],
+  ])
+  await fireAll(5n, 2n)
+  assert.deepEqual(await seen({ reset: true }), [
+    [1n, 4, 4n],
+    [2n, 2, 4n],
+    [3, 12n],
+  ])
+  // After a reset, those that come first have the places again.
+  await fireAll(6n, 7n, 1n)
+  assert.deepEqual(await seen(), [
+    [6n, 1, 6n],
+    [7n, 1, 7n],
+    [1, 1n],
+  ])
+  await fireAll(1n, 6n)
+  assert.deepEqual(await seen(), [
+    [6n, 2, 12n],
+    [7n, 1, 7n],
+    [2, 2n],
+  ])
+  await detachWith(aggregation, { hits: 14, aggregated: 14, lost: 0 })
+})
+
 test('a generation is read when all that had entered it have left', needs({}), async (t) => {
   const native = loadNative()
   const layout = layoutGroups(checkAggregateOptions('usdt:t:x', { count: true }).question, [])

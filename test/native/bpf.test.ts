@@ -50,6 +50,41 @@ test('takes the entries of a hash map, so many at a time, until there are none',
   assert.throws(() => native.bpfMapTake(mapFd, 0, 8, 1), { message: 'keyBytes must be positive' })
 })
 
+test('makes entries of zeros for the keys of another hash map, so many at a time, as far as there is room', {
+  skip: withoutRights,
+}, (t) => {
+  const mapOf = (maxEntries: number): number => {
+    const mapFd = native.bpfMapCreate({ type: MAP_HASH, keyBytes: 4, valueBytes: 8, maxEntries, name: 'test_map' })
+    t.after(() => native.closeFd(mapFd))
+    return mapFd
+  }
+  const valuesOf = (mapFd: number): Map<number, bigint> => {
+    const entries = Buffer.from(native.bpfMapTake(mapFd, 4, 8, 1000))
+    return new Map(
+      Array.from({ length: entries.length / 12 }, (_, index) => [
+        entries.readUInt32LE(12 * index),
+        entries.readBigUInt64LE(12 * index + 4),
+      ]),
+    )
+  }
+  const [from, to, small] = [mapOf(100), mapOf(100), mapOf(10)] as const
+  for (let key = 0; key < 100; key++) native.bpfMapUpdate(from, key, Buffer.of(key, 0, 0, 0, 0, 0, 0, 1))
+  native.bpfMapUpdate(to, 7, Buffer.of(1, 2, 3, 4, 5, 6, 7, 8))
+  let last = native.bpfMapReserve(from, to, 4, 8, new Uint8Array(0), 60)
+  assert.equal(last.length, 4)
+  last = native.bpfMapReserve(from, to, 4, 8, last, 60)
+  assert.equal(last.length, 0)
+  const reserved = valuesOf(to)
+  assert.equal(reserved.size, 100)
+  // One that was there is as it was.
+  for (const [key, value] of reserved) assert.equal(value, key === 7 ? 0x0807_0605_0403_0201n : 0n)
+  native.bpfMapReserve(from, small, 4, 8, new Uint8Array(0), 100)
+  assert.equal(valuesOf(small).size, 10)
+  assert.equal(valuesOf(from).size, 100)
+  assert.throws(() => native.bpfMapReserve(from, to, 0, 8, new Uint8Array(0), 1), { message: 'keyBytes must be positive' })
+  assert.throws(() => native.bpfMapReserve(from, to, 4, 8, new Uint8Array(3), 1), { message: 'after must be a key or empty' })
+})
+
 test('replaces a map in a map of maps', { skip: withoutRights }, async (t) => {
   const inner = native.bpfMapCreate({ type: MAP_ARRAY, keyBytes: 4, valueBytes: 8, maxEntries: 1, name: 'test_map' })
   const outer = native.bpfMapCreate({ type: MAP_OF_MAPS, keyBytes: 4, valueBytes: 4, maxEntries: 1, name: 'test_map', innerMapFd: inner })
