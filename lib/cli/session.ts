@@ -31,6 +31,8 @@ export interface SessionSettings {
   readonly durationMs: number | undefined
   readonly json: boolean
   readonly output: Output
+  /** Whether hits are printed as they come, and not only a result at the end. */
+  readonly printsHits?: boolean
   /** For the tracer. */
   readonly tracing?: TracerOptions
 }
@@ -77,8 +79,9 @@ export async function runSessionOf<T extends Attached>(
   const stop = new Stop(request.output, request.json)
   const tracer = new Tracer(request.tracing)
   const bar = new ProgressBar(process.stderr)
-  // While hits are printed to the same terminal, a bar would be among them.
-  const shown = (action: Progress['action']): boolean => !request.json && (action === 'attach' || process.stdout.isTTY !== true)
+  // While hits are printed to the same terminal, a bar would be among them. Results come when everything is detached and the bar is gone.
+  const amongHits = request.printsHits === true && process.stdout.isTTY === true
+  const shown = (action: Progress['action']): boolean => !request.json && (action === 'attach' || !amongHits)
   tracer.on('progress', (progress) => {
     if (shown(progress.action)) bar.show(progress)
   })

@@ -121,7 +121,7 @@ export function addTrace(program: Command): void {
       const tracing = budgetOf(flags)
       const stacks = flags.folded ? new FoldedStacks() : null
       const probes = await runSession(
-        { specs, attach: attachOptions(flags), durationMs: flags.duration, json, output, tracing },
+        { specs, attach: attachOptions(flags), durationMs: flags.duration, json, output, tracing, printsHits: stacks === null },
         stacks === null ? printHits(output, new HitFormat(json), limit, flags.stack ?? false) : foldHits(stacks, limit),
       )
       const summary = summarize(probes, tracing.budget !== undefined)
