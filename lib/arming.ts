@@ -127,9 +127,8 @@ export class ClaimedArming implements Arming {
   }
 
   async arm(work: SiteWork): ReturnType<Arming['arm']> {
-    work.begin('claim', 0)
     const warnings = await this.held.take(work.signal, {
-      begin: (counters) => work.extend(counters),
+      begin: (counters) => work.add('claim', counters),
       through: (counters) => work.advance(counters),
     })
     this.#registered = true
@@ -175,7 +174,7 @@ export class ClaimedArming implements Arming {
   }
 
   async disarm(work?: SiteWork): Promise<unknown> {
-    work?.begin('claim', this.held.counters)
+    work?.add('claim', this.held.counters)
     const failure = await this.#clear((counters) => work?.advance(counters))
     this.held.releaseLeases()
     await this.takeOut(work)

@@ -71,6 +71,13 @@ export class SiteWork {
     this.#total += sites
   }
 
+  /** Begins a step with the first that is to be done in it, or extends it. Where there is nothing to do nobody is told: of nothing there is no percentage. */
+  add(step: ProgressStep, sites: number): void {
+    if (sites === 0) return
+    if (this.#step === step) this.extend(sites)
+    else this.begin(step, sites)
+  }
+
   /** Whether it is time to {@link rest}; to be asked once a site. */
   get isDue(): boolean {
     return ++this.#looks % SITES_A_LOOK === 0 && this.#slice.isOver

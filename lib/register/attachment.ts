@@ -167,13 +167,17 @@ export class Attachment {
     const failures: SiteFailure[] = []
     const warnings: string[] = []
     const found: SiteFindings[] = []
-    work.begin('verify', 0)
+    // In how many processes a file is mapped is known only when all have been looked through.
+    work.add(
+      'verify',
+      this.with_.parts.reduce((sum, { target, sites }) => sum + (target === null ? 0 : sites.length), 0),
+    )
     for (const part of this.with_.parts) {
       const looked = part.target === null ? processesMapping(this.with_.native, part.facts.identity, work.signal) : [part.target]
       for await (const target of looked) {
         work.signal.throwIfAborted()
         target.refreshThread()
-        work.extend(part.sites.length)
+        if (part.target === null) work.add('verify', part.sites.length)
         const result = await verifySites(target, part.facts, part.sites, work)
         // A process that ended while we looked proves nothing, nor does one that became another program.
         if (!target.isAlive() || target.addressSpaceGone()) continue
@@ -231,7 +235,7 @@ export class Attachment {
       if (part.via === 'multi' && part.fds.length > 0) sites += part.sites.length
       part.fds = []
     }
-    work?.begin('unregister', sites + events.length)
+    work?.add('unregister', sites + events.length)
     try {
       for (const target of new Set(parts.map((part) => part.target))) await target?.programMapped()
     } finally {

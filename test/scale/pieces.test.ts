@@ -188,3 +188,19 @@ test('perf events are told of from 64 on, and refused beyond 1024; links are nei
   assert.equal(checkEvents([...parts('perf', 1000, 24), ...parts('multi', 5000)]).length, 1)
   await refused((async () => checkEvents(parts('perf', 1000, 25)))(), 'ERR_UPROBE_TOO_MANY_SITES')
 })
+
+test('a step of which nothing is known to be done is told of from when there is, and else never', () => {
+  const told: Array<[step: ProgressStep, done: number, total: number]> = []
+  const work = new SiteWork(new AbortController().signal, (...progress) => told.push(progress))
+  work.add('claim', 0)
+  work.add('verify', 0)
+  work.add('verify', 3)
+  work.add('verify', 2)
+  work.advance(3)
+  work.end()
+  assert.deepEqual(told, [
+    ['verify', 0, 3],
+    ['verify', 3, 5],
+    ['verify', 5, 5],
+  ])
+})
