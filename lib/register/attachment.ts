@@ -6,6 +6,7 @@
 import { refuseNegative } from '../counter/negative.js'
 import type { SiteFindings } from '../counter/site-findings.js'
 import { type FileFacts, verifySites } from '../counter/verify.js'
+import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { SiteWork } from '../progress.js'
 import type { TargetFile } from '../target/file.js'
@@ -56,6 +57,15 @@ export interface ArmResult {
   readonly warnings: readonly string[]
   /** What was found in each process, for the sites of one file each. */
   readonly found: readonly SiteFindings[]
+}
+
+/** What is to be said of a process that was named and does not map the file, where nothing is ever hit until it does; `null` if it maps any of the sites. */
+function describeUnmapped({ file, target, sites }: Part, found: SiteFindings): string | null {
+  if (target === null || sites.some(({ slot }) => found.get(slot)?.state !== 'not-mapped')) return null
+  const does = `process ${target.pid} does not map ${escapeForDisplay(file.path)} now; its sites are armed when it does`
+  // The kernel does not raise a counter that is claimed (it was not told of it), and there was none to claim.
+  const claimed = sites.some(({ refCtrOffset, counterVaddr }) => refCtrOffset === null && counterVaddr !== null)
+  return claimed ? `${does}, but counters are claimed only at an attach: attach again then` : does
 }
 
 /** The registrations of one probe. */
@@ -183,6 +193,8 @@ export class Attachment {
         if (!target.isAlive() || target.addressSpaceGone()) continue
         for (const failure of result.failures) failures.push(failure)
         for (const warning of result.warnings) warnings.push(warning)
+        const unmapped = part.target === null ? null : describeUnmapped(part, result.sites)
+        if (unmapped !== null) warnings.push(unmapped)
         found.push(result.sites)
       }
     }

@@ -7,6 +7,7 @@ import { dirname, join } from 'node:path'
 import test from 'node:test'
 import { buildTarget } from '../support/build.js'
 import { HAS_SLEEPABLE, REGISTRATIONS } from '../support/features.js'
+import { leaseDirectory } from '../support/leases.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote, notesOf } from '../support/notes.js'
@@ -234,6 +235,30 @@ test('a library that the target loads after the attach is armed when it is mappe
     hits.map((hit) => hit.args[0]),
     [0, 1, 2, 0, 1],
   )
+})
+
+test('of each process that is named and does not map the file, a warning says so, once', needs({ programs: ['gcc'] }), async (t) => {
+  const program = buildTarget(t, 'usdt')
+  const [one, other] = [await Target.start(t, program), await Target.start(t, program)]
+  const library = join(dirname(program), 'later.so')
+  copyFileSync(buildTarget(t, 'lib', 'shared'), library)
+  await one.ask(`dlopen ${library}`)
+  for (const [counter, then] of [
+    ['kernel', ''],
+    ['msb', ', but counters are claimed only at an attach: attach again then'],
+  ] as const) {
+    const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+    const probe = await tracer.attach(`usdt:${library}:t:*`, { pid: [one.pid, other.pid], counter })
+    assert.ok(probe.sites.length > 1)
+    assert.deepEqual(probe.warnings, [`process ${other.pid} does not map ${library} now; its sites are armed when it does${then}`])
+    await other.ask(`dlopen ${library}`)
+    assert.deepEqual([await one.askNumber('lib 3'), await other.askNumber('lib 2')], [6, counter === 'kernel' ? 4 : 0])
+    await detachComplete(probe, counter === 'kernel' ? 10 : 6)
+    const again = await tracer.attach(`usdt:${library}:t:*`, { pid: [one.pid, other.pid], counter })
+    assert.deepEqual(again.warnings, [])
+    await again.detach()
+    await other.ask('dlclose')
+  }
 })
 
 test('a program that is not position-independent, and a static one', needs({ programs: ['gcc'] }), async (t) => {
