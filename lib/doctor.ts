@@ -13,7 +13,7 @@ import { type Host, readHost } from './doctor/host.js'
 import { runTrials, type Trial, type Trials } from './doctor/trials.js'
 import { EACCES, ENXIO, EPERM, EPROTO } from './errno.js'
 import { errnoOf, isSystemCallError } from './errors.js'
-import { missingRight } from './register/rights.js'
+import { missingRight } from './rights.js'
 
 /** What is checked, in the order of the answer: what comes first is what to mend first. */
 export type DoctorCheckName =

@@ -6,7 +6,7 @@ import { readlinkSync } from 'node:fs'
 import { release } from 'node:os'
 import { isSystemCallError } from '../errors.js'
 import { readTextOrNull } from '../read-text.js'
-import { CAPABILITIES, type Capability } from '../register/rights.js'
+import { CAPABILITIES, type Capability } from '../rights.js'
 
 /** The machine and this process, as far as they can be read. */
 export interface Host {

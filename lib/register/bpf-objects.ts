@@ -4,7 +4,7 @@
 import { EACCES, EMFILE, ENOMEM, ENOSYS, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { BpfMap, BpfProgram, Native } from '../native.js'
-import { missingRight } from './rights.js'
+import { missingRight } from '../rights.js'
 
 /** BPF_PROG_TYPE_KPROBE: uprobes run programs of this type (include/uapi/linux/bpf.h). */
 export const BPF_PROG_TYPE_KPROBE = 2

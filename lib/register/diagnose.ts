@@ -11,13 +11,13 @@ import { EACCES, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOSPC, E
 import { errnoOf, isSystemCallError, UprobeError, type UprobeErrorCode } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
+import { missingRight } from '../rights.js'
 import type { TargetFile } from '../target/file.js'
 import { mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
 import { closeRegistrations } from './close.js'
 import type { UprobePmu } from './pmu.js'
-import { missingRight } from './rights.js'
 import { describeSite, type Site } from './site.js'
 
 /** What was refused. */

@@ -15,6 +15,7 @@ import { EINVAL, ENOENT, ENOSYS, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
+import { rightsForTracing } from '../rights.js'
 import { isLimit, limitError } from '../shortage.js'
 import { type Mapping, parseMaps } from './maps.js'
 
@@ -206,11 +207,10 @@ export class TargetProcess {
         )
       }
       if (isSystemCallError(error) && error.code !== 'EACCES' && error.code !== 'EPERM') return []
-      throw new UprobeError(
-        'ERR_UPROBE_TARGET_DENIED',
-        `The memory map of process ${this.pid} cannot be read. Run with CAP_SYS_PTRACE, or as root in the initial user namespace.`,
-        { cause: error, pid: this.pid },
-      )
+      throw new UprobeError('ERR_UPROBE_TARGET_DENIED', `The memory map of process ${this.pid} cannot be read. ${rightsForTracing()}`, {
+        cause: error,
+        pid: this.pid,
+      })
     }
   }
 

@@ -12,6 +12,7 @@ import { EACCES, EPERM } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
+import { rightsForTracing } from '../rights.js'
 import { TargetFile } from './file.js'
 import { identityKey, type Mapping, mappingIdentity, sameFile } from './maps.js'
 import type { TargetProcess } from './process.js'
@@ -85,24 +86,39 @@ function addIfPresent(
     return null
   } catch (error) {
     if (!(error instanceof UprobeError) || error.code !== 'ERR_UPROBE_FILE') throw error
-    const errno = errnoOf(error.cause)
+    const errno = refusalOf(error)
     return errno === EACCES || errno === EPERM ? error : null
   }
 }
 
-function denied(target: TargetProcess, cause: UprobeError): UprobeError {
-  return new UprobeError(
-    'ERR_UPROBE_TARGET_DENIED',
-    `The files that process ${target.pid} maps may not be opened. Run with CAP_SYS_PTRACE and CAP_SYS_ADMIN in the initial user namespace, or name the file.`,
-    { cause, errno: errnoOf(cause.cause), pid: target.pid },
-  )
+function denied(target: TargetProcess, cause: unknown): UprobeError {
+  return new UprobeError('ERR_UPROBE_TARGET_DENIED', `The files that process ${target.pid} maps may not be opened. ${rightsForTracing()}`, {
+    cause,
+    errno: refusalOf(cause),
+    pid: target.pid,
+  })
+}
+
+/** The errno of a system call that failed, also where that is told as a file that cannot be opened. */
+function refusalOf(error: unknown): number | undefined {
+  return errnoOf(error instanceof UprobeError ? error.cause : error)
+}
+
+/** Looks at a mapped file. Who has not the right to do so gets EPERM for any (`proc_map_files_get_link`, fs/proc/base.c); EACCES is the answer of one file. */
+function lookAtMapped<T>(target: TargetProcess, look: () => T): T {
+  try {
+    return look()
+  } catch (error) {
+    if (refusalOf(error) === EPERM && !target.addressSpaceGone()) throw denied(target, error)
+    throw error
+  }
 }
 
 function fileOfProcess(native: Native, target: TargetProcess, mapped: readonly Mapping[], path: string): TargetFile {
   // A bare name such as `libc.so.6` means a mapped file of that name.
   if (!path.includes('/')) {
     const mapping = mapped.find((m) => m.path.endsWith(`/${path}`))
-    if (mapping !== undefined) return TargetFile.openMapped(native, target.procDirectory, mapping)
+    if (mapping !== undefined) return lookAtMapped(target, () => TargetFile.openMapped(native, target.procDirectory, mapping))
     throw new UprobeError(
       'ERR_UPROBE_FILE',
       `Process ${target.pid} maps no file named ${escapeForDisplay(path)}. Write the whole path, as the process sees it.`,
@@ -127,7 +143,7 @@ function fileOfProcess(native: Native, target: TargetProcess, mapped: readonly M
       if (named === null) throw refusal
       return named
     }
-    const running = TargetFile.openMapped(native, target.procDirectory, older)
+    const running = lookAtMapped(target, () => TargetFile.openMapped(native, target.procDirectory, older))
     named?.close()
     return running
   } catch (error) {
@@ -137,6 +153,6 @@ function fileOfProcess(native: Native, target: TargetProcess, mapped: readonly M
 }
 
 function isFile(target: TargetProcess, mapping: Mapping, identity: { device: bigint; inode: bigint }): boolean {
-  const found = mappingIdentity(target.procDirectory, mapping)
+  const found = lookAtMapped(target, () => mappingIdentity(target.procDirectory, mapping))
   return found !== undefined && sameFile(found, identity)
 }

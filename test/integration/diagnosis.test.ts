@@ -2,11 +2,12 @@
  * What the kernel refuses, and what would do harm, is refused with a code of its own.
  */
 import assert from 'node:assert/strict'
-import { closeSync, copyFileSync, openSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, copyFileSync, openSync, realpathSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'node:test'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
+import { Cli, failed } from '../support/cli.js'
 import { counterValue, isArmed, writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { functionOffset, gatedNote } from '../support/notes.js'
@@ -165,4 +166,24 @@ test('CAP_BPF and CAP_PERFMON without CAP_SYS_ADMIN: BPF is allowed, the registr
   const agent = await startAgent(t, ['setpriv', '--bounding-set', '-all,+bpf,+perfmon', '--inh-caps=-all'])
   const answer = await agent.ask(`attach ${JSON.stringify([`usdt:${target.program}:t:gated`, { registration: 'perf' }])}`)
   assert.match(answer, /^error ERR_UPROBE_PERMISSION .*CAP_SYS_ADMIN/)
+})
+
+test('another user: whatever is named, the error is that the process is denied, and names every right', SETPRIV, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const user = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups']
+  // Its own child, which it may look at, and whose files it may not open all the same.
+  const script = 'sleep 60 & trap "kill $!" EXIT; "$0" "$@" -p $!'
+  for (const [spec, prefix] of [
+    ['uprobe:main', ['sh', '-c', script]],
+    [`uprobe:${realpathSync('/bin/sleep')}:main`, ['sh', '-c', script]],
+    ['uprobe:libc.so.6:read', ['sh', '-c', script]],
+    ['usdt:t:gated', ['sh', '-c', `exec "$0" "$@" -p ${target.pid}`]],
+    [`usdt:${target.program}:t:gated`, ['sh', '-c', `exec "$0" "$@" -p ${target.pid}`]],
+  ] as const) {
+    const line = failed(await Cli.start(t, ['count', spec], { prefix: [...user, ...prefix] }).ended, 1, 'ERR_UPROBE_TARGET_DENIED')
+    assert.match(line, /This process lacks CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_BPF, CAP_PERFMON: run as root/, spec)
+  }
+  const demo = await Cli.start(t, ['demo'], { prefix: user }).ended
+  assert.equal(demo.code, 1)
+  assert.match(demo.stderr, /^uprobe: The files that process \d+ maps may not be opened\. .*\(ERR_UPROBE_TARGET_DENIED\)$/m)
 })

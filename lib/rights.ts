@@ -1,7 +1,7 @@
 /**
  * Which rights this process has, for messages that name the missing one.
  */
-import { readTextOrNull } from '../read-text.js'
+import { readTextOrNull } from './read-text.js'
 
 /** Capabilities that tracing needs, with their numbers (include/uapi/linux/capability.h). */
 export const CAPABILITIES = { CAP_SYS_PTRACE: 19, CAP_SYS_ADMIN: 21, CAP_PERFMON: 38, CAP_BPF: 39 } as const
@@ -26,11 +26,28 @@ export function lockdownMode(): string {
   return /\[(\w+)\]/.exec(readTextOrNull('/sys/kernel/security/lockdown') ?? '')?.[1] ?? 'none'
 }
 
+const OWN_NAMESPACE =
+  'This process runs in a user namespace of its own; capabilities count only in the initial one. Run the agent without user-namespace remapping.'
+
+/** Sentences that say what tracing a process takes, and what of it is missing: all at once, for nobody to be told of the next right only when he has got the first. */
+export function rightsForTracing(): string {
+  if (!inInitialUserNamespace()) return OWN_NAMESPACE
+  const admin = hasCapability('CAP_SYS_ADMIN')
+  // Since Linux 5.8 two capabilities are enough for BPF, and CAP_SYS_ADMIN stands for both.
+  const missing = (['CAP_SYS_PTRACE', 'CAP_SYS_ADMIN', 'CAP_BPF', 'CAP_PERFMON'] as const).filter(
+    (name) => !hasCapability(name) && !(admin && (name === 'CAP_BPF' || name === 'CAP_PERFMON')),
+  )
+  const takes =
+    'Tracing takes CAP_SYS_PTRACE to look at a process, CAP_SYS_ADMIN for the files that it maps and for the uprobe PMU, and CAP_BPF and CAP_PERFMON for BPF, ' +
+    'which CAP_SYS_ADMIN includes.'
+  return missing.length > 0
+    ? `${takes} This process lacks ${missing.join(', ')}: run as root, or grant them.`
+    : `${takes} They are there, so a security module refuses the call, or the process is in another container whose user may not be looked at.`
+}
+
 /** A sentence that says what is missing for `perf_event_open` on the uprobe PMU, or for BPF. */
 export function missingRight(what: 'perf' | 'bpf'): string {
-  if (!inInitialUserNamespace()) {
-    return 'This process runs in a user namespace of its own; capabilities count only in the initial one. Run the agent without user-namespace remapping.'
-  }
+  if (!inInitialUserNamespace()) return OWN_NAMESPACE
   if (what === 'perf' && !hasCapability('CAP_SYS_ADMIN')) {
     return 'The uprobe PMU needs CAP_SYS_ADMIN (CAP_PERFMON is not enough on current kernels). Run as root, or grant the capability to the container.'
   }
