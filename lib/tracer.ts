@@ -166,13 +166,13 @@ export class Tracer extends EventEmitter<TracerEvents> {
   }
 
   /** What a hit of a probe will cost its target; `null` if it has no budget. */
-  #hitCost(native: Native, spec: string, { budget, strings, stack, countOnly }: AttachSettings): Promise<HitCost> | null {
+  #hitCost(native: Native, spec: string, { budget, strings, stringLimit, stack, countOnly }: AttachSettings): Promise<HitCost> | null {
     const budgets = [budget, this.#settings.budget].filter((given) => given !== null)
     if (budgets.length === 0) return null
     const { kind: probe } = parseSpec(spec)
     // Only a bound in time needs to know.
     if (budgets.every(({ cpuPercent }) => cpuPercent === undefined)) return Promise.resolve({ ns: 0, guessed: null })
-    return hitCost(native, { probe, strings: strings.length > 0, stack, countOnly }, () => {
+    return hitCost(native, { probe, strings: strings.length, stringLimit, stack, countOnly }, () => {
       const { leaseDir } = this.#settings
       return new Tracer(leaseDir === null ? {} : { leaseDir })
     })

@@ -8,6 +8,9 @@
  * machines takes fifteen times as long as the first. So what that adds is measured by another probe of the addon, and counts for every function, though the kernel emulates some instructions that functions
  * begin with; and a return probe has one trap and a half more for the return.
  *
+ * A string costs what its bytes cost, in the kernel and in the caches that they go through: of 4096 about as much as the trap, or more. How long the strings of a target are is not known before they are
+ * read, so a hit counts as if each that is asked for had the greatest length. One of that length is measured, and each further one adds what it adds to none.
+ *
  * Where it cannot be measured, as inside a pid namespace, a hit counts as expensive: a budget is then kept, and less is seen than might be.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
@@ -17,7 +20,16 @@ import type { AttachOptions } from '../options.js'
 /** What a hit does. */
 export interface HitKind {
   readonly probe: 'usdt' | 'uprobe' | 'uretprobe'
-  readonly strings: boolean
+  /** How many strings are read, and up to how many bytes of each. */
+  readonly strings: number
+  readonly stringLimit: number
+  readonly stack: boolean
+  readonly countOnly: boolean
+}
+
+/** What is captured of the probe that is measured: a string of at least so many bytes, or none. */
+interface Trial {
+  readonly stringLimit: number | null
   readonly stack: boolean
   readonly countOnly: boolean
 }
@@ -46,16 +58,29 @@ const FIRES = 50
 const known = new Map<string, Promise<number>>()
 
 /** What a hit of this kind costs. Does not reject. */
-export async function hitCost(native: Native, { probe, ...capture }: HitKind, newTracer: () => MeasuringTracer): Promise<HitCost> {
+export async function hitCost(native: Native, kind: HitKind, newTracer: () => MeasuringTracer): Promise<HitCost> {
+  const { probe } = kind
   const nops = AS_NOPS[probe]
   try {
-    const nop = await nopCost(native, newTracer, capture)
+    const { nop, strings } = await captureCost(native, newTracer, kind)
     // A trap takes no less than another, whatever was measured.
     const step = probe === 'usdt' ? 0 : Math.max(nop, await once('step', () => stepCost(native, newTracer)))
-    return { ns: (nops * nop + step) * MARGIN, guessed: null }
+    return { ns: (nops * nop + step + strings) * MARGIN, guessed: null }
   } catch (error) {
     return { ns: GUESSED_NS * (nops + (probe === 'usdt' ? 0 : 1)), guessed: error instanceof Error ? error : new Error(String(error)) }
   }
+}
+
+/** What a hit of a nop costs, and what reading the strings adds to it: once, also where a hit has more than one trap. */
+async function captureCost(
+  native: Native,
+  newTracer: () => MeasuringTracer,
+  { strings, stringLimit, stack, countOnly }: HitKind,
+): Promise<{ readonly nop: number; readonly strings: number }> {
+  const nop = await nopCost(native, newTracer, { stringLimit: null, stack, countOnly })
+  // Who only counts reads none.
+  if (strings === 0 || countOnly) return { nop, strings: 0 }
+  return { nop, strings: strings * Math.max(0, (await nopCost(native, newTracer, { stringLimit, stack, countOnly })) - nop) }
 }
 
 /** Measures once in the life of the process; after a failure again, since want of a descriptor says nothing about the next time. */
@@ -70,23 +95,26 @@ async function once(key: string, measure: () => Promise<number>): Promise<number
   }
 }
 
-function nopCost(native: Native, newTracer: () => MeasuringTracer, capture: Omit<HitKind, 'probe'>): Promise<number> {
-  return once(JSON.stringify(capture), () => costOf(newTracer, 'demo', capture, () => native.fireDemo(0, 0n, 'how long does a hit take?')))
+function nopCost(native: Native, newTracer: () => MeasuringTracer, trial: Trial): Promise<number> {
+  // Longer than is read, so that all that may be read is.
+  const text = 't'.repeat((trial.stringLimit ?? 0) + 1)
+  return once(JSON.stringify(trial), () => costOf(newTracer, 'demo', trial, () => native.fireDemo(0, 0n, text)))
 }
 
 /** What it adds to a hit that its instruction is executed out of line. */
 async function stepCost(native: Native, newTracer: () => MeasuringTracer): Promise<number> {
-  const capture = { strings: false, stack: false, countOnly: true }
-  const stepped = await costOf(newTracer, 'step', capture, () => native.fireStep())
-  return stepped - (await nopCost(native, newTracer, capture))
+  const trial = { stringLimit: null, stack: false, countOnly: true }
+  const stepped = await costOf(newTracer, 'step', trial, () => native.fireStep())
+  return stepped - (await nopCost(native, newTracer, trial))
 }
 
-async function costOf(newTracer: () => MeasuringTracer, probe: string, capture: Omit<HitKind, 'probe'>, fire: () => void): Promise<number> {
-  const { strings, stack, countOnly } = capture
+async function costOf(newTracer: () => MeasuringTracer, probe: string, trial: Trial, fire: () => void): Promise<number> {
+  const { stringLimit, ...capture } = trial
+  const strings = stringLimit === null ? {} : { strings: [2], stringLimit }
   const bare = await fireNs(fire)
   const tracer = newTracer()
   try {
-    await tracer.attach(`usdt:uprobe:${probe}`, { pid: process.pid, path: addonPath(), strings: strings ? [2] : [], stack, countOnly })
+    await tracer.attach(`usdt:uprobe:${probe}`, { pid: process.pid, path: addonPath(), ...strings, ...capture })
     const ns = (await fireNs(fire)) - bare
     if (ns <= 0) throw new Error('the hits of the own probe took no time')
     return ns

@@ -63,6 +63,7 @@ const WAYS: readonly { name: string; command: string; spec: string; options: Att
   { name: 'a function', command: 'call', spec: 'uprobe:f_hot', options: {} },
   { name: 'a function, by a perf event', command: 'call', spec: 'uprobe:f_hot', options: { registration: 'perf' } },
   { name: 'a counted probe', command: 'gated', spec: HOT, options: {} },
+  { name: 'a counted probe, with a long string', command: 'gated', spec: HOT, options: { strings: [1], stringLimit: 4096 } },
   { name: 'a claimed probe', command: 'gated', spec: HOT, options: { counter: 'msb' } },
   { name: 'a claimed probe that does not look at its counter', command: 'ungated', spec: 'usdt:t:ungated', options: { counter: 'msb' } },
 ]
