@@ -57,6 +57,19 @@ export function displayNs(ns: number): string {
   return `${Number(ns.toPrecision(3))}ns`
 }
 
+/**
+ * The sum of values of which only the sum modulo 2^64 is known; `null` if it may be another one by a multiple of that.
+ * @param min - the least of the values
+ * @param max - and the greatest
+ */
+export function exactSum(sum: bigint, count: number, min: bigint, max: bigint): bigint | null {
+  // A number below 0 is signed. Of others it does not matter whether they are.
+  const signed = min < 0n
+  const greatest = signed && -min > max ? -min : max
+  if (BigInt(count) * greatest >= 1n << (signed ? 63n : 64n)) return null
+  return signed ? BigInt.asIntN(64, sum) : BigInt.asUintN(64, sum)
+}
+
 /** An average: exactly if it is a whole number; else to six digits, and to three behind the point of a large one. */
 export function displayAverage(sum: bigint, count: number): string {
   const divisor = BigInt(count)

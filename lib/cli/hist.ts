@@ -4,7 +4,7 @@ import type { AggregateOptions, AggregateSpec, Aggregates } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { displayAverage, displayNs, drawHistogram } from './hist-format.js'
+import { displayAverage, displayNs, drawHistogram, exactSum } from './hist-format.js'
 import { byOption, counterOption, durationOption, filterOption, maxSitesOption, parseMeasured, parseScale, pidOption } from './options.js'
 import { Output } from './output.js'
 import { jsonInteger, jsonLine } from './text.js'
@@ -79,7 +79,9 @@ function toText(answer: Answer, by: readonly string[], unit: 'number' | 'ns'): s
   const show = (value: bigint): string => (unit === 'ns' ? displayNs(Number(value)) : String(value))
   const draw = (title: string, { count, sum, min, max, histogram }: Aggregates): string[] => {
     if (count === 0 || histogram === null || sum === null || min === null || max === null) return []
-    const average = unit === 'ns' ? displayNs(Number(sum) / count) : displayAverage(sum, count)
+    const exact = exactSum(sum, count, min, max)
+    const averageOf = (whole: bigint): string => (unit === 'ns' ? displayNs(Number(whole) / count) : displayAverage(whole, count))
+    const average = exact === null ? 'unknown (the sum may have wrapped modulo 2^64)' : averageOf(exact)
     return [`${title}count ${count}, average ${average}, least ${show(min)}, most ${show(max)}`, ...drawHistogram(histogram, unit), '']
   }
   return [

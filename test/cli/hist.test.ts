@@ -52,6 +52,18 @@ test('a histogram of signed numbers, drawn', GCC, async (t) => {
   ])
 })
 
+test('no average is drawn where the sum may have wrapped', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'func'))
+  const cli = Cli.start(t, ['hist', 'uprobe:f_add', '--arg', '~arg0', '-p', String(target.pid)])
+  await cli.attached()
+  await target.ask('add 2')
+  cli.kill('SIGTERM')
+  assert.equal(
+    linesOf(succeeded(await cli.ended))[1],
+    'count 2, average unknown (the sum may have wrapped modulo 2^64), least 18446744073709551614, most 18446744073709551615',
+  )
+})
+
 test('the time that calls take, and that from one probe to another', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'latency'))
   const calls = Cli.start(t, ['hist', 'uprobe:f_down', '--latency', '-p', String(target.pid)])
