@@ -125,7 +125,7 @@ export function bindFilter(filter: Filter, operands: readonly BoundOperand[], si
 
   function readable(index: number, at: number): ReadableOperand {
     const operand = operands[index]
-    if (operand === undefined) return fail(at, `${site} has ${countOf(operands.length)}, counted from 0`)
+    if (operand === undefined) return fail(at, `${site} has ${countOf(operands.length)}`)
     if (operand.kind === 'unsupported')
       return fail(at, `arg${index} of ${site} cannot be read: ${escapeForDisplay(operand.reason)} (${escapeForDisplay(operand.text)})`)
     return operand
@@ -135,7 +135,7 @@ export function bindFilter(filter: Filter, operands: readonly BoundOperand[], si
 }
 
 function countOf(count: number): string {
-  return count === 0 ? 'no arguments' : count === 1 ? '1 argument' : `${count} arguments`
+  return count === 0 ? 'no arguments' : `${count === 1 ? '1 argument' : `${count} arguments`}, counted from 0`
 }
 
 /** Whether a number is computed in one register without calling a helper, which takes the others. */

@@ -194,9 +194,16 @@ class Walk {
       throw this.#error(rightNode, 'a string is compared with a text in quotes; one of the two must be that')
     if (isText(left) !== isText(right)) {
       const other = isText(left) ? right : left
-      throw this.#error(isText(left) ? leftNode : rightNode, `a string is compared with a ${other.is}`)
+      const [stringNode, otherNode] = isText(left) ? [leftNode, rightNode] : [rightNode, leftNode]
+      throw this.#error(stringNode, `a string is compared with a ${other.is}${this.#hintAtString(relation, otherNode)}`)
     }
     return { kind: 'compare', at, relation, left: this.#asNumber(left, leftNode), right: this.#asNumber(right, rightNode) }
+  }
+
+  /** Most arguments that are compared with a text are pointers to strings. */
+  #hintAtString(relation: FilterRelation, node: Expression): string {
+    const isArgument = node.type === 'Identifier' && /^arg\d+$/.test(node.name)
+    return isArgument && (relation === '==' || relation === '!=') ? `; to read the string it points to, write str(${node.name})` : ''
   }
 
   #textComparison(

@@ -91,7 +91,7 @@ export function parseHits(text: string): number {
 /** `-d SECONDS`, into milliseconds. */
 export function parseDurationMs(text: string): number {
   const seconds = Number(text)
-  if (!/^\d+(\.\d+)?$/.test(text) || seconds <= 0 || seconds > MAX_TIMER_SECONDS) {
+  if (!/^(\d+(\.\d+)?|\.\d+)$/.test(text) || seconds <= 0 || seconds > MAX_TIMER_SECONDS) {
     throw new InvalidArgumentError(`It must be a number of seconds above 0 and up to ${MAX_TIMER_SECONDS}.`)
   }
   return Math.max(1, Math.round(seconds * 1000))

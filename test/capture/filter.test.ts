@@ -76,6 +76,10 @@ for (const [text, column, message] of [
   ['arg0 == -9223372036854775809', 10, /does not fit 64 bits/],
   ['arg0 > "x"', 8, /a string is compared with a number/],
   ['"x" == arg0', 1, /a string is compared with a number/],
+  ['arg2 == "alice"', 9, /a string is compared with a number; to read the string it points to, write str\(arg2\)$/m],
+  ['"alice" != arg2', 1, /write str\(arg2\)$/m],
+  ['arg2 > "alice"', 8, /a string is compared with a number$/m],
+  ['arg2 + 1 == "alice"', 13, /a string is compared with a number$/m],
   ['comm == (arg0 > 1)', 1, /a string is compared with a condition/],
   ['comm == comm', 9, /a string is compared with a text in quotes/],
   ['"a" == "b"', 8, /a string is compared with a text in quotes/],
@@ -158,6 +162,10 @@ for (const [text, column, message] of [
     refusedAt(() => bindFilter(filter, operands, 'usdt:t:p'), column, message)
   })
 }
+
+test('of no arguments none is counted', () => {
+  refusedAt(() => bindFilter(parseFilter('arg0 > 1'), [], 'usdt:t:p'), 1, /usdt:t:p has no arguments$/)
+})
 
 test('binds what suits the operands', () => {
   for (const text of ['arg0 > 1', 'str(arg3) == "x"', `arg0 == ${'(pid + '.repeat(15)}pid${')'.repeat(15)}`]) {

@@ -34,8 +34,8 @@ test('-n takes a whole number from 1', () => {
 })
 
 test('-d takes seconds, also parts of one, up to the longest delay of a timer, and never becomes no time at all', () => {
-  assert.deepEqual(['1', '0.25', '2147483', '0.0001'].map(parseDurationMs), [1000, 250, 2_147_483_000, 1])
-  for (const text of ['', '0', '0.0', '-1', '.5', '1.', '1e3', '2147483.5', '2147484', 'x', 'Infinity'])
+  assert.deepEqual(['1', '0.25', '.5', '2147483', '0.0001'].map(parseDurationMs), [1000, 250, 500, 2_147_483_000, 1])
+  for (const text of ['', '0', '0.0', '-1', '.', '.0', '-.5', '1.', '1e3', '2147483.5', '2147484', 'x', 'Infinity'])
     assert.throws(() => parseDurationMs(text), refused, text)
 })
 
