@@ -48,7 +48,7 @@ export interface AttachContext {
   readonly native: Native
   readonly log: Logger
   /** The tracer's ring; made on first use. */
-  ring(): Ring
+  ring(): Promise<Ring>
   /** Stands for the tracer in the table of counters. */
   readonly tracer: object
   /** Clears what agents that died have left. */
@@ -146,13 +146,14 @@ async function attachSteps(
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
   if (filter !== null) checkFilter(filter, prepared.sites)
   const sink = makeSink === null ? null : await makeSink(prepared.sites, signal)
-  const ring = context.ring()
+  const ring = await context.ring()
+  signal.throwIfAborted()
   const probeId = ring.newProbeId()
-  const counts = new SiteCounts(native, prepared.sites.length)
+  const counts = await SiteCounts.open(native, prepared.sites.length)
   undo.add(() => counts.close())
   const pauseMap = settings.counter === 'msb' || context.throttled ? new PauseMap(native) : null
   undo.add(() => pauseMap?.close())
-  const stacks = settings.stack ? new ProbeStacks(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
+  const stacks = settings.stack ? await ProbeStacks.open(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
   undo.add(() => stacks?.close())
   await stacks?.seeTargets(settings.pids, signal)
   const programs = new CapturePrograms(

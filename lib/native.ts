@@ -238,8 +238,10 @@ export interface Native {
   sidebandOpen(cpu: number): number
 
   // bpf.cc
-  /** BPF_MAP_CREATE; returns the fd. */
+  /** BPF_MAP_CREATE; returns the fd. For small maps: the kernel allocates and clears all of a map in this call, a megabyte in a tenth of a millisecond or more. */
   bpfMapCreate(options: BpfMap): number
+  /** The same for a map of any size, which another thread waits for; resolves to the fd. */
+  bpfMapCreateLarge(options: BpfMap): Promise<number>
   /** BPF_MAP_LOOKUP_ELEM of `count` u32 keys from `firstKey`, values one after another into a new buffer. `valueBytes` is what the kernel copies for one key (for a per-CPU map: 8-byte aligned value times possible CPUs). */
   bpfMapRead(mapFd: number, firstKey: number, count: number, valueBytes: number): ArrayBuffer
   /** BPF_MAP_UPDATE_ELEM with a u32 key. */

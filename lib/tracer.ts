@@ -55,7 +55,8 @@ export class Tracer extends EventEmitter<TracerEvents> {
   readonly #closing = new AbortController()
   readonly #claims: TracerClaims
   readonly #governor: Governor
-  #ring: Ring | null = null
+  /** Made on first use. */
+  #ring: Promise<Ring> | null = null
   #closed: Promise<void> | null = null
 
   /**
@@ -106,7 +107,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
   async aggregate(spec: AggregateSpec, options: AggregateOptions = {}): Promise<Aggregation> {
     this.#throwIfClosed()
     const settings = checkAggregateOptions(spec, options)
-    const aggregation = await aggregate(
+    const work = aggregate(
       { native: loadNative(), log: this.#log, onEnded: (ended) => this.#aggregations.delete(ended) },
       settings,
       async (...request) => {
@@ -115,8 +116,15 @@ export class Tracer extends EventEmitter<TracerEvents> {
         return probe
       },
     )
-    if (!aggregation.ended) this.#aggregations.add(aggregation)
-    return aggregation
+    // It has maps to close when the attach of its probe has failed.
+    this.#attaching.add(work)
+    try {
+      const aggregation = await work
+      if (!aggregation.ended) this.#aggregations.add(aggregation)
+      return aggregation
+    } finally {
+      this.#attaching.delete(work)
+    }
   }
 
   async #attach(spec: string, settings: AttachSettings, makeSink: MakeSink | null): Promise<Probe> {
@@ -229,7 +237,9 @@ export class Tracer extends EventEmitter<TracerEvents> {
     const results = await Promise.allSettled([...this.#aggregations, ...this.#probes].map((probe) => probe.detach()))
     this.#governor.close()
     await this.#claims.close()
-    this.#ring?.close()
+    // Whoever asked for it has come to an end, and been told if it could not be made.
+    const ring = await this.#ring?.catch(() => null)
+    ring?.close()
     for (const result of results) if (result.status === 'rejected') throw result.reason
   }
 
@@ -252,9 +262,13 @@ export class Tracer extends EventEmitter<TracerEvents> {
     return released
   }
 
-  #openRing(): Ring {
+  /** One for all, also for those that ask while it is being made. If that fails, the next one to ask tries again. */
+  #openRing(): Promise<Ring> {
     this.#throwIfClosed()
-    this.#ring ??= new Ring(loadNative(), this.#settings, this.#log)
+    this.#ring ??= Ring.open(loadNative(), this.#settings, this.#log).catch((error: unknown) => {
+      this.#ring = null
+      throw error
+    })
     return this.#ring
   }
 

@@ -107,8 +107,8 @@ std::string ObjectName(Arguments& arguments, const Napi::Object& options) {
   return name;
 }
 
-Napi::Value BpfMapCreate(const Napi::CallbackInfo& info) {
-  Arguments arguments(info);
+// What both ways of creating a map are given.
+MapCreate MapAttributes(Arguments& arguments) {
   const Napi::Object options = arguments.Object(0, "options");
   MapCreate attributes{};
   attributes.map_type = arguments.Uint32(arguments.Field(options, "type"), "type");
@@ -118,11 +118,31 @@ Napi::Value BpfMapCreate(const Napi::CallbackInfo& info) {
   const Napi::Value inner = arguments.Field(options, "innerMapFd");
   if (!inner.IsUndefined()) attributes.inner_map_fd = static_cast<std::uint32_t>(arguments.FdNumber(inner, "innerMapFd"));
   SetName(attributes.map_name, ObjectName(arguments, options));
-  if (arguments.Failed()) return Napi::Value();
+  return attributes;
+}
+
+Result<Fd> CreateMap(MapCreate attributes) {
   // Every fd of bpf(2) is close-on-exec.
   Fd fd(static_cast<int>(Bpf(kMapCreate, attributes)));
-  if (!fd.valid()) return ThrowFailure(info.Env(), LastFailure("bpf(BPF_MAP_CREATE)"));
-  return HandOver(info.Env(), std::move(fd));
+  if (!fd.valid()) return LastFailure("bpf(BPF_MAP_CREATE)");
+  return fd;
+}
+
+Napi::Value BpfMapCreate(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const MapCreate attributes = MapAttributes(arguments);
+  if (arguments.Failed()) return Napi::Value();
+  Result<Fd> created = CreateMap(attributes);
+  if (const Failure* failure = created.failure()) return ThrowFailure(info.Env(), *failure);
+  return HandOver(info.Env(), std::move(created.value()));
+}
+
+// The kernel allocates all of a map at once, and fills it with zeros.
+Napi::Value BpfMapCreateLarge(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const MapCreate attributes = MapAttributes(arguments);
+  if (arguments.Failed()) return Napi::Value();
+  return RunForFd(info.Env(), "BPF_MAP_CREATE", [=] { return CreateMap(attributes); });
 }
 
 Napi::Value BpfMapRead(const Napi::CallbackInfo& info) {
@@ -386,6 +406,7 @@ Napi::Value RaiseMemlockLimit(const Napi::CallbackInfo& info) {
 
 void InitBpf(Napi::Env env, Napi::Object exports) {
   exports.Set("bpfMapCreate", Napi::Function::New<BpfMapCreate>(env, "bpfMapCreate"));
+  exports.Set("bpfMapCreateLarge", Napi::Function::New<BpfMapCreateLarge>(env, "bpfMapCreateLarge"));
   exports.Set("bpfMapRead", Napi::Function::New<BpfMapRead>(env, "bpfMapRead"));
   exports.Set("bpfMapUpdate", Napi::Function::New<BpfMapUpdate>(env, "bpfMapUpdate"));
   exports.Set("bpfMapTake", Napi::Function::New<BpfMapTake>(env, "bpfMapTake"));

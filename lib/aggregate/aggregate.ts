@@ -73,7 +73,7 @@ async function makeSink(
 ): Promise<HitSink> {
   const layout = layoutGroups(settings.question, sites)
   const compareExchange = await hasCompareExchange(native)
-  const store = new GroupStore(native, layout, settings.maxGroups)
+  const store = await GroupStore.open(native, layout, settings.maxGroups)
   undo.add(() => store.close())
   made.store = store
   made.groups = new Groups(layout, store.maxGroups)

@@ -14,7 +14,7 @@ import {
   BPF_MAP_TYPE_HASH,
   BPF_MAP_TYPE_LRU_HASH,
   BPF_PROG_TYPE_RAW_TRACEPOINT,
-  createMap,
+  createLargeMap,
   loadProgram,
 } from '../register/bpf-objects.js'
 import { closeRegistrations } from '../register/close.js'
@@ -44,34 +44,34 @@ export class Starts {
   /**
    * Makes the maps and watches for what is over.
    * @param lossFd - where beginnings that are given up are counted
-   * @throws {UprobeError} as {@link createMap}
+   * @throws {UprobeError} as {@link createLargeMap}
    */
   static async open(native: Native, by: Matching['by'], keyBytes: number, lossFd: number): Promise<Starts> {
     const fds: number[] = []
-    const create = (type: number, name: string, mapKeyBytes: number, valueBytes: number, maxEntries: number): number => {
-      const fd = createMap(native, { type, keyBytes: mapKeyBytes, valueBytes, maxEntries, name })
+    const create = async (type: number, name: string, mapKeyBytes: number, valueBytes: number, maxEntries: number): Promise<number> => {
+      const fd = await createLargeMap(native, { type, keyBytes: mapKeyBytes, valueBytes, maxEntries, name })
       fds.push(fd)
       return fd
     }
     const atMost = (most: number, bytes: number): number => Math.min(most, Math.floor(MOST_BYTES / (bytes + ENTRY_BYTES)))
-    const openMaps = (): StartMaps => {
+    const openMaps = async (): Promise<StartMaps> => {
       if (by === 'argument') {
         const bytes = 8 + keyBytes
         return {
           by,
-          startsFd: create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_starts', 16, bytes, atMost(MOST_STARTS, bytes)),
-          livesFd: create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_lives', 8, 8, MOST_LIVES),
+          startsFd: await create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_starts', 16, bytes, atMost(MOST_STARTS, bytes)),
+          livesFd: await create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_lives', 8, 8, MOST_LIVES),
         }
       }
       const bytes = stackBytes(keyBytes)
       return {
         by,
-        threadsFd: create(BPF_MAP_TYPE_HASH, 'uprobe_threads', 8, bytes, atMost(MOST_THREADS, bytes)),
-        zerosFd: create(BPF_MAP_TYPE_ARRAY, 'uprobe_zeros', 4, bytes, 1),
+        threadsFd: await create(BPF_MAP_TYPE_HASH, 'uprobe_threads', 8, bytes, atMost(MOST_THREADS, bytes)),
+        zerosFd: await create(BPF_MAP_TYPE_ARRAY, 'uprobe_zeros', 4, bytes, 1),
       }
     }
     try {
-      const maps = openMaps()
+      const maps = await openMaps()
       const watch = async (tracepoint: Tracepoint, last: LastExit): Promise<void> => {
         const program = await loadProgram(native, {
           type: BPF_PROG_TYPE_RAW_TRACEPOINT,

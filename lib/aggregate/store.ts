@@ -23,13 +23,13 @@
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { UprobeError } from '../errors.js'
-import type { Native } from '../native.js'
+import type { BpfMap, Native } from '../native.js'
 import {
   BPF_MAP_TYPE_ARRAY,
   BPF_MAP_TYPE_ARRAY_OF_MAPS,
   BPF_MAP_TYPE_PERCPU_ARRAY,
   BPF_MAP_TYPE_PERCPU_HASH,
-  createMap,
+  createLargeMap,
 } from '../register/bpf-objects.js'
 import { possibleCpus } from '../register/stats.js'
 import { type GroupMaps, LOSS, LOSS_BYTES } from './group-code.js'
@@ -52,51 +52,57 @@ export type Losses = Readonly<Record<keyof typeof LOSS, number>>
 
 /** The maps of one aggregation. */
 export class GroupStore {
-  readonly maps: GroupMaps
-  /** How many groups there may be. */
-  readonly maxGroups: number
-  readonly #fds: number[] = []
-  readonly #waitFd: number
   readonly #cpus: number
   #generation: 0 | 1 = 0
   /** Whether something was cleared since the last grace period. */
   #cleared = false
   #closed = false
 
-  /**
-   * @param maxGroups - `null` for as many as a share of memory allows
-   * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` when so many groups take too much memory; else as {@link createMap}
-   */
-  constructor(
+  /** @param maxGroups - how many groups there may be */
+  private constructor(
     private readonly native: Native,
     private readonly layout: GroupLayout,
-    maxGroups: number | null,
+    readonly maxGroups: number,
+    readonly maps: GroupMaps,
+    private readonly waitFd: number,
+    private readonly fds: readonly number[],
   ) {
     this.#cpus = possibleCpus(native)
+  }
+
+  /**
+   * Makes the maps, which takes the kernel a second if they are as large as they may be.
+   * @param wanted - how many groups there may be; `null` for as many as a share of memory allows
+   * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` when so many groups take too much memory; else as {@link createLargeMap}
+   */
+  static async open(native: Native, layout: GroupLayout, wanted: number | null): Promise<GroupStore> {
     // Both generations.
-    const bytesOfGroup = 2 * (layout.keyBytes + layout.bytes * this.#cpus)
-    this.maxGroups =
-      layout.keyBytes === 0 ? 0 : (maxGroups ?? Math.max(1, Math.min(DEFAULT_GROUPS, Math.floor(DEFAULT_BYTES / bytesOfGroup))))
-    if (this.maxGroups * bytesOfGroup > MOST_BYTES) {
+    const bytesOfGroup = 2 * (layout.keyBytes + layout.bytes * possibleCpus(native))
+    const maxGroups =
+      layout.keyBytes === 0 ? 0 : (wanted ?? Math.max(1, Math.min(DEFAULT_GROUPS, Math.floor(DEFAULT_BYTES / bytesOfGroup))))
+    if (maxGroups * bytesOfGroup > MOST_BYTES) {
       throw new UprobeError(
         'ERR_UPROBE_BAD_OPTION',
         `Option maxGroups: a group takes ${bytesOfGroup} bytes on this machine, and ${MOST_BYTES} are possible in all. Give at most ${Math.floor(MOST_BYTES / bytesOfGroup)}, or a lower scale.`,
       )
     }
+    const fds: number[] = []
     try {
-      const create = (type: number, name: string, valueBytes: number, maxEntries: number, keyBytes = 4): number => {
-        const fd = createMap(native, { type, keyBytes, valueBytes, maxEntries, name })
-        this.#fds.push(fd)
+      const createOf = async (map: BpfMap): Promise<number> => {
+        const fd = await createLargeMap(native, map)
+        fds.push(fd)
         return fd
       }
-      const generationFd = create(BPF_MAP_TYPE_ARRAY, 'uprobe_turn', 8, 1)
-      const turnsFd = create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_turns', TURNS_BYTES, 1)
-      const othersFd = create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_others', layout.bytes, 2)
-      const lossFd = create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_losses', LOSS_BYTES, 1)
-      const group = (): number => create(BPF_MAP_TYPE_PERCPU_HASH, 'uprobe_groups', layout.bytes, this.maxGroups, layout.keyBytes)
-      const groupFds = layout.keyBytes === 0 ? null : ([group(), group()] as const)
-      const zerosFd = groupFds === null ? null : create(BPF_MAP_TYPE_ARRAY, 'uprobe_zeros', layout.bytes, 1)
-      this.#waitFd = createMap(native, {
+      const create = (type: number, name: string, valueBytes: number, maxEntries: number, keyBytes = 4): Promise<number> =>
+        createOf({ type, keyBytes, valueBytes, maxEntries, name })
+      const generationFd = await create(BPF_MAP_TYPE_ARRAY, 'uprobe_turn', 8, 1)
+      const turnsFd = await create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_turns', TURNS_BYTES, 1)
+      const othersFd = await create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_others', layout.bytes, 2)
+      const lossFd = await create(BPF_MAP_TYPE_PERCPU_ARRAY, 'uprobe_losses', LOSS_BYTES, 1)
+      const group = (): Promise<number> => create(BPF_MAP_TYPE_PERCPU_HASH, 'uprobe_groups', layout.bytes, maxGroups, layout.keyBytes)
+      const groupFds = layout.keyBytes === 0 ? null : ([await group(), await group()] as const)
+      const zerosFd = groupFds === null ? null : await create(BPF_MAP_TYPE_ARRAY, 'uprobe_zeros', layout.bytes, 1)
+      const waitFd = await createOf({
         type: BPF_MAP_TYPE_ARRAY_OF_MAPS,
         keyBytes: 4,
         valueBytes: 4,
@@ -104,10 +110,9 @@ export class GroupStore {
         name: 'uprobe_wait',
         innerMapFd: generationFd,
       })
-      this.#fds.push(this.#waitFd)
-      this.maps = { generationFd, turnsFd, othersFd, groupFds, zerosFd, lossFd }
+      return new GroupStore(native, layout, maxGroups, { generationFd, turnsFd, othersFd, groupFds, zerosFd, lossFd }, waitFd, fds)
     } catch (error) {
-      this.close()
+      for (const fd of fds) native.closeFd(fd)
       throw error
     }
   }
@@ -157,11 +162,11 @@ export class GroupStore {
     }
   }
 
-  /** Idempotent. */
+  /** Closes the maps, whose memory the kernel gives back on its own threads (bpf_map_put, kernel/bpf/syscall.c). Idempotent. */
   close(): void {
     if (this.#closed) return
     this.#closed = true
-    for (const fd of this.#fds) this.native.closeFd(fd)
+    for (const fd of this.fds) this.native.closeFd(fd)
   }
 
   /** The numbers of its descriptors may be those of other files by now. */
@@ -170,7 +175,7 @@ export class GroupStore {
   }
 
   async #gracePeriod(): Promise<void> {
-    await this.native.bpfMapReplaceInner(this.#waitFd, 0, this.maps.generationFd)
+    await this.native.bpfMapReplaceInner(this.waitFd, 0, this.maps.generationFd)
     this.#cleared = false
   }
 

@@ -10,7 +10,7 @@ import { BATCH_HEAD, MAX_RECORD_BYTES } from '../capture/record.js'
 import type { RecordOffsets } from '../capture/record-offsets.js'
 import type { Logger } from '../log.js'
 import type { Native, RingReader, SidebandEvent, TargetEvent, WatchEvent } from '../native.js'
-import { BPF_MAP_TYPE_RINGBUF, createMap } from '../register/bpf-objects.js'
+import { BPF_MAP_TYPE_RINGBUF, createLargeMap } from '../register/bpf-objects.js'
 import { sortRecords } from './sort.js'
 
 /** Who gets the records of one probe. */
@@ -33,7 +33,6 @@ export interface RingOptions {
 
 /** The ring and its reader. */
 export class Ring {
-  readonly mapFd: number
   readonly reader: RingReader
   readonly #sinks = new Map<number, RecordSink>()
   readonly #watches = new Map<number, (event: WatchEvent) => void>()
@@ -42,12 +41,21 @@ export class Ring {
   #nextProbeId = 1
   #references = 0
 
-  constructor(
+  private constructor(
     private readonly native: Native,
+    readonly mapFd: number,
     private readonly options: RingOptions,
     private readonly log: Logger,
   ) {
-    this.mapFd = createMap(native, {
+    this.reader = new native.RingReader({ mapFd, ...options, onDoorbell: () => this.#onDoorbell() })
+  }
+
+  /**
+   * Makes the ring, and starts its reader.
+   * @throws {UprobeError} as {@link createLargeMap}
+   */
+  static async open(native: Native, options: RingOptions, log: Logger): Promise<Ring> {
+    const mapFd = await createLargeMap(native, {
       type: BPF_MAP_TYPE_RINGBUF,
       keyBytes: 0,
       valueBytes: 0,
@@ -55,9 +63,9 @@ export class Ring {
       name: 'uprobe_ring',
     })
     try {
-      this.reader = new native.RingReader({ mapFd: this.mapFd, ...options, onDoorbell: () => this.#onDoorbell() })
+      return new Ring(native, mapFd, options, log)
     } catch (error) {
-      native.closeFd(this.mapFd)
+      native.closeFd(mapFd)
       throw error
     }
   }

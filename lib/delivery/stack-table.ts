@@ -10,7 +10,7 @@ import type { Stack } from '../capture/hit.js'
 import type { RecordOffsets } from '../capture/record-offsets.js'
 import { STACK_FIELD, STACK_KEY_BYTES, type StackProgram } from '../capture/stack-code.js'
 import type { Native } from '../native.js'
-import { BPF_MAP_TYPE_HASH, createMap } from '../register/bpf-objects.js'
+import { BPF_MAP_TYPE_HASH, createLargeMap } from '../register/bpf-objects.js'
 import type { RecordSink } from './ring.js'
 
 /** Bounds, for one probe. */
@@ -37,34 +37,36 @@ export function setStackLimits(changed: StackLimits = DEFAULT_LIMITS): void {
 export class StackTable implements RecordSink {
   /** A hit must find its stack, also if both come in one batch. */
   readonly early = true
-  readonly program: StackProgram
-  readonly #limits = limits
   readonly #noted = new Map<string, Stack>()
   readonly #others = new Map<string, Stack>()
   #otherAddresses = 0
   #closed = false
 
+  private constructor(
+    private readonly native: Native,
+    readonly program: StackProgram,
+    private readonly mostOthers: number,
+    private readonly onNew: (stack: Stack) => void,
+  ) {}
+
   /**
+   * Makes the map in which the kernel notes what was sent.
    * @param sinkId - the number in the records of stacks
    * @param depth - most addresses of a stack
    * @param onNew - told of each stack when it comes
-   * @throws {UprobeError} as {@link createMap}
+   * @throws {UprobeError} as {@link createLargeMap}
    */
-  constructor(
-    private readonly native: Native,
-    sinkId: number,
-    depth: number,
-    private readonly onNew: (stack: Stack) => void,
-  ) {
-    const seenFd = createMap(native, {
+  static async open(native: Native, sinkId: number, depth: number, onNew: (stack: Stack) => void): Promise<StackTable> {
+    const { noted, others } = limits
+    const seenFd = await createLargeMap(native, {
       type: BPF_MAP_TYPE_HASH,
       keyBytes: STACK_KEY_BYTES,
       valueBytes: 8,
-      maxEntries: Math.min(this.#limits.noted, Math.floor(MAX_ADDRESSES.noted / depth)),
+      maxEntries: Math.min(noted, Math.floor(MAX_ADDRESSES.noted / depth)),
       name: 'uprobe_stacks',
     })
     const [first = 0n, second = 0n, third = 0n, fourth = 0n] = new BigUint64Array(Uint8Array.from(randomBytes(32)).buffer)
-    this.program = { seenFd, sinkId, secrets: [first, second, third | 1n, fourth | 1n] }
+    return new StackTable(native, { seenFd, sinkId, secrets: [first, second, third | 1n, fourth | 1n] }, others, onNew)
   }
 
   /** Takes records of stacks out of a batch. */
@@ -109,7 +111,7 @@ export class StackTable implements RecordSink {
     this.#others.set(key, stack)
     this.#otherAddresses += stack.addresses.length
     for (const [oldest, old] of this.#others) {
-      if (this.#others.size <= this.#limits.others && this.#otherAddresses <= MAX_ADDRESSES.others) return
+      if (this.#others.size <= this.mostOthers && this.#otherAddresses <= MAX_ADDRESSES.others) return
       this.#forget(oldest, old)
     }
   }

@@ -30,26 +30,50 @@ export const BPF_MAP_TYPE_RINGBUF = 27
 /** The helpers that read memory and time are for GPL-compatible programs only (`gpl_only` in kernel/trace/bpf_trace.c). */
 export const BPF_LICENSE = 'Dual MIT/GPL'
 
-let memlockRaised = false
+/** What became of RLIMIT_MEMLOCK: nothing yet, or what trying to raise it came to. */
+let memlock: 'as found' | 'raised' | 'fixed' = 'as found'
 
 /**
- * Creates a map.
+ * Creates a small map.
  * @throws {UprobeError} `ERR_UPROBE_BPF_PERMISSION`, `ERR_UPROBE_UNSUPPORTED`, `ERR_UPROBE_LIMIT` or `ERR_UPROBE_BPF_REJECTED`
  */
 export function createMap(native: Native, map: BpfMap): number {
+  const before = memlock
   try {
     return native.bpfMapCreate(map)
   } catch (error) {
-    // Before 5.11 the memory of maps counts against RLIMIT_MEMLOCK, and too little of it is reported as EPERM (bpf_charge_memlock).
-    if (errnoOf(error) === EPERM && raiseMemlockOnce(native)) return createMap(native, map)
+    if (mayFitNow(native, error, before)) return createMap(native, map)
     throw explainBpf(error, `the map ${map.name}`)
   }
 }
 
-/** Raises the limit, once; tells whether that worked, so that it is worth trying again. Without CAP_SYS_RESOURCE it does not. */
-function raiseMemlockOnce(native: Native): boolean {
-  if (memlockRaised) return false
-  memlockRaised = true
+/**
+ * Creates a map that may be large. The kernel allocates and clears all of it at once: 256 MiB for a ring took 50 ms, 100,000 groups with a histogram a second. So it does that on
+ * a thread of libuv's, and the event loop goes on.
+ * @throws {UprobeError} as {@link createMap}
+ */
+export async function createLargeMap(native: Native, map: BpfMap): Promise<number> {
+  const before = memlock
+  try {
+    return await native.bpfMapCreateLarge(map)
+  } catch (error) {
+    if (mayFitNow(native, error, before)) return createLargeMap(native, map)
+    throw explainBpf(error, `the map ${map.name}`)
+  }
+}
+
+/**
+ * Whether it is worth trying again to create a map. Before 5.11 the memory of maps counts against RLIMIT_MEMLOCK, and too little of it is reported as EPERM (bpf_charge_memlock). The limit is raised once.
+ * @param before - what had become of the limit when the map was refused; another that was refused at the same time may have raised it since
+ */
+function mayFitNow(native: Native, error: unknown, before: typeof memlock): boolean {
+  if (errnoOf(error) !== EPERM || before !== 'as found') return false
+  if (memlock === 'as found') memlock = raiseMemlock(native) ? 'raised' : 'fixed'
+  return memlock === 'raised'
+}
+
+/** Tells whether that worked. Without CAP_SYS_RESOURCE it does not. */
+function raiseMemlock(native: Native): boolean {
   try {
     native.raiseMemlockLimit()
     return true

@@ -8,7 +8,7 @@
  */
 import { STATS_VALUE_BYTES } from '../capture/compile.js'
 import type { Native } from '../native.js'
-import { BPF_MAP_TYPE_PERCPU_ARRAY, createMap } from './bpf-objects.js'
+import { BPF_MAP_TYPE_PERCPU_ARRAY, createLargeMap } from './bpf-objects.js'
 
 /** Counts since a probe was attached, by slot. */
 export interface KernelCounts {
@@ -33,25 +33,28 @@ export function possibleCpus(native: Native): number {
 
 /** The counts of one probe. */
 export class SiteCounts {
-  readonly fd: number
-  /** As of `CaptureProgram`. */
-  readonly slotsAnEntry: number
   #closed = false
 
-  /** Throws as `createMap`. */
-  constructor(
+  /** @param slotsAnEntry - as of `CaptureProgram` */
+  private constructor(
     private readonly native: Native,
+    readonly fd: number,
     private readonly slots: number,
-  ) {
+    readonly slotsAnEntry: number,
+  ) {}
+
+  /** Throws as `createLargeMap`. */
+  static async open(native: Native, slots: number): Promise<SiteCounts> {
     possibleCpus(native)
-    this.slotsAnEntry = slots > SLOTS_AN_ENTRY ? SLOTS_AN_ENTRY : 1
-    this.fd = createMap(native, {
+    const slotsAnEntry = slots > SLOTS_AN_ENTRY ? SLOTS_AN_ENTRY : 1
+    const fd = await createLargeMap(native, {
       type: BPF_MAP_TYPE_PERCPU_ARRAY,
       keyBytes: 4,
-      valueBytes: STATS_VALUE_BYTES * this.slotsAnEntry,
-      maxEntries: entriesFor(slots, this.slotsAnEntry),
+      valueBytes: STATS_VALUE_BYTES * slotsAnEntry,
+      maxEntries: entriesFor(slots, slotsAnEntry),
       name: 'uprobe_stats',
     })
+    return new SiteCounts(native, fd, slots, slotsAnEntry)
   }
 
   /** Reads them all. */

@@ -24,43 +24,45 @@ const MAX_LOOKED_AT = 4096
 
 /** Receives stacks from the attach on until `close`, and explains them also afterwards. */
 export class ProbeStacks implements HitStacks {
-  readonly #table: StackTable
-  readonly #leave: () => void
   /** Whether numbers of processes in records are those of our /proc. */
   readonly #seesProcesses = readlinkSync('/proc/self/ns/pid') === INITIAL_PID_NAMESPACE
-  readonly #sinkId: number
   readonly #lookedAtMs = new Map<number, number>()
   #closed = false
 
-  /**
-   * @param atSites - whether the first address of each stack is that of the site
-   * @param depth - most addresses of a stack
-   * @throws {UprobeError} as `createMap`, and `ERR_UPROBE_LIMIT` if no thread can be started
-   */
-  constructor(
-    native: Native,
+  private constructor(
     private readonly ring: Ring,
     private readonly atSites: boolean,
-    depth: number,
-  ) {
-    this.#sinkId = ring.newProbeId()
-    this.#leave = symbolizer.use()
+    private readonly table: StackTable,
+    private readonly leave: () => void,
+  ) {}
+
+  /**
+   * Begins to receive.
+   * @param atSites - whether the first address of each stack is that of the site
+   * @param depth - most addresses of a stack
+   * @throws {UprobeError} as `createLargeMap`, and `ERR_UPROBE_LIMIT` if no thread can be started
+   */
+  static async open(native: Native, ring: Ring, atSites: boolean, depth: number): Promise<ProbeStacks> {
+    const sinkId = ring.newProbeId()
+    const leave = symbolizer.use()
     try {
-      this.#table = new StackTable(native, this.#sinkId, depth, ({ pid }) => this.#see(pid))
+      const table = await StackTable.open(native, sinkId, depth, ({ pid }) => stacks.#see(pid))
+      const stacks = new ProbeStacks(ring, atSites, table, leave)
+      ring.addSink(sinkId, table)
+      return stacks
     } catch (error) {
-      this.#leave()
+      leave()
       throw error
     }
-    ring.addSink(this.#sinkId, this.#table)
   }
 
   /** What the capture programs need. */
   get program(): StackProgram {
-    return this.#table.program
+    return this.table.program
   }
 
   at(view: DataView, at: number): Stack | null {
-    return this.#table.at(view, at)
+    return this.table.at(view, at)
   }
 
   symbolize({ pid, addresses }: Stack, { timestamp, site }: Pick<Hit, 'timestamp' | 'site'>): Promise<readonly StackFrame[]> {
@@ -97,9 +99,9 @@ export class ProbeStacks implements HitStacks {
   close(): void {
     if (this.#closed) return
     this.#closed = true
-    this.ring.removeSink(this.#sinkId)
-    this.#table.close()
-    this.#leave()
+    this.ring.removeSink(this.table.program.sinkId)
+    this.table.close()
+    this.leave()
   }
 
   #see(pid: number): void {

@@ -12,8 +12,8 @@ import { needs } from '../support/needs.js'
 
 const SINK = 7
 
-function newTable(t: TestContext, depth: number): StackTable {
-  const table = new StackTable(loadNative(), SINK, depth, () => undefined)
+async function newTable(t: TestContext, depth: number): Promise<StackTable> {
+  const table = await StackTable.open(loadNative(), SINK, depth, () => undefined)
   t.after(() => table.close())
   return table
 }
@@ -40,8 +40,8 @@ function has(table: StackTable, number: number): boolean {
   return stack !== null
 }
 
-test('stacks that come with every hit are kept up to a million addresses, and the youngest of them', needs(), (t) => {
-  const table = newTable(t, 512)
+test('stacks that come with every hit are kept up to a million addresses, and the youngest of them', needs(), async (t) => {
+  const table = await newTable(t, 512)
   send(table, 1, 512, true)
   for (let number = 2; number < 2050; number++) send(table, number, 512)
   assert.deepEqual(
@@ -69,9 +69,9 @@ test('stacks that come with every hit are kept up to a million addresses, and th
   )
 })
 
-test('the deeper stacks may be, the fewer the kernel notes', needs(), (t) => {
-  const noted = [2, 127, 128, 256, 512].map((depth) => {
-    const { seenFd } = newTable(t, depth).program
+test('the deeper stacks may be, the fewer the kernel notes', needs(), async (t) => {
+  const tables = await Promise.all([2, 127, 128, 256, 512].map((depth) => newTable(t, depth)))
+  const noted = tables.map(({ program: { seenFd } }) => {
     return Number(/^max_entries:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${seenFd}`, 'utf8'))?.[1])
   })
   assert.deepEqual(noted, [16_384, 16_384, 16_384, 8192, 4096])

@@ -233,7 +233,7 @@ test('a group that has its own keeps it over snapshots, and what comes later is 
 test('a generation is read when all that had entered it have left', needs({}), async (t) => {
   const native = loadNative()
   const layout = layoutGroups(checkAggregateOptions('usdt:t:x', { count: true }).question, [])
-  const [store, other] = [new GroupStore(native, layout, null), new GroupStore(native, layout, null)]
+  const [store, other] = [await GroupStore.open(native, layout, null), await GroupStore.open(native, layout, null)]
   t.after(() => {
     store.close()
     other.close()
@@ -400,7 +400,7 @@ test('programs with many kinds of operands, the finest buckets and long keys are
     question,
     shapes.map((shape) => ({ shape, probe: 'usdt:t:x' })),
   )
-  const store = new GroupStore(native, layout, 2)
+  const store = await GroupStore.open(native, layout, 2)
   const statsFd = createMap(native, {
     type: BPF_MAP_TYPE_PERCPU_ARRAY,
     keyBytes: 4,

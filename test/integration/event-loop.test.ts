@@ -83,3 +83,12 @@ test('a process, with all the files that it maps, and one perf event a site', ne
     await tracer.close()
   })
 })
+
+test('an aggregation with a hundred thousand groups', needs({ programs: ['gcc'] }), async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  await assertNeverHolds(async () => {
+    const tracer = newTracer(t)
+    await tracer.aggregate('usdt:t:shared', { pid: target.pid, by: 'arg0', maxGroups: 100_000 })
+    await tracer.close()
+  })
+})

@@ -19,8 +19,8 @@ import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
 
-function newRing(): Ring {
-  return new Ring(loadNative(), { ringBytes: 64 << 10, flushIntervalMs: 20, pendingLimitBytes: 1 << 20 }, childLogger(false, 'test'))
+function newRing(): Promise<Ring> {
+  return Ring.open(loadNative(), { ringBytes: 64 << 10, flushIntervalMs: 20, pendingLimitBytes: 1 << 20 }, childLogger(false, 'test'))
 }
 
 interface Waiting {
@@ -46,8 +46,8 @@ function waitAt(ring: Ring, ...paths: string[]): Waiting {
 }
 
 /** Waits for processes that map one of `paths`; ends with the test. */
-function waitFors(t: TestContext, ...paths: string[]): Waiting {
-  const ring = newRing()
+async function waitFors(t: TestContext, ...paths: string[]): Promise<Waiting> {
+  const ring = await newRing()
   t.after(() => ring.close())
   const waiting = waitAt(ring, ...paths)
   t.after(() => waiting.newcomers.close())
@@ -66,7 +66,7 @@ function perfEvents(): number {
 test('tells of a process that starts the program, and of one that becomes it', GCC, async (t) => {
   const program = buildTarget(t, 'usdt')
   const other = await Target.start(t, buildTarget(t, 'usdt'))
-  const { told } = waitFors(t, program)
+  const { told } = await waitFors(t, program)
   const first = await Target.start(t, program)
   await waitFor('the first', () => told.length >= 1)
   assert.equal(await other.ask(`exec ${program}`), 'ready')
@@ -79,7 +79,7 @@ test('tells of a process that starts the program, and of one that becomes it', G
 test('tells of a process that loads the library, each time', GCC, async (t) => {
   const library = buildTarget(t, 'lib', 'shared')
   const target = await Target.start(t, buildTarget(t, 'usdt'))
-  const { told } = waitFors(t, library)
+  const { told } = await waitFors(t, library)
   await target.ask(`dlopen ${library}`)
   await waitFor('it', () => told.length >= 1)
   await target.ask('dlclose')
@@ -90,7 +90,7 @@ test('tells of a process that loads the library, each time', GCC, async (t) => {
 
 test('does not tell of processes that map another file of that name, or read the file', GCC, async (t) => {
   const program = buildTarget(t, 'usdt')
-  const { told } = waitFors(t, program)
+  const { told } = await waitFors(t, program)
   await Target.start(t, freshCopy(t, program))
   assert.equal(spawnSync('cp', [program, join(tempDirectory(t), 'copy')]).status, 0)
   const wanted = await Target.start(t, program)
@@ -102,7 +102,7 @@ test('knows a file by any of its names', GCC, async (t) => {
   const program = buildTarget(t, 'usdt')
   const link = join(tempDirectory(t), 'link')
   symlinkSync(program, link)
-  const { told } = waitFors(t, link)
+  const { told } = await waitFors(t, link)
   const wanted = await Target.start(t, program)
   await waitFor('it', () => told.length > 0)
   assert.deepEqual(told, [`map ${wanted.pid}`])
@@ -111,7 +111,7 @@ test('knows a file by any of its names', GCC, async (t) => {
 test('tells of the children of known processes, and of no others', GCC, async (t) => {
   const program = buildTarget(t, 'usdt')
   const [known, unknown] = [await Target.start(t, program), await Target.start(t, program)]
-  const { newcomers, told } = waitFors(t, program)
+  const { newcomers, told } = await waitFors(t, program)
   newcomers.watchForksOf([known.pid])
   await unknown.ask('fork 1')
   const child = await known.askNumber('fork-hold')
@@ -127,7 +127,7 @@ test('tells of the children of known processes, and of no others', GCC, async (t
 test('takes processes that end at once for nothing', GCC, async (t) => {
   const ending = freshCopy(t, '/bin/true')
   const program = buildTarget(t, 'usdt')
-  const { told } = waitFors(t, ending, program)
+  const { told } = await waitFors(t, ending, program)
   const parent = await shell(t)
   await parent.ask(`i=0; while [ $i -lt 100 ]; do ${ending}; i=$((i+1)); done`)
   const last = await Target.start(t, program)
@@ -137,7 +137,7 @@ test('takes processes that end at once for nothing', GCC, async (t) => {
 
 test('tells each of those that wait at one ring of its own file, until it is closed', GCC, async (t) => {
   const [usdt, func] = [buildTarget(t, 'usdt'), buildTarget(t, 'func')]
-  const ring = newRing()
+  const ring = await newRing()
   t.after(() => ring.close())
   const first = waitAt(ring, usdt)
   const events = perfEvents()
@@ -163,7 +163,7 @@ test('tells each of those that wait at one ring of its own file, until it is clo
 
 test('says when there may have been more', GCC, async (t) => {
   const parent = await shell(t)
-  const { newcomers, told } = waitFors(t, '/bin/true')
+  const { newcomers, told } = await waitFors(t, '/bin/true')
   newcomers.watchForksOf([parent.pid])
   // Nobody takes what comes as long as the event loop stands still.
   const end = join(tempDirectory(t), 'end')
@@ -178,7 +178,7 @@ test('says when there may have been more', GCC, async (t) => {
 test('leaves nothing open', GCC, async (t) => {
   const program = buildTarget(t, 'usdt')
   await assertLeavesNothing(async () => {
-    const ring = newRing()
+    const ring = await newRing()
     const { newcomers, told } = waitAt(ring, program)
     const target = await Target.start(t, program)
     newcomers.watchForksOf([target.pid])

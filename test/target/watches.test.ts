@@ -17,8 +17,8 @@ import { waitFor } from '../support/wait.js'
 
 const ROOT = needs()
 
-function newRing(t: TestContext): Ring {
-  const ring = new Ring(loadNative(), { ringBytes: 4096, flushIntervalMs: 1, pendingLimitBytes: 4096 }, pino({ enabled: false }))
+async function newRing(t: TestContext): Promise<Ring> {
+  const ring = await Ring.open(loadNative(), { ringBytes: 4096, flushIntervalMs: 1, pendingLimitBytes: 4096 }, pino({ enabled: false }))
   t.after(() => ring.close())
   return ring
 }
@@ -73,7 +73,7 @@ for (const prepared of [true, false]) {
     async (t) => {
       const target = open(t, start(t, 'sleep', '600'))
       const { native, opens, release } = slowNative()
-      const watches = new TargetWatches(native, newRing(t), HOST)
+      const watches = new TargetWatches(native, await newRing(t), HOST)
       const before = watchFds()
       if (prepared) watches.prepare(target)
       const adding = watches.add(target)
@@ -95,7 +95,7 @@ for (const prepared of [true, false]) {
 
 test('what was prepared and never added is closed', ROOT, async (t) => {
   const target = open(t, start(t, 'sleep', '600'))
-  const watches = new TargetWatches(loadNative(), newRing(t), HOST)
+  const watches = new TargetWatches(loadNative(), await newRing(t), HOST)
   const before = watchFds()
   watches.prepare(target)
   await watches.remove(target)
@@ -105,7 +105,7 @@ test('what was prepared and never added is closed', ROOT, async (t) => {
 test('a process that is gone before it is taken in is not, and leaves nothing', ROOT, async (t) => {
   const child = start(t, 'sleep', '600')
   const target = open(t, child)
-  const found = new FoundProcesses(loadNative(), newRing(t), (error) => assert.fail(String(error)))
+  const found = new FoundProcesses(loadNative(), await newRing(t), (error) => assert.fail(String(error)))
   const before = watchFds()
   child.kill('SIGKILL')
   await once(child, 'exit')
@@ -120,7 +120,7 @@ test('a process that has become another program before it is watched is not take
   const shell = start(t, 'sh', '-c', 'read line; exec sleep 600')
   const target = open(t, shell)
   const { native, opens, release } = slowNative()
-  const ring = newRing(t)
+  const ring = await newRing(t)
   let ends = 0
   const found = new FoundProcesses(native, ring, (error) => assert.fail(String(error)))
   const adding = found.add(target, () => {
