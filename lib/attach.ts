@@ -210,6 +210,8 @@ async function attachSteps(
     processes,
     siteCount: prepared.sites.length,
     siteOf: prepared.siteOf,
+    nameOf: prepared.nameOf,
+    pathOf: prepared.pathOf,
     warnings,
     decoder,
     countOnly: settings.countOnly,

@@ -29,7 +29,7 @@ import type { Attachment } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { CapturePrograms } from './register/programs.js'
 import type { SiteCounts } from './register/stats.js'
-import { type Counted, Tally } from './tally.js'
+import { type Counted, NO_GROUP, Tally } from './tally.js'
 import type { TargetFile } from './target/file.js'
 import type { TargetProcess } from './target/process.js'
 import { TargetWatches } from './target/watches.js'
@@ -50,6 +50,10 @@ export interface ProbeParts {
   readonly siteCount: number
   /** The site of a slot, but for its `targets`. */
   siteOf(slot: number): Omit<ProbeSite, 'targets'>
+  /** Its name alone. */
+  nameOf(slot: number): string
+  /** Its path alone. Slots of one file follow each other. */
+  pathOf(slot: number): string
   readonly warnings: readonly string[]
   readonly decoder: HitDecoder
   readonly countOnly: boolean
@@ -60,6 +64,13 @@ export interface ProbeParts {
   readonly onEnded: () => void
   /** Is told how far the end is. */
   readonly onEnding: ReportProgress
+}
+
+/** The names of a probe's sites, in the order of the sites, and of which each slot is one. */
+interface SlotNames {
+  readonly names: readonly { readonly probe: string; readonly path: string }[]
+  /** By slot: an index of `names`, or {@link NO_GROUP}. */
+  readonly groupOf: Int32Array
 }
 
 /** An attached probe; see the module's comment. Made by `tracer.attach`. */
@@ -73,6 +84,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** By slot, as far as somebody has asked for them. */
   readonly #sites: Array<(ProbeSite & { readonly targets: SiteTarget[] }) | undefined> = []
   #leftOut: ReadonlySet<number> = new Set()
+  #names: SlotNames | null = null
   #found: readonly SiteFindings[] = []
   readonly #laterWarnings = new Set<string>()
   /** Whether it last came back with something left out. */
@@ -111,7 +123,9 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** The sites, with the processes in which they were looked at. */
   get sites(): readonly ProbeSite[] {
-    return [...this.#slots()].map((slot) => this.siteOfSlot(slot))
+    const sites: ProbeSite[] = []
+    for (let slot = 0; slot < this.#parts.siteCount; slot++) if (!this.#leftOut.has(slot)) sites.push(this.siteOfSlot(slot))
+    return sites
   }
 
   /** What was not as asked for and did not make attaching fail, as sentences. They are logged too. */
@@ -131,19 +145,16 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** The counts by name and file, in the order of the sites. */
   statsByName(): NamedStats[] {
-    const slotsByName = new Map<string, number[]>()
-    for (const slot of this.#slots()) {
-      const { probe, path } = this.#parts.siteOf(slot)
-      const key = `${probe}\0${path}`
-      const known = slotsByName.get(key)
-      if (known === undefined) slotsByName.set(key, [slot])
-      else known.push(slot)
-    }
-    const names = [...slotsByName.keys()].map((key) => key.split('\0'))
-    return this.#tally.of([...slotsByName.values()]).map((counted, index) => {
-      const [probe = '', path = ''] = names[index] ?? []
-      return { probe, path, ...this.#withTime(counted) }
+    this.#names ??= this.#groupByName()
+    const { names, groupOf } = this.#names
+    // One time for all: it is that of one moment, as the counts are.
+    const { seenMs, seenFraction } = this.#seen
+    const result: NamedStats[] = []
+    this.#tally.ofGroups(groupOf, names.length, (group, { hits, filtered, delivered, lost, lostRing, lostQueue }) => {
+      const { probe, path } = names[group] ?? { probe: '', path: '' }
+      result.push({ probe, path, hits, filtered, delivered, lost, lostRing, lostQueue, seenMs, seenFraction })
     })
+    return result
   }
 
   /**
@@ -207,6 +218,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** @internal All is armed: takes note of what was found, and of the slots whose sites were left out. */
   start(leftOut: ReadonlySet<number>, found: readonly SiteFindings[]): void {
     this.#leftOut = leftOut
+    this.#names = null
     this.#found = found
     // Hits that came before have shown their sites.
     this.#sites.forEach((site, slot) => {
@@ -218,19 +230,48 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   siteOfSlot(slot: number): ProbeSite {
     const known = this.#sites[slot]
     if (known !== undefined) return known
-    const site = { ...this.#parts.siteOf(slot), targets: this.#targetsOf(slot) }
+    const { probe, path, fileOffset, refCtrOffset, args } = this.#parts.siteOf(slot)
+    // Copied field by field: spreading thousands of objects takes several times as long.
+    const site = { probe, path, fileOffset, refCtrOffset, args, targets: this.#targetsOf(slot) }
     this.#sites[slot] = site
     return site
   }
 
-  /** The processes in which a site was looked at. */
-  #targetsOf(slot: number): SiteTarget[] {
-    return this.#found.flatMap((one) => one.get(slot) ?? [])
+  /** Which slots have a name and a path in common. Names are made when they are asked for, so this is done once. */
+  #groupByName(): SlotNames {
+    const { siteCount, nameOf, pathOf } = this.#parts
+    const names: Array<{ probe: string; path: string }> = []
+    const groupOf = new Int32Array(siteCount).fill(NO_GROUP)
+    const groupsByPath = new Map<string, Map<string, number>>()
+    let lastPath: string | null = null
+    let groups = new Map<string, number>()
+    for (let slot = 0; slot < siteCount; slot++) {
+      if (this.#leftOut.has(slot)) continue
+      const path = pathOf(slot)
+      if (path !== lastPath) {
+        groups = groupsByPath.get(path) ?? new Map()
+        groupsByPath.set(path, groups)
+        lastPath = path
+      }
+      const probe = nameOf(slot)
+      let group = groups.get(probe)
+      if (group === undefined) {
+        group = names.push({ probe, path }) - 1
+        groups.set(probe, group)
+      }
+      groupOf[slot] = group
+    }
+    return { names, groupOf }
   }
 
-  /** The slots of the sites that were not left out. */
-  *#slots(): Generator<number> {
-    for (let slot = 0; slot < this.#parts.siteCount; slot++) if (!this.#leftOut.has(slot)) yield slot
+  /** The processes in which a site was looked at. */
+  #targetsOf(slot: number): SiteTarget[] {
+    const targets: SiteTarget[] = []
+    for (const findings of this.#found) {
+      const target = findings.get(slot)
+      if (target !== undefined) targets.push(target)
+    }
+    return targets
   }
 
   /** @internal Detaches when the signal is aborted. */

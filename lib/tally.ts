@@ -6,6 +6,11 @@ import type { RecordOffsets } from './capture/record-offsets.js'
 import type { ProbeStats } from './probe-types.js'
 import type { KernelCounts, SiteCounts } from './register/stats.js'
 
+/** The group of a slot that is in none. */
+export const NO_GROUP = -1
+/** Sums of a group. */
+const FIELDS = 5
+
 /** See the module's comment. */
 export class Tally {
   readonly #delivered: Float64Array
@@ -38,42 +43,56 @@ export class Tally {
 
   /** Executions of all sites. */
   get hits(): number {
-    return this.#kernelCounts().hits.reduce((sum, hits) => sum + hits, 0)
+    return sum(this.#kernelCounts().hits)
   }
 
   /** The counts of all slots together. */
   all(): Counted {
-    return this.#sum(this.#kernelCounts(), this.#delivered.keys())
+    const { hits, filtered, lostRing } = this.#kernelCounts()
+    return this.#settle(sum(hits), sum(filtered), sum(lostRing), sum(this.#delivered), sum(this.#lostQueue))
   }
 
-  /** The counts of each of some groups of slots, at one moment. */
-  of(groups: readonly (readonly number[])[]): Counted[] {
-    const counts = this.#kernelCounts()
-    return groups.map((slots) => this.#sum(counts, slots))
+  /**
+   * Tells the counts of each of some groups of slots, at one moment, in one pass over the slots.
+   * @param groupOf - the group of each slot, or {@link NO_GROUP}
+   * @param tell - is told of each group, by its number
+   */
+  ofGroups(groupOf: Int32Array, groups: number, tell: (group: number, counted: Counted) => void): void {
+    const { hits, filtered, lostRing } = this.#kernelCounts()
+    const [delivered, lostQueue] = [this.#delivered, this.#lostQueue]
+    const sums = new Float64Array(groups * FIELDS)
+    for (let slot = 0; slot < groupOf.length; slot++) {
+      const group = groupOf[slot] ?? NO_GROUP
+      if (group === NO_GROUP) continue
+      const at = group * FIELDS
+      sums[at] = (sums[at] ?? 0) + (hits[slot] ?? 0)
+      sums[at + 1] = (sums[at + 1] ?? 0) + (filtered[slot] ?? 0)
+      sums[at + 2] = (sums[at + 2] ?? 0) + (lostRing[slot] ?? 0)
+      sums[at + 3] = (sums[at + 3] ?? 0) + (delivered[slot] ?? 0)
+      sums[at + 4] = (sums[at + 4] ?? 0) + (lostQueue[slot] ?? 0)
+    }
+    for (let group = 0; group < groups; group++) {
+      const at = group * FIELDS
+      tell(group, this.#settle(sums[at] ?? 0, sums[at + 1] ?? 0, sums[at + 2] ?? 0, sums[at + 3] ?? 0, sums[at + 4] ?? 0))
+    }
   }
 
   #kernelCounts(): KernelCounts {
     return this.#final ?? this.counts.read()
   }
 
-  #sum(counts: KernelCounts, slots: Iterable<number>): Counted {
-    let hits = 0
-    let filtered = 0
-    let delivered = 0
-    let lostRing = 0
-    let lostQueue = 0
-    for (const slot of slots) {
-      hits += counts.hits[slot] ?? 0
-      filtered += counts.filtered[slot] ?? 0
-      lostRing += counts.lostRing[slot] ?? 0
-      delivered += this.#delivered[slot] ?? 0
-      lostQueue += this.#lostQueue[slot] ?? 0
-    }
-    if (this.countOnly) delivered = hits - filtered
+  #settle(hits: number, filtered: number, lostRing: number, taken: number, lostQueue: number): Counted {
+    const delivered = this.countOnly ? hits - filtered : taken
     // After the end nothing is on its way any more, so whatever is not accounted for is lost.
     const lost = this.#final === null ? lostRing + lostQueue : hits - filtered - delivered
     return { hits, filtered, delivered, lost, lostRing, lostQueue }
   }
+}
+
+function sum(counts: Float64Array): number {
+  let total = 0
+  for (let slot = 0; slot < counts.length; slot++) total += counts[slot] ?? 0
+  return total
 }
 
 /** Counts of hits, as of {@link ProbeStats}. */

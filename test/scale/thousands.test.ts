@@ -49,6 +49,8 @@ test('are attached by one program and one link, and each is counted and delivere
   assert.ok(probe.sites.every(({ targets }) => targets.length === 1 && targets[0]?.state === 'armed' && targets[0].counter === 1))
   await assertSemaphores(program, SITES, 1)
   const executed = await program.target.askNumber('vary')
+  // The clock is read once: for each name it would take longer than the counts do.
+  assert.equal(new Set(probe.statsByName().map(({ seenMs }) => seenMs)).size, 1)
   await detachComplete(probe, executed)
   await assertSemaphores(program, 0, 1)
   const counts = new Map(probe.statsByName().map(({ probe: name, hits }) => [numberOf(name), hits]))
