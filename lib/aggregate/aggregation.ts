@@ -80,7 +80,7 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     return this.#inTurn(async () => {
       if (!this.ended) await this.#take(options.reset === true ? 'until reset' : 'so far')
       const { groups } = this.#parts
-      const snapshot = { startTimeMs: this.#startTimeMs, timeMs: this.#timeMs, groups: groups.groups(), other: groups.other() }
+      const snapshot = { startTimeMs: this.#startTimeMs, timeMs: this.#timeMs, groups: await groups.groups(), other: groups.other() }
       if (options.reset === true) {
         groups.reset()
         this.#startTimeMs = this.#timeMs

@@ -4,11 +4,16 @@
  * Counts are numbers, exact to 2^53, so that thousands of buckets are quickly added; sums and extremes are integers of 64 bits and more.
  */
 import type { ArgumentValue } from '../capture/arguments.js'
+import { TimeSlice } from '../elf/time-slice.js'
 import { FIRST_INDEX } from './buckets.js'
 import { decodeKey } from './key-code.js'
 import type { GroupLayout, HistogramLayout, Measure } from './layout.js'
 import type { AggregateGroup, Aggregates, ExponentialHistogram, HistogramBuckets } from './snapshot.js'
+import { sortInSlices } from './sort-in-slices.js'
 import { readCount } from './store.js'
+
+/** The clock is read once in so many groups. */
+const GROUPS_A_LOOK = 16
 
 /** What is known of one group. */
 class Group {
@@ -102,13 +107,17 @@ export class Groups {
     this.#other = new Group(this.layout, Buffer.alloc(0))
   }
 
-  /** Those with most hits first, and of those with as many the lower key. */
-  groups(): AggregateGroup[] {
+  /** Those with most hits first, and of those with as many the lower key. The event loop gets its turn meanwhile; nothing may be added before it has resolved. */
+  async groups(): Promise<AggregateGroup[]> {
     if (this.layout.keyBytes === 0) return [{ key: [], ...this.#other.aggregates() }]
-    return [...this.#groups.values()]
-      .filter(({ count }) => count > 0)
-      .map((group) => ({ key: decodeKey(this.layout, group.key), ...group.aggregates() }))
-      .sort((one, other) => other.count - one.count || compareKeys(one.key, other.key))
+    const slice = new TimeSlice()
+    const groups: AggregateGroup[] = []
+    for (const group of this.#groups.values()) {
+      if (groups.length % GROUPS_A_LOOK === 0 && slice.isOver) await slice.rest()
+      if (group.count === 0) continue
+      groups.push({ key: decodeKey(this.layout, group.key), ...group.aggregates() })
+    }
+    return sortInSlices(groups, (one, other) => other.count - one.count || compareKeys(one.key, other.key), slice)
   }
 
   /** What has no group of its own. */
@@ -193,10 +202,14 @@ function toHistogram({ scale, positives, negatives }: HistogramLayout, buckets: 
   }
 }
 
-/** From the first bucket that is not empty to the last. */
+/** From the first bucket that is not empty to the last. In plain loops, which go through the thousands of buckets of thousands of groups in a tenth of the time of an iterator. */
 function toBuckets(counts: Float64Array): HistogramBuckets {
-  const first = counts.findIndex((count) => count > 0)
-  if (first < 0) return { offset: 0, bucketCounts: [] }
-  const last = counts.findLastIndex((count) => count > 0)
-  return { offset: FIRST_INDEX + first, bucketCounts: [...counts.subarray(first, last + 1)] }
+  let first = 0
+  while (first < counts.length && counts[first] === 0) first++
+  if (first === counts.length) return { offset: 0, bucketCounts: [] }
+  let last = counts.length - 1
+  while (counts[last] === 0) last--
+  const bucketCounts: number[] = []
+  for (let index = first; index <= last; index++) bucketCounts.push(counts[index] ?? 0)
+  return { offset: FIRST_INDEX + first, bucketCounts }
 }

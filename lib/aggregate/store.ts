@@ -21,7 +21,7 @@
  * User space has the grace period as a side effect of replacing a map within a map of maps (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c). The map of maps is used for nothing else. membarrier(2) would do, but not on kernels
  * that run with nohz_full.
  */
-import { setImmediate as nextTurn } from 'node:timers/promises'
+import { TimeSlice } from '../elf/time-slice.js'
 import { UprobeError } from '../errors.js'
 import type { BpfMap, Native } from '../native.js'
 import {
@@ -39,8 +39,11 @@ import { TURNS, TURNS_BYTES } from './turn-code.js'
 /** Gets what was read: a group on all CPUs. `key` is `null` for what has no group of its own; both are valid during the call only. */
 export type TakeGroup = (key: Buffer | null, values: DataView) => void
 
-/** How many bytes of groups are read before the event loop gets its turn. */
+/** How many bytes of groups, and how many groups, are read before the event loop gets its turn. */
 const SLICE_BYTES = 256 * 1024
+const SLICE_GROUPS = 512
+/** The clock is read once in so many groups that are added. */
+const GROUPS_A_LOOK = 16
 /** The memory that groups take in the kernel where their number is not given. */
 const DEFAULT_BYTES = 64 * 1024 * 1024
 /** And the most that may be asked for. */
@@ -223,14 +226,17 @@ export class GroupStore {
     const { keyBytes, bytes } = this.layout
     const valueBytes = bytes * this.#cpus
     const each = keyBytes + valueBytes
-    const slice = Math.max(1, Math.floor(SLICE_BYTES / each))
+    const most = Math.max(1, Math.min(SLICE_GROUPS, Math.floor(SLICE_BYTES / each)))
+    const slice = new TimeSlice()
     for (;;) {
-      const taken = this.native.bpfMapTake(fd, keyBytes, valueBytes, slice)
+      const taken = this.native.bpfMapTake(fd, keyBytes, valueBytes, most)
       for (let at = 0; at < taken.byteLength; at += each) {
+        // What was taken is in the buffer only, so it is added to the end whatever else happens.
+        if ((at / each) % GROUPS_A_LOOK === 0 && slice.isOver) await slice.rest()
         callback(Buffer.from(taken, at, keyBytes), new DataView(taken, at + keyBytes, valueBytes))
       }
-      if (taken.byteLength < slice * each) return
-      await nextTurn()
+      if (taken.byteLength < most * each) return
+      await slice.rest()
     }
   }
 

@@ -28,10 +28,10 @@ function counted(bytes: number, at: number | null, count: number): DataView {
 /** Hits by key in the order in which they came; of a generation, the first keys have a place. `kept` are those that had one before. */
 const generations = fc.array(fc.record({ hits: fc.array(fc.nat(6), { maxLength: 20 }), kept: fc.boolean() }), { maxLength: 6 })
 
-test('what is shown of a group is all of it; what is not is among the others', () => {
+test('what is shown of a group is all of it; what is not is among the others', async () => {
   const layout = layoutOf()
-  fc.assert(
-    fc.property(generations, (all) => {
+  await fc.assert(
+    fc.asyncProperty(generations, async (all) => {
       const groups = new Groups(layout, MAX_GROUPS)
       const executed = new Map<number, number>()
       let before = new Set<number>()
@@ -51,7 +51,7 @@ test('what is shown of a group is all of it; what is not is among the others', (
         groups.add(null, counted(layout.bytes, layout.countAt, others))
         before = new Set(inKernel.keys())
       }
-      const shown = groups.groups()
+      const shown = await groups.groups()
       assert.ok(shown.length <= MAX_GROUPS)
       let sum = groups.other()?.count ?? 0
       for (const { key, count } of shown) {
