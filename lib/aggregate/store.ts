@@ -203,13 +203,14 @@ export class GroupStore {
     if (groupFds === null) return
     const { keyBytes, bytes } = this.layout
     const valueBytes = bytes * this.#cpus
-    const slice = Math.max(1, Math.floor(SLICE_BYTES / valueBytes))
+    const most = Math.max(1, Math.min(SLICE_GROUPS, Math.floor(SLICE_BYTES / valueBytes)))
+    const slice = new TimeSlice()
     let last: Uint8Array = new Uint8Array(0)
     // Bounded by their number, since programs go on adding.
-    for (let reserved = 0; reserved < this.maxGroups; reserved += slice) {
-      last = this.native.bpfMapReserve(groupFds[generation], groupFds[generation === 0 ? 1 : 0], keyBytes, valueBytes, last, slice)
+    for (let reserved = 0; reserved < this.maxGroups; reserved += most) {
+      last = this.native.bpfMapReserve(groupFds[generation], groupFds[generation === 0 ? 1 : 0], keyBytes, valueBytes, last, most)
       if (last.length === 0) return
-      await nextTurn()
+      await slice.rest()
       this.#throwIfClosed()
     }
   }
