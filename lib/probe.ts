@@ -8,7 +8,7 @@
 import { EventEmitter } from 'node:events'
 import type { Arming, ClaimedArming } from './arming.js'
 import type { Throttled } from './budget/member.js'
-import { SeenClock, type SeenState } from './budget/seen-clock.js'
+import { SeenClock, type SeenState, type SeenTime } from './budget/seen-clock.js'
 import type { Hit, HitDecoder } from './capture/hit.js'
 import type { RecordOffsets } from './capture/record-offsets.js'
 import type { Arrival } from './counter/claims.js'
@@ -418,6 +418,11 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
         this.#change('attached', { reason: 'within-budget', mayHaveMissed: this.#cameBackInPart })
       }
     })
+  }
+
+  /** @internal Time that was to be seen so far. */
+  get seenTime(): SeenTime {
+    return this.#seen.time
   }
 
   /** @internal All sites are registered, and hits are counted. */

@@ -5,6 +5,7 @@
  * program runs any more, and what the maps hold is read for the last time; snapshots show it from then on.
  */
 import { EventEmitter } from 'node:events'
+import { type SeenTime, seenFractionOf } from '../budget/seen-clock.js'
 import { callGuarded } from '../delivery/consumer.js'
 import type { Logger } from '../log.js'
 import type { Probe } from '../probe.js'
@@ -32,6 +33,9 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   readonly #parts: AggregationParts
   #startTimeMs = Date.now()
   #timeMs = this.#startTimeMs
+  /** What the probe's clock showed at these two moments. What was hit in the course of the attach is in the first snapshot, and so is its time. */
+  #startTime: SeenTime = { seenMs: 0, outMs: 0 }
+  #time = this.#startTime
   /** Hits in all groups there ever were. */
   #aggregated = 0
   #final: Losses | null = null
@@ -80,10 +84,19 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     return this.#inTurn(async () => {
       if (!this.ended) await this.#take(options.reset === true ? 'until reset' : 'so far')
       const { groups } = this.#parts
-      const snapshot = { startTimeMs: this.#startTimeMs, timeMs: this.#timeMs, groups: await groups.groups(), other: groups.other() }
+      const time = { seenMs: this.#time.seenMs - this.#startTime.seenMs, outMs: this.#time.outMs - this.#startTime.outMs }
+      const snapshot = {
+        startTimeMs: this.#startTimeMs,
+        timeMs: this.#timeMs,
+        seenMs: time.seenMs,
+        seenFraction: seenFractionOf(time),
+        groups: await groups.groups(),
+        other: groups.other(),
+      }
       if (options.reset === true) {
         groups.reset()
         this.#startTimeMs = this.#timeMs
+        this.#startTime = this.#time
       }
       return snapshot
     })
@@ -92,16 +105,17 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   /** The counts of all hits. While attached they are a moment old. */
   stats(): AggregationStats {
     const { start, end, store } = this.#parts
-    const { hits, filtered } = start.stats()
+    const { hits, filtered, seenMs, seenFraction } = start.stats()
+    const seen = { seenMs, seenFraction }
     const losses = this.#final ?? store.losses()
     const known = losses.unreadable + losses.contended + losses.start
     if (end === null) {
       // After the end nothing is on its way any more, so whatever is not accounted for is lost.
       const aggregated = this.ended ? this.#aggregated : hits - filtered - known
-      return toStats(hits, filtered, aggregated, hits - filtered - aggregated, losses, 0)
+      return toStats(hits, filtered, aggregated, hits - filtered - aggregated, losses, 0, seen)
     }
     const aggregated = this.ended ? this.#aggregated : end.stats().hits - losses.unmatched - losses.rejected - losses.contended
-    return toStats(hits, filtered, aggregated, known, losses, hits - filtered - aggregated - known)
+    return toStats(hits, filtered, aggregated, known, losses, hits - filtered - aggregated - known, seen)
   }
 
   /**
@@ -183,8 +197,18 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     const add = (key: Buffer | null, values: DataView): void => {
       this.#aggregated += groups.add(key, values)
     }
-    await (what === 'rest' ? store.takeRest(add) : store.take(add, what === 'so far'))
+    if (what === 'rest') {
+      await store.takeRest(add)
+      this.#lookAtClock()
+    } else {
+      // A probe with a budget may come back while this is read: the time must be that of the hits.
+      await store.take(add, { keep: what === 'so far', onTurn: () => this.#lookAtClock() })
+    }
+  }
+
+  #lookAtClock(): void {
     this.#timeMs = Date.now()
+    this.#time = this.#parts.start.seenTime
   }
 
   /** Reads and resets one after the other. */
@@ -209,10 +233,18 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   }
 }
 
-function toStats(hits: number, filtered: number, aggregated: number, lost: number, losses: Losses, unfinished: number): AggregationStats {
+function toStats(
+  hits: number,
+  filtered: number,
+  aggregated: number,
+  lost: number,
+  losses: Losses,
+  unfinished: number,
+  seen: Pick<AggregationStats, 'seenMs' | 'seenFraction'>,
+): AggregationStats {
   const { unreadable, contended, start, unmatched, unfinished: abandoned } = losses
   const reasons = { lostUnreadable: unreadable, lostContended: contended, lostStarts: start }
-  return { hits, filtered, aggregated, lost, ...reasons, unfinished, abandoned, unmatched }
+  return { hits, filtered, aggregated, lost, ...reasons, unfinished, abandoned, unmatched, ...seen }
 }
 
 function isOver(state: ProbeState): boolean {

@@ -43,6 +43,13 @@ export interface AggregationSnapshot {
   readonly startTimeMs: number
   /** Until when. */
   readonly timeMs: number
+  /** Of this time, that in which hits were counted, in milliseconds; so `count / seenMs` is how often there were hits, also with a budget. Of a latency, that in which its beginnings were. */
+  readonly seenMs: number
+  /**
+   * `seenMs` as a share of the time: 1, unless a budget took the probe out for parts of it, it could not be armed again (`refused`), or it gave way to another tool (`yield`). `count / seenFraction` is
+   * an estimate of how many there were; sums are estimated likewise, extremes are those of what was seen. 0 if nothing was.
+   */
+  readonly seenFraction: number
   /** Those with most hits first, and of those with as many the lower key. Without `by` there is always one. */
   readonly groups: readonly AggregateGroup[]
   /** The hits whose groups did not fit any more; `null` if there are none. */
@@ -73,6 +80,10 @@ export interface AggregationStats {
   readonly abandoned: number
   /** Latency: ends without a beginning that was kept. They are no part of `hits`. */
   readonly unmatched: number
+  /** Time in which hits were counted, in milliseconds, since the attach and not since a reset. */
+  readonly seenMs: number
+  /** `seenMs` as a share of the time since the attach, as of a probe. */
+  readonly seenFraction: number
 }
 
 /** Events of an `Aggregation`. */

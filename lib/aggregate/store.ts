@@ -122,10 +122,10 @@ export class GroupStore {
 
   /**
    * Takes what was added since the last time. Must not be called again before it has resolved.
-   * @param keep - whether groups keep their places: else those that come first from now on have them
+   * @param turn - whether groups keep their places (else those that come first from now on have them); and what to call when the other generation is made the current one: hits from then on are not taken
    * @throws {UprobeError} `ERR_UPROBE_CLOSED`
    */
-  async take(callback: TakeGroup, keep = false): Promise<void> {
+  async take(callback: TakeGroup, { keep = false, onTurn = () => undefined }: { keep?: boolean; onTurn?: () => void } = {}): Promise<void> {
     this.#throwIfClosed()
     const old = this.#generation
     if (keep) await this.#reserveGroups(old)
@@ -133,6 +133,7 @@ export class GroupStore {
     this.#throwIfClosed()
     this.#generation = old === 0 ? 1 : 0
     this.native.bpfMapUpdate(this.maps.generationFd, 0, new Uint8Array(BigUint64Array.of(BigInt(this.#generation)).buffer))
+    onTurn()
     await this.#gracePeriod()
     for (let left = this.#turns(old, TURNS.left); ; left = this.#turns(old, TURNS.left)) {
       await this.#gracePeriod()

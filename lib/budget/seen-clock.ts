@@ -10,6 +10,19 @@
  */
 export type SeenState = 'seen' | 'out' | 'apart'
 
+/** Time that was to be seen, in milliseconds. */
+export interface SeenTime {
+  /** Of it, the time in which hits were counted. */
+  readonly seenMs: number
+  /** And the time in which they were not. */
+  readonly outMs: number
+}
+
+/** The share of the time that was seen, from 0 to 1. Where there was none to be seen, nothing was missed: 1. */
+export function seenFractionOf({ seenMs, outMs }: SeenTime): number {
+  return outMs === 0 ? 1 : seenMs / (seenMs + outMs)
+}
+
 /** The clock of one probe. */
 export class SeenClock {
   readonly #ms = { seen: 0, out: 0, apart: 0 }
@@ -32,17 +45,20 @@ export class SeenClock {
     return this.#state
   }
 
+  /** Time that was to be seen so far. */
+  get time(): SeenTime {
+    this.#settle()
+    return { seenMs: this.#ms.seen, outMs: this.#ms.out }
+  }
+
   /** Time that was seen so far. */
   get seenMs(): number {
-    this.#settle()
-    return this.#ms.seen
+    return this.time.seenMs
   }
 
   /** The share of it in all time that was to be seen, from 0 to 1. */
   get seenFraction(): number {
-    this.#settle()
-    const { seen, out } = this.#ms
-    return out === 0 ? 1 : seen / (seen + out)
+    return seenFractionOf(this.time)
   }
 
   #settle(): void {
