@@ -8,10 +8,10 @@ import { EventEmitter } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import { aggregate } from './aggregate/aggregate.js'
 import type { Aggregation } from './aggregate/aggregation.js'
-import { type AggregateOptions, type AggregateSpec, checkAggregateOptions } from './aggregate/options.js'
+import { type AggregateOptions, type AggregateSpec, captureThatCostsAsMuch, checkAggregateOptions } from './aggregate/options.js'
 import { attach, type MakeSink } from './attach.js'
 import { Governor } from './budget/governor.js'
-import { type HitCost, hitCost } from './budget/hit-cost.js'
+import { type HitCost, type HitKind, hitCost } from './budget/hit-cost.js'
 import type { ReleasedCounter } from './counter/control.js'
 import { type HeldCounter, heldCounters } from './counter/held.js'
 import { counterTable } from './counter/table.js'
@@ -92,7 +92,9 @@ export class Tracer extends EventEmitter<TracerEvents> {
    */
   async attach(spec: string, options: AttachOptions = {}): Promise<Probe> {
     this.#throwIfClosed()
-    return this.#attach(spec, checkAttachOptions(options), null)
+    const settings = checkAttachOptions(options)
+    const { strings, stringLimit, stack, countOnly } = settings
+    return this.#attach(spec, settings, { strings: strings.length, stringLimit, stack, countOnly }, null)
   }
 
   /**
@@ -107,11 +109,12 @@ export class Tracer extends EventEmitter<TracerEvents> {
   async aggregate(spec: AggregateSpec, options: AggregateOptions = {}): Promise<Aggregation> {
     this.#throwIfClosed()
     const settings = checkAggregateOptions(spec, options)
+    const capture = captureThatCostsAsMuch(settings)
     const work = aggregate(
       { native: loadNative(), log: this.#log, onEnded: (ended) => this.#aggregations.delete(ended) },
       settings,
-      async (...request) => {
-        const probe = await this.#attach(...request)
+      async (part, partSettings, makeSink) => {
+        const probe = await this.#attach(part, partSettings, capture, makeSink)
         this.#aggregating.add(probe)
         return probe
       },
@@ -127,10 +130,11 @@ export class Tracer extends EventEmitter<TracerEvents> {
     }
   }
 
-  async #attach(spec: string, settings: AttachSettings, makeSink: MakeSink | null): Promise<Probe> {
+  /** @param capture - what hits are taken to cost, if a budget may take the probe out; `null` if none may */
+  async #attach(spec: string, settings: AttachSettings, capture: Omit<HitKind, 'probe'> | null, makeSink: MakeSink | null): Promise<Probe> {
     const native = loadNative()
     settings.signal?.throwIfAborted()
-    const cost = makeSink === null ? this.#hitCost(native, spec, settings) : null
+    const cost = capture === null ? null : this.#hitCost(native, spec, settings, capture)
     const stop = new AbortController()
     const signals = settings.signal === null ? [this.#closing.signal] : [settings.signal, this.#closing.signal]
     const ends = signals.map((signal) => follow(signal, stop))
@@ -174,13 +178,13 @@ export class Tracer extends EventEmitter<TracerEvents> {
   }
 
   /** What a hit of a probe will cost its target; `null` if it has no budget. */
-  #hitCost(native: Native, spec: string, { budget, strings, stringLimit, stack, countOnly }: AttachSettings): Promise<HitCost> | null {
+  #hitCost(native: Native, spec: string, { budget }: AttachSettings, capture: Omit<HitKind, 'probe'>): Promise<HitCost> | null {
     const budgets = [budget, this.#settings.budget].filter((given) => given !== null)
     if (budgets.length === 0) return null
     const { kind: probe } = parseSpec(spec)
     // Only a bound in time needs to know.
     if (budgets.every(({ cpuPercent }) => cpuPercent === undefined)) return Promise.resolve({ ns: 0, guessed: null })
-    return hitCost(native, { probe, strings: strings.length, stringLimit, stack, countOnly }, () => {
+    return hitCost(native, { probe, ...capture }, () => {
       const { leaseDir } = this.#settings
       return new Tracer(leaseDir === null ? {} : { leaseDir })
     })

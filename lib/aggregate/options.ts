@@ -1,6 +1,7 @@
 /**
  * The options of `tracer.aggregate`, and their checking at the border.
  */
+import type { HitKind } from '../budget/hit-cost.js'
 import { escapeForDisplay } from '../log.js'
 import { bad, boolean, integer, onlyKnown } from '../option-checks.js'
 import { type AttachOptions, type AttachSettings, checkAttachOptions } from '../options.js'
@@ -27,7 +28,7 @@ export type AggregateSpec = string | ProbePair
 
 /** Options of `tracer.aggregate`. */
 export interface AggregateOptions
-  extends Pick<AttachOptions, 'pid' | 'path' | 'counter' | 'filter' | 'maxSites' | 'registration' | 'unsafe' | 'signal'> {
+  extends Pick<AttachOptions, 'pid' | 'path' | 'counter' | 'filter' | 'maxSites' | 'registration' | 'budget' | 'unsafe' | 'signal'> {
   /** Count hits. They are counted in any case; it may be said where nothing else is measured. */
   count?: boolean | undefined
   /** A number to add up: an expression in the syntax of filters, such as `arg0` or `arg1 >> 10`, or `latency`. */
@@ -64,7 +65,7 @@ export interface AggregateSettings {
 }
 
 const MEASURES = ['sum', 'min', 'max', 'histogram'] as const
-const ATTACH = ['pid', 'path', 'counter', 'filter', 'maxSites', 'registration', 'unsafe', 'signal'] as const
+const ATTACH = ['pid', 'path', 'counter', 'filter', 'maxSites', 'registration', 'budget', 'unsafe', 'signal'] as const
 const OWN = ['count', ...MEASURES, 'by', 'scale', 'maxGroups', 'stringLimit'] as const
 /** Parts of a key. */
 const MOST_PARTS = 16
@@ -78,6 +79,12 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
   const asked = MEASURES.filter((name) => options[name] !== undefined)
   const latencies = asked.filter((name) => options[name] === 'latency')
   const end = endOf(spec, latencies.length > 0)
+  if (end !== null && attach.budget !== null) {
+    bad(
+      'budget',
+      'a latency is not measured for parts of the time, since an end could then meet the beginning of another. Leave it out; how often the probes are hit shows an aggregation of one of them, which may have a budget',
+    )
+  }
   const start = typeof spec === 'string' ? spec : spec.from
   const { kind } = parseSpec(start)
   const [wrong] = end === null ? [] : asked.filter((name) => options[name] !== 'latency')
@@ -106,6 +113,15 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
     maxGroups: options.maxGroups === undefined ? null : integer('maxGroups', options.maxGroups, 0, 1, 2 ** 20),
     attach: { ...attach, countOnly: true },
   }
+}
+
+/**
+ * The capture whose hits cost the target as much as those of an aggregation; `null` for a latency, which no budget takes out. Adding to one group takes no longer than counting (docs/performance.md); finding one by its key is
+ * taken to be as expensive as a record.
+ */
+export function captureThatCostsAsMuch({ end, question: { by, stringLimit } }: AggregateSettings): Omit<HitKind, 'probe'> | null {
+  if (end !== null) return null
+  return { strings: by.filter(({ node }) => node.kind === 'str').length, stringLimit, stack: false, countOnly: by.length === 0 }
 }
 
 /** Where a latency ends: of a function at its return. */

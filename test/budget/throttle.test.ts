@@ -506,17 +506,20 @@ test('a budget of the tracer takes out the probe that is hit most, and leaves th
   assert.equal(hits.length, ADDED)
 })
 
-test('aggregations are not throttled, and know no budget of their own', GCC, async (t) => {
+test('aggregations are throttled beside probes, but for latencies', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'hot'))
   const tracer = newTracer(t, { budget: { hitsPerSecond: 1 } })
-  await refused(tracer.aggregate('uprobe:f_hot', { pid: target.pid, budget: { hitsPerSecond: 1 } } as object), 'ERR_UPROBE_BAD_OPTION')
+  const latency = await tracer.aggregate('uprobe:f_hot', { pid: target.pid, histogram: 'latency' })
   const aggregation = await tracer.aggregate('uprobe:f_hot', { pid: target.pid })
   const probe = await tracer.attach('uprobe:f_hot', { pid: target.pid, countOnly: true })
   await target.ask('calls 1 5000')
   await waitFor('the probe to be out', () => probe.out)
+  await waitFor('the aggregation to be out', () => aggregation.stats().seenFraction < 1)
   await target.ask('calls 1 5000')
   await aggregation.detach()
-  assert.equal(aggregation.stats().hits, 10_000)
+  await latency.detach()
+  assert.deepEqual([latency.stats().hits, latency.stats().aggregated, latency.stats().seenFraction], [10_000, 10_000, 1])
+  assert.ok(aggregation.stats().hits < 10_000)
   assert.ok(probe.stats().hits < 10_000)
 })
 
