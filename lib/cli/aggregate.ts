@@ -4,6 +4,7 @@
 import type { AggregateOptions, AggregateSpec, Aggregation, AggregationSnapshot, ArgumentValue, Tracer } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { runSessionOf, type SessionSettings } from './session.js'
+import { displaySeen } from './summary.js'
 import { displayArg, jsonInteger, plural } from './text.js'
 
 /** What one aggregation has seen, and how it is called. */
@@ -12,6 +13,8 @@ export interface Answer {
   readonly name: string
   readonly aggregation: Aggregation
   readonly snapshot: AggregationSnapshot
+  /** Whether there is a budget: then what was counted is true of a part of the time, which is told. */
+  readonly budget: boolean
 }
 
 /** Aggregates until the end. */
@@ -26,8 +29,14 @@ export async function runAggregations(
   const ended = await runSessionOf(settings, attachEach, async (aggregations) => {
     await Promise.all(aggregations.map(untilEnd))
   })
+  const budget = settings.tracing?.budget !== undefined
   return Promise.all(
-    ended.map(async (aggregation, index) => ({ name: nameOf(specs[index] ?? ''), aggregation, snapshot: await aggregation.snapshot() })),
+    ended.map(async (aggregation, index) => ({
+      name: nameOf(specs[index] ?? ''),
+      aggregation,
+      snapshot: await aggregation.snapshot(),
+      budget,
+    })),
   )
 }
 
@@ -67,14 +76,15 @@ export function displayKey(by: readonly string[], key: readonly ArgumentValue[])
 }
 
 /** The counts of an aggregation as JSON closes with them. */
-export function countsToJson({ name, aggregation }: Answer): object {
+export function countsToJson({ name, aggregation, snapshot, budget }: Answer): object {
   const { hits, filtered, aggregated, lost, unfinished, unmatched } = aggregation.stats()
-  return { spec: name, hits, filtered, aggregated, lost, unfinished, unmatched }
+  const { seenMs, seenFraction } = snapshot
+  return { spec: name, hits, filtered, aggregated, lost, unfinished, unmatched, ...(budget && { seenMs, seenFraction }) }
 }
 
-/** As in `100 hits, 3 filtered, 97 aggregated, 0 lost`; what there is none of is left out, but for losses. */
-export function displayCounts({ aggregation }: Answer): string {
+/** As in `100 hits, 3 filtered, 97 aggregated, 0 lost`; what there is none of is left out, but for losses. With a budget the part of the time that was seen follows. */
+export function displayCounts({ aggregation, snapshot, budget }: Answer): string {
   const { hits, filtered, aggregated, lost, unfinished, unmatched } = aggregation.stats()
   const some = (count: number, what: string): string => (count === 0 ? '' : `, ${count} ${what}`)
-  return `${plural(hits, 'hit')}${some(filtered, 'filtered')}, ${aggregated} aggregated, ${lost} lost${some(unfinished, 'unfinished')}${some(unmatched, unmatched === 1 ? 'end unmatched' : 'ends unmatched')}`
+  return `${plural(hits, 'hit')}${some(filtered, 'filtered')}, ${aggregated} aggregated, ${lost} lost${some(unfinished, 'unfinished')}${some(unmatched, unmatched === 1 ? 'end unmatched' : 'ends unmatched')}${displaySeen(budget ? snapshot.seenFraction : undefined)}`
 }

@@ -114,8 +114,8 @@ export function addCount(program: Command): void {
     .addOption(maxSitesOption())
     .addOption(byOption())
     .addOption(durationOption())
-    .addOption(budgetCpuOption().conflicts('by'))
-    .addOption(budgetHitsOption().conflicts('by'))
+    .addOption(budgetCpuOption())
+    .addOption(budgetHitsOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: CountFlags) => {
@@ -128,11 +128,11 @@ export function addCount(program: Command): void {
         ...(filter !== undefined && { filter }),
         ...(maxSites !== undefined && { maxSites }),
       }
+      const tracing = budgetOf(flags)
       if (by !== undefined) {
-        await output.lines(await countGroups({ durationMs, json, output }, specs, options, by))
+        await output.lines(await countGroups({ durationMs, json, output, tracing }, specs, options, by))
       } else {
         const attach = { ...options, countOnly: true }
-        const tracing = budgetOf(flags)
         const probes = await runSession({ specs, attach, durationMs, json, output, tracing }, untilEnd)
         const rows = toRows(probes, tracing.budget !== undefined)
         await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))

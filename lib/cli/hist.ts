@@ -4,8 +4,23 @@ import type { AggregateOptions, AggregateSpec, Aggregates } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
+
 import { displayAverage, displayNs, drawHistogram, exactSum } from './hist-format.js'
-import { byOption, counterOption, durationOption, filterOption, maxSitesOption, parseMeasured, parseScale, pidOption } from './options.js'
+import {
+  type BudgetFlags,
+  budgetCpuOption,
+  budgetHitsOption,
+  budgetOf,
+  byOption,
+  counterOption,
+  durationOption,
+  filterOption,
+  maxSitesOption,
+  parseMeasured,
+  parseScale,
+  pidOption,
+} from './options.js'
+
 import { Output } from './output.js'
 import { jsonInteger, jsonLine } from './text.js'
 
@@ -20,7 +35,7 @@ Examples:
   uprobe hist usdt:postgresql:query__start --to usdt:postgresql:query__done -p 4242
 ${EXIT_CODES_HELP}`
 
-interface HistFlags {
+interface HistFlags extends BudgetFlags {
   arg?: string
   latency?: true
   to?: string
@@ -45,9 +60,12 @@ function specsOf(specs: readonly string[], { to, match, arg }: HistFlags): Aggre
 }
 
 function optionsOf(flags: HistFlags): AggregateOptions {
-  const { arg, latency, to, by, scale, pid, counter, filter, maxSites } = flags
+  const { arg, latency, to, by, scale, pid, counter, filter, maxSites, budgetCpu, budgetHits } = flags
   const timed = latency === true || to !== undefined
   if (timed && arg !== undefined) throw new InvalidArgumentError('Give --arg or --latency, not both.')
+  if (timed && (budgetCpu !== undefined || budgetHits !== undefined)) {
+    throw new InvalidArgumentError('A latency is not measured for parts of the time; leave --budget-cpu and --budget-hits out.')
+  }
   const measured = timed ? 'latency' : (arg ?? 'arg0')
   return {
     ...{ histogram: measured, sum: measured, min: measured, max: measured },
@@ -109,6 +127,8 @@ export function addHist(program: Command): void {
     .addOption(filterOption())
     .addOption(maxSitesOption())
     .addOption(durationOption())
+    .addOption(budgetCpuOption())
+    .addOption(budgetHitsOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (specs: string[], flags: HistFlags) => {
@@ -116,7 +136,8 @@ export function addHist(program: Command): void {
       const output = new Output(process.stdout)
       const { by = [], duration: durationMs } = flags
       const unit = flags.latency === true || flags.to !== undefined ? 'ns' : 'number'
-      const answers = await runAggregations({ durationMs, json, output }, specsOf(specs, flags), optionsOf(flags))
+      const settings = { durationMs, json, output, tracing: budgetOf(flags) }
+      const answers = await runAggregations(settings, specsOf(specs, flags), optionsOf(flags))
       await output.lines(
         json
           ? [...answers.flatMap((answer) => toJson(answer, by)), { summary: answers.map(countsToJson) }].map(jsonLine)

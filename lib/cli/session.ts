@@ -11,6 +11,7 @@ import {
   Tracer,
   type TracerOptions,
 } from '../index.js'
+import { HARDLY_A_POINTER } from '../spec/check-strings.js'
 import { warn } from './failure.js'
 import type { Output } from './output.js'
 import { ProgressBar } from './progress-bar.js'
@@ -146,7 +147,9 @@ function tellOfTrouble(probe: Attached, say: Say): void {
 
 /** Tells standard error that every site is armed: what is fired from now on is seen. */
 function announce(probes: readonly Attached[], json: boolean): void {
-  for (const probe of probes) for (const warning of probe.warnings) warn(warning, json)
+  // Each SPEC gets what --str names, and one of them may be meant that has a string there.
+  const isTold = (warning: string): boolean => probes.length === 1 || !warning.includes(HARDLY_A_POINTER)
+  for (const probe of probes) for (const warning of probe.warnings) if (isTold(warning)) warn(warning, json)
   const sites = probes.flatMap((probe) => probe.sites)
   const unverified = sites.filter((site) => site.targets.some(({ state }) => state === 'unverified')).length
   const names = new Set(sites.map((site) => site.probe))

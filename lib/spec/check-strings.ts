@@ -10,6 +10,9 @@ import type { ProbeSpec } from './spec.js'
 
 const POINTER_BYTES = 8
 
+/** What the warning of {@link checkStrings} has in it. */
+export const HARDLY_A_POINTER = 'is hardly a pointer'
+
 /** An index in `strings` that no site has is a mistake; one that only some sites of a pattern have is not. Warns of one that is a pointer at no site. */
 export function checkStrings(spec: ProbeSpec, settings: AttachSettings, sites: readonly Site[]): string[] {
   if (settings.strings.length === 0) return []
@@ -33,5 +36,5 @@ function warnOfNumber(spec: ProbeSpec, argument: number, shapes: ReadonlySet<Cap
     example ??= `${operand.float ? 'a floating-point number' : `${operand.size} ${operand.size === 1 ? 'byte' : 'bytes'} wide`} (${escapeForDisplay(operand.text)})`
   }
   if (example === null) return null
-  return `Option strings names argument ${argument} of ${escapeForDisplay(spec.text)}, which is hardly a pointer: it is ${example}. Where nothing is mapped at such an address it is unreadable.`
+  return `Option strings names argument ${argument} of ${escapeForDisplay(spec.text)}, which ${HARDLY_A_POINTER}: it is ${example}. Where nothing is mapped at such an address it is unreadable.`
 }

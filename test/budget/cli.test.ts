@@ -1,5 +1,5 @@
 /**
- * `--budget-cpu` and `--budget-hits` of `uprobe trace` and `uprobe count`.
+ * `--budget-cpu` and `--budget-hits` of `uprobe trace`, `uprobe count` and `uprobe hist`.
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
@@ -65,6 +65,44 @@ test('count does, too, and that all was seen where a budget is kept, and nothing
   }
 })
 
+for (const args of [
+  ['hist', 'uprobe:f_hot'],
+  ['count', 'uprobe:f_hot', '--by', 'arg0 % 2'],
+]) {
+  test(`${args[0]} of what is added up says so, too, and nothing without a budget`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'hot'))
+    const ofTarget = [...args, '-p', String(target.pid)]
+    for (const flags of [[], ['--json']]) {
+      const cli = Cli.start(t, [...ofTarget, '--budget-hits', '1000', ...flags])
+      await cli.attached()
+      await overBudget(cli, target)
+      cli.kill('SIGTERM')
+      const end = await endOf(cli)
+      if (flags.length === 0) {
+        assert.match(linesOf(end)[0] ?? '', /^uprobe:f_hot: (\d+) hits, \1 aggregated, 0 lost, (less than )?\d+\.\d % of the time seen$/)
+        continue
+      }
+      const { summary } = jsonOf(end).at(-1) as { summary: Array<{ seenMs?: number; seenFraction?: number }> }
+      const { seenMs = 0, seenFraction = 0 } = summary[0] ?? {}
+      assert.ok(seenMs > 0 && seenFraction > 0 && seenFraction < 1)
+    }
+    for (const [flags, seen] of [
+      [['--budget-cpu', '1000'], { seenFraction: 1 }],
+      [[], {}],
+    ] as const) {
+      const kept = Cli.start(t, [...ofTarget, ...flags, '--json'])
+      await kept.attached()
+      await target.ask('calls 1 10')
+      kept.kill('SIGTERM')
+      const { summary } = jsonOf(succeeded(await kept.ended)).at(-1) as { summary: Array<{ seenMs?: number }> }
+      const { seenMs, ...counts } = summary[0] ?? {}
+      assert.equal(seenMs !== undefined, flags.length > 0)
+      const none = { filtered: 0, lost: 0, unfinished: 0, unmatched: 0 }
+      assert.deepEqual(counts, { spec: 'uprobe:f_hot', hits: 10, aggregated: 10, ...none, ...seen })
+    }
+  })
+}
+
 test('trace says that all was seen where a budget is kept', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'hot'))
   const cli = Cli.start(t, ['trace', 'uprobe:f_hot', '-p', String(target.pid), '--budget-cpu', '1000'])
@@ -89,11 +127,13 @@ test('a part of the time is not rounded to all of it, nor to nothing', () => {
   }
 })
 
-test('what is no budget is wrong usage, and so is a budget for groups', async (t) => {
+test('what is no budget is wrong usage, and so is a budget for a latency', async (t) => {
   for (const args of [
     ['trace', '--budget-cpu', '0'],
     ['trace', '--budget-hits', 'many'],
-    ['count', '--budget-hits', '5', '--by', 'pid'],
+    ['hist', '--budget-hits', '0.5'],
+    ['hist', '--budget-hits', '5', '--latency'],
+    ['hist', '--budget-cpu', '5', '--to', 'uprobe:g'],
   ]) {
     assert.match(failed(await uprobe(t, ...args, 'uprobe:f_hot'), 2, 'ERR_UPROBE_BAD_OPTION'), /--budget-(cpu|hits)/)
   }
