@@ -284,6 +284,22 @@ test('an aggregation that ends while it is out: detached, and with its target', 
   }
 })
 
+test('an aggregation that gives way to another tool tells in its snapshots that it saw a part', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  const aggregation = await tracer.aggregate(HOT, { pid: target.pid, by: 'arg0', counter: 'msb' })
+  assert.equal(await target.askNumber('fires 1 3'), 3)
+  assert.equal((await tracer.yield()).length, 1)
+  assert.equal(aggregation.state, 'paused')
+  const first = await aggregation.snapshot({ reset: true })
+  await turns(10)
+  const second = await aggregation.snapshot({ reset: true })
+  assert.ok(first.seenMs > 0 && first.seenFraction < 1)
+  assert.deepEqual([second.seenMs, second.seenFraction], [0, 0])
+  await aggregation.detach()
+  assertBalanced(aggregation, [first, second, await aggregation.snapshot()])
+})
+
 test('an aggregation whose budget cannot be kept is not attached', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'hot'))
   const { fileOffset } = gatedNote(target.program, 't:hot')
