@@ -186,11 +186,12 @@ test('the time of a snapshot is that of its hits, however long it takes to read 
   const aggregation = await newTracer(t).aggregate('uprobe:f_hot', { pid: target.pid, by: 'tid' })
   const { take } = GroupStore.prototype
   let seenMs = 0
-  t.mock.method(GroupStore.prototype, 'take').mock.mockImplementationOnce(async function (this: GroupStore, callback, onTurn) {
-    await take.call(this, callback, () => {
-      onTurn?.()
+  t.mock.method(GroupStore.prototype, 'take').mock.mockImplementationOnce(async function (this: GroupStore, callback, turn) {
+    const onTurn = (): void => {
+      turn?.onTurn?.()
       seenMs = aggregation.stats().seenMs
-    })
+    }
+    await take.call(this, callback, { ...turn, onTurn })
     await waitFor('time to pass', () => aggregation.stats().seenMs > seenMs + 50)
   })
   const first = await aggregation.snapshot({ reset: true })
@@ -228,9 +229,9 @@ test('what is added to groups is paid for as a record is, and what is added to o
   const asked: readonly AggregateOptions[] = [{ sum: 'arg0' }, { by: 'arg0' }, { by: ['arg0', 'str(arg1)'] }]
   for (const options of asked) await tracer.aggregate(HOT, { pid: target.pid, ...options, budget: { cpuPercent: 5 } })
   const kinds = [
-    { strings: false, stack: false, countOnly: true },
-    { strings: false, stack: false, countOnly: false },
-    { strings: true, stack: false, countOnly: false },
+    { strings: 0, stringLimit: 64, stack: false, countOnly: true },
+    { strings: 0, stringLimit: 64, stack: false, countOnly: false },
+    { strings: 1, stringLimit: 64, stack: false, countOnly: false },
   ]
   // What was measured once in this process is known.
   const known = kinds.map((kind) => hitCost(loadNative(), { probe: 'usdt', ...kind }, () => assert.fail('it was not measured')))
