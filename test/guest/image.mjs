@@ -14,7 +14,7 @@ const LINKAGES = {
 }
 const COMPILERS = { amd64: 'gcc', arm64: 'aarch64-linux-gnu-gcc' }
 /** What the library and its tests load at run time. */
-const MODULES = ['pino', 'commander', 'node-gyp-build', 'acorn', 'fast-check', 'pure-rand']
+const MODULES = ['pino', 'commander', 'node-gyp-build', 'acorn', 'fastest-levenshtein', 'fast-check', 'pure-rand']
 
 /** A program of this machine, and every library that it needs, with the paths they have here. */
 function addProgram(archive, program, path = program.slice(1)) {

@@ -172,11 +172,13 @@ test('another user: whatever is named, the error is that the process is denied, 
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const user = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups']
   // Its own child, which it may look at, and whose files it may not open all the same.
-  const script = 'sleep 60 & trap "kill $!" EXIT; "$0" "$@" -p $!'
+  const besides = (child: string): string => `${child} & trap "kill $!" EXIT; "$0" "$@" -p $!`
+  const script = besides('sleep 60')
   for (const [spec, prefix] of [
     ['uprobe:main', ['sh', '-c', script]],
     [`uprobe:${realpathSync('/bin/sleep')}:main`, ['sh', '-c', script]],
-    ['uprobe:libc.so.6:read', ['sh', '-c', script]],
+    // In guests `sleep` is BusyBox, which maps no library.
+    ['uprobe:libc.so.6:read', ['sh', '-c', besides(`"${process.execPath}" -e "setTimeout(() => {}, 60000)"`)]],
     ['usdt:t:gated', ['sh', '-c', `exec "$0" "$@" -p ${target.pid}`]],
     [`usdt:${target.program}:t:gated`, ['sh', '-c', `exec "$0" "$@" -p ${target.pid}`]],
   ] as const) {
