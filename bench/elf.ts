@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { table } from './support/markdown.js'
 import { isInstalled } from './support/others.js'
 import { type GoalResult, judge, type Report, type Settings } from './support/report.js'
-import { ratios, showMedian, showQuartiles, summarise } from './support/statistics.js'
+import { percentLess, ratios, showMedian, showQuartiles, summarise } from './support/statistics.js'
 import { Workshop } from './support/workshop.js'
 
 const ROUNDS = { full: 15, quick: 3 }
@@ -139,8 +139,6 @@ function overReadelf(title: string, list: Way, readelf: Way): GoalResult {
 
 /** Whether `readelf` takes less in more than three quarters of the rounds, with the start of its process. */
 function behindReadelf({ title, list, readelf }: Group): string[] {
-  const ratio = summarise(ratios(msOf(readelf), msOf(list)))
-  return ratio.upperQuartile >= 1
-    ? []
-    : [`Listing, ${title}: \`readelf -n\` takes ${Math.round((1 - ratio.median) * 100)} % less than \`list()\`.`]
+  const percent = percentLess(msOf(readelf), msOf(list))
+  return percent === null ? [] : [`Listing, ${title}: \`readelf -n\` takes ${percent} % less than \`list()\`.`]
 }

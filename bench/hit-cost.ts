@@ -12,7 +12,7 @@ import { table } from './support/markdown.js'
 import type { Place } from './support/others.js'
 import type { Tracing } from './support/ours.js'
 import { type BarGroup, type GoalResult, grouped, judge, type Report, type Settings } from './support/report.js'
-import { ratios, type Summary, showMedian, showQuartiles, spreadPercent, summarise } from './support/statistics.js'
+import { percentLess, ratios, type Summary, showMedian, showQuartiles, spreadPercent, summarise } from './support/statistics.js'
 import { type Group, groupsOf, referenceName, type Way } from './support/ways.js'
 import { makeRoomForTarget, Workshop } from './support/workshop.js'
 
@@ -112,10 +112,8 @@ function behindIn(outcomes: readonly Outcome[]): string[] {
     if (ours.way.by !== 'uprobe') return []
     return outcomes.flatMap(({ run }) => {
       if (run.group !== ours.group || run.way.by !== 'peer') return []
-      const ratio = summarise(ratios(run.costs, ours.costs))
-      if (ratio.upperQuartile >= 1) return []
-      const percent = Math.round((1 - ratio.median) * 100)
-      return [`${ours.group.title}: ${run.way.name} costs the target ${percent} % less than ${ours.way.name}.`]
+      const percent = percentLess(run.costs, ours.costs)
+      return percent === null ? [] : [`${ours.group.title}: ${run.way.name} costs the target ${percent} % less than ${ours.way.name}.`]
     })
   })
 }

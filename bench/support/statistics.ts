@@ -40,6 +40,12 @@ export function ratios(values: readonly number[], references: readonly number[])
   return values.map((value, round) => value / (references[round] ?? Number.NaN))
 }
 
+/** How many percent the values are less than the references, if they are less in more than three quarters of the rounds; else `null`. */
+export function percentLess(values: readonly number[], references: readonly number[]): number | null {
+  const ratio = summarise(ratios(values, references))
+  return ratio.upperQuartile >= 1 ? null : Math.round((1 - ratio.median) * 100)
+}
+
 /** The distance of the quartiles, in percent of the median. */
 export function spreadPercent({ median, lowerQuartile, upperQuartile }: Summary): number {
   return ((upperQuartile - lowerQuartile) / median) * 100

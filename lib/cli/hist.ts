@@ -4,7 +4,6 @@ import type { AggregateOptions, AggregateSpec, Aggregates } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
 import { EXIT_CODES_HELP } from './failure.js'
-
 import { displayAverage, displayNs, drawHistogram, exactSum } from './hist-format.js'
 import {
   type BudgetFlags,
@@ -20,7 +19,6 @@ import {
   parseScale,
   pidOption,
 } from './options.js'
-
 import { Output } from './output.js'
 import { jsonInteger, jsonLine } from './text.js'
 
