@@ -2,7 +2,7 @@
  * One process that is traced: found once, held by a pidfd, and never mistaken for another one.
  *
  * A pid is a number that the kernel hands out again. The pidfd stands for the process itself, and as long as the process is
- * not reaped its number cannot be reused; `/proc/self/fdinfo/PIDFD` says which. Memory is read through an open `/proc/PID/mem`,
+ * not reaped its number cannot be reused; `/proc/self/fdinfo/PIDFD` says which. An open `/proc/PID/stat` is bound to the process as well, and is asked from then on: it takes one system call, and no descriptor that may be missing. Memory is read through an open `/proc/PID/mem`,
  * which is bound to the address space: after exec or exit it reads nothing, so that no other program's memory is ever taken for the target's
  * (`mem_open`, fs/proc/base.c).
  *
@@ -16,7 +16,7 @@ import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
 import { rightsForTracing } from '../rights.js'
-import { isLimit, limitError } from '../shortage.js'
+import { limitError } from '../shortage.js'
 import { type Mapping, parseMaps } from './maps.js'
 
 /** What /proc/PID/stat says that identifies a process. */
@@ -66,6 +66,18 @@ function readStat(procDirectory: string): ProcessStat | null {
   }
 }
 
+/** More than some fifty numbers and a name take. */
+const statBuffer = Buffer.alloc(4096)
+
+/** The same of an open /proc/PID/stat; `null` once the process is reaped, also when its number is another's (ESRCH, `proc_single_show`, fs/proc/base.c). */
+function readOpenStat(fd: number): ProcessStat | null {
+  try {
+    return parseStat(statBuffer.toString('latin1', 0, readSync(fd, statBuffer, 0, statBuffer.length, 0)))
+  } catch (error) {
+    return ifGone(error, 'The state of a process', null)
+  }
+}
+
 /** What stands for a thing of /proc that cannot be read, since its process is gone or hidden. Throws what has another reason. */
 function ifGone<T>(error: unknown, what: string, value: T): T {
   const limit = limitError(error, `${what} cannot be read`)
@@ -86,6 +98,7 @@ function isDead(stat: ProcessStat | null): boolean {
 export class TargetProcess {
   #memFd: number | null
   #pidfd: number | null
+  #statFd: number | null
 
   private constructor(
     readonly native: Native,
@@ -93,11 +106,11 @@ export class TargetProcess {
     readonly startTime: bigint,
     /** A living thread: `pid` itself, or another when the leader has exited. */
     public tid: number,
-    pidfd: number,
-    memFd: number | null,
+    fds: { readonly pidfd: number; readonly stat: number; readonly memory: number | null },
   ) {
-    this.#pidfd = pidfd
-    this.#memFd = memFd
+    this.#pidfd = fds.pidfd
+    this.#statFd = fds.stat
+    this.#memFd = fds.memory
   }
 
   /**
@@ -107,14 +120,17 @@ export class TargetProcess {
    */
   static open(native: Native, pid: number): TargetProcess {
     const pidfd = openPidfd(native, pid, 'does not exist')
+    let statFd: number | null = null
     try {
-      const stat = readStat(`/proc/${pid}`)
-      if (stat === null) throw gone(pid, 'is not visible in /proc')
-      const tid = livingThread(pid)
+      statFd = openOfProcess(`/proc/${pid}/stat`)
+      const stat = statFd === null ? null : readOpenStat(statFd)
+      if (statFd === null || stat === null) throw gone(pid, 'is not visible in /proc')
+      const tid = isReaped(pidfd) ? null : livingThread(pid, statFd)
       if (tid === null) throw gone(pid, 'has exited')
-      return new TargetProcess(native, pid, stat.startTime, tid, pidfd, openMemory(tid))
+      return new TargetProcess(native, pid, stat.startTime, tid, { pidfd, stat: statFd, memory: openOfProcess(`/proc/${tid}/mem`) })
     } catch (error) {
       native.closeFd(pidfd)
+      if (statFd !== null) closeSync(statFd)
       throw error
     }
   }
@@ -136,10 +152,7 @@ export class TargetProcess {
 
   /** Whether the process still runs, and `pid` is still its number. */
   isAlive(): boolean {
-    if (this.#pidfd === null) return false
-    const info = readFileSync(`/proc/self/fdinfo/${this.#pidfd}`, 'utf8')
-    const pid = /^Pid:\s*(-?\d+)/m.exec(info)?.[1]
-    return pid !== undefined && Number(pid) > 0 && livingThread(this.pid) !== null
+    return this.#statFd !== null && livingThread(this.pid, this.#statFd) !== null
   }
 
   /** Whether the address space that was opened is gone: the process has exited, or has called exec. */
@@ -162,8 +175,6 @@ export class TargetProcess {
    * nobody takes back. Seen on Linux 6.18, once in fifty when the registration was closed at the very exec.
    *
    * Nor can it be told before what the process has: its data is mapped after its code, and its auxiliary vector is written last (`create_elf_tables`, fs/binfmt_elf.c).
-   *
-   * For want of a descriptor it cannot be asked. An exec that may be under way is waited for then as long as for any, and nothing is thrown: whoever waits here is about to take something out, or meets the shortage himself.
    */
   async programMapped(): Promise<void> {
     for (let waited = 0; waited < MAX_EXEC_MS; waited++) {
@@ -173,13 +184,8 @@ export class TargetProcess {
   }
 
   #programIsMapped(): boolean {
-    try {
-      const stat = readStat(`/proc/${this.pid}`)
-      return stat === null || stat.startCode !== 0n || isDead(stat)
-    } catch (error) {
-      if (!isLimit(error)) throw error
-      return false
-    }
+    const stat = this.#statFd === null ? null : readOpenStat(this.#statFd)
+    return stat === null || stat.startCode !== 0n || isDead(stat)
   }
 
   /**
@@ -187,7 +193,7 @@ export class TargetProcess {
    * @returns whether the process has any left.
    */
   refreshThread(): boolean {
-    const tid = livingThread(this.pid)
+    const tid = this.#statFd === null ? null : livingThread(this.pid, this.#statFd)
     if (tid !== null) this.tid = tid
     return tid !== null
   }
@@ -250,15 +256,17 @@ export class TargetProcess {
   /** Closes what is held. Idempotent. */
   close(): void {
     if (this.#pidfd !== null) this.native.closeFd(this.#pidfd)
+    if (this.#statFd !== null) closeSync(this.#statFd)
     if (this.#memFd !== null) closeSync(this.#memFd)
     this.#pidfd = null
+    this.#statFd = null
     this.#memFd = null
   }
 }
 
 /** The leader if it lives, else the first living thread; `null` when the process has none. */
-function livingThread(pid: number): number | null {
-  const leaderLives = (): boolean => !isDead(readStat(`/proc/${pid}`))
+function livingThread(pid: number, statFd: number): number | null {
+  const leaderLives = (): boolean => !isDead(readOpenStat(statFd))
   if (leaderLives()) return pid
   for (const name of safeList(`/proc/${pid}/task`)) {
     if (!isDead(readStat(`/proc/${pid}/task/${name}`))) return Number(name)
@@ -291,11 +299,18 @@ function openPidfd(native: Native, pid: number, absent: string): number {
   }
 }
 
-function openMemory(tid: number): number | null {
+/** Whether the process of a pidfd has been reaped, so that its number may be another's. */
+function isReaped(pidfd: number): boolean {
+  const pid = /^Pid:\s*(-?\d+)/m.exec(readFileSync(`/proc/self/fdinfo/${pidfd}`, 'utf8'))?.[1]
+  return pid === undefined || Number(pid) <= 0
+}
+
+/** Opens a file of /proc/PID; `null` if the process is gone, or hides it. */
+function openOfProcess(path: string): number | null {
   try {
-    return openSync(`/proc/${tid}/mem`, 'r')
+    return openSync(path, 'r')
   } catch (error) {
-    return ifGone(error, `/proc/${tid}/mem`, null)
+    return ifGone(error, path, null)
   }
 }
 

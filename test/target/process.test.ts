@@ -11,7 +11,7 @@ import { needs } from '../support/needs.js'
 test('a thread that becomes the leader while it is looked for is found as the leader', needs(), (t) => {
   const target = TargetProcess.open(loadNative(), process.pid)
   t.after(() => target.close())
-  const { readFileSync, readdirSync } = fs
+  const { readSync, readdirSync } = fs
   // First the leader is dead, and the other thread, which calls exec, still has its own number; when it is looked at, it has the leader's already.
   let leaderDead = true
   t.mock.method(fs, 'readdirSync', (path: string) => {
@@ -19,9 +19,12 @@ test('a thread that becomes the leader while it is looked for is found as the le
     leaderDead = false
     return ['4194304']
   })
-  t.mock.method(fs, 'readFileSync', (...args: Parameters<typeof readFileSync>) => {
-    const text = readFileSync(...args)
-    return args[0] === `/proc/${process.pid}/stat` && leaderDead ? String(text).replace(/\) [RS] /, ') Z ') : text
+  t.mock.method(fs, 'readSync', (fd: number, buffer: Buffer, ...rest: [number, number, number]) => {
+    const bytes = readSync(fd, buffer, ...rest)
+    if (leaderDead && fs.readlinkSync(`/proc/self/fd/${fd}`) === `/proc/${process.pid}/stat`) {
+      buffer.write('Z', buffer.lastIndexOf(')') + 2)
+    }
+    return bytes
   })
   assert.equal(target.refreshThread(), true)
   assert.equal(leaderDead, false)
@@ -30,20 +33,15 @@ test('a thread that becomes the leader while it is looked for is found as the le
   assert.equal(target.isAlive(), true)
 })
 
-test(
-  'a process that cannot be looked at for want of a descriptor may be in the middle of an exec, and is waited for',
-  needs(),
-  async (t) => {
-    const target = TargetProcess.open(loadNative(), process.pid)
-    t.after(() => target.close())
-    const { readFileSync } = fs
-    let refusals = 3
-    t.mock.method(fs, 'readFileSync', (...args: Parameters<typeof readFileSync>) => {
-      if (args[0] !== `/proc/${process.pid}/stat` || refusals === 0) return readFileSync(...args)
-      refusals--
-      throw Object.assign(new Error('too many open files'), { errno: -24, code: 'EMFILE', syscall: 'open' })
-    })
-    await target.programMapped()
-    assert.equal(refusals, 0)
-  },
-)
+test('a process that is held is asked for its state without a descriptor', needs(), async (t) => {
+  const target = TargetProcess.open(loadNative(), process.pid)
+  t.after(() => target.close())
+  const refuse = (): never => {
+    throw Object.assign(new Error('too many open files'), { errno: -24, code: 'EMFILE', syscall: 'open' })
+  }
+  for (const name of ['openSync', 'readFileSync', 'readdirSync'] as const) t.mock.method(fs, name, refuse)
+  assert.equal(target.isAlive(), true)
+  assert.equal(target.refreshThread(), true)
+  assert.equal(target.addressSpaceGone(), false)
+  await target.programMapped()
+})
