@@ -51,6 +51,8 @@ export interface AttachContext {
   ring(): Promise<Ring>
   /** Stands for the tracer in the table of counters. */
   readonly tracer: object
+  /** Makes the kernel ready for registrations, beside what the attach does first. Returns at once. */
+  headStart(): void
   /** Clears what agents that died have left. */
   recover(): Promise<void>
   /** What claims of the tracer share; made on first use. Throws `ERR_UPROBE_LEASE`. */
@@ -127,6 +129,7 @@ async function attachSteps(
   const { native, log } = context
   const pmu = readUprobePmu()
   undo.add(() => closeAll(processes))
+  context.headStart()
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()
