@@ -3,7 +3,8 @@
  *
  * Each repair is made so that it is right whatever the kernel and other tracers do meanwhile:
  *
- *  - **a claim of nobody**: all sites are guarded, so that the kernel cannot begin to count, then the bit is cleared;
+ *  - **a claim of nobody**: all sites are guarded, so that the kernel cannot begin to count, then the bit is cleared. Where a process that lives is known to hold a site, the claim may be its own, under a lease
+ *    in another directory, and is left;
  *  - **a count that leaked**: the counter is pinned, so that the kernel leaves it alone; what is above the number of sites is the leak, exactly;
  *  - **a negative value**: as long as it is negative the kernel neither adds nor takes away (`__update_ref_ctr`, kernel/events/uprobes.c), so the number of armed sites that count here can
  *    be stored. Both bytes go in one write, during which the kernel's own store waits for `mmap_lock` (`__access_remote_vm`, mm/memory.c); from then on it counts from the right number;
@@ -123,6 +124,8 @@ async function attempt(context: RepairContext, inspected: InspectedCounter): Pro
   const { value, breakpoints, state } = inspected
   const debugged = whyDebugged(context.target)
   if (debugged !== null) return left(value, debugged)
+  if (state === 'foreign-claim' && inspected.owners.length > 0)
+    return left(value, `whoever holds its sites may have claimed it; ${whoHolds(inspected)}`)
   if (context.dryRun) return { after: expectedAfter(inspected), applied: false, note: intention(state, value ?? 0, breakpoints) }
   try {
     switch (state) {

@@ -150,6 +150,20 @@ for (const [before, problem] of [
   })
 }
 
+test('a claim under a lease in another directory, of an agent that lives, is left to it', GCC, async (t) => {
+  const { target, value, repair } = await scene(t)
+  const probe = await newTracer(t, { leaseDir: leaseDirectory() }).attach('usdt:t:shared', { pid: target.pid, counter: 'msb' })
+  for (const dryRun of [true, false]) {
+    const entries = await repair(dryRun)
+    assert.deepEqual(summary(entries), [['shared', 'foreign-claim', 0x8000, 0x8000, false]])
+    assert.match(entries[0]?.note ?? '', new RegExp(`\\[${process.pid}\\]`))
+  }
+  assert.equal(value(), 0x8000)
+  assert.equal(await target.askNumber('shared 2'), 6)
+  await detachComplete(probe, 6)
+  assert.equal(value(), 0)
+})
+
 test('a negative value under a living tracer: the number of its sites is stored, and its end gives 0', GCC, async (t) => {
   const { target, write, value, repair } = await scene(t)
   const probe = await newTracer(t).attach('usdt:t:shared', { pid: target.pid })
