@@ -11,7 +11,7 @@ import { readlinkSync } from 'node:fs'
 import { type Arming, ClaimedArming, CountedArming } from './arming.js'
 import type { HitSink } from './capture/compile.js'
 import type { Filter } from './capture/filter.js'
-import { bindFilter } from './capture/filter-bind.js'
+import { bindFilter, unsignedWithNegative } from './capture/filter-bind.js'
 import { parseFilter } from './capture/filter-parse.js'
 import { HitDecoder } from './capture/hit.js'
 import type { CaptureShape } from './capture/shape.js'
@@ -147,7 +147,7 @@ async function attachSteps(
   // A process may map hundreds of files. Those without sites need not be kept open, and with them the file systems they are on.
   const probed = new Set(prepared.files.map(({ file }) => file))
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
-  if (filter !== null) checkFilter(filter, prepared.sites)
+  if (filter !== null) warnings.push(...checkFilter(filter, prepared.sites))
   const sink = makeSink === null ? null : await makeSink(prepared.sites, signal)
   const ring = await context.ring()
   signal.throwIfAborted()
@@ -300,14 +300,20 @@ async function* living(processes: readonly TargetProcess[]): AsyncGenerator<Targ
   for (const target of processes) if (!target.addressSpaceGone()) yield target
 }
 
-/** Throws `ERR_UPROBE_BAD_OPTION` if the filter does not suit the operands of a site. */
-function checkFilter(filter: Filter, sites: readonly Site[]): void {
+/** Throws `ERR_UPROBE_BAD_OPTION` if the filter does not suit the operands of a site. Warns of comparisons that always come out alike. */
+function checkFilter(filter: Filter, sites: readonly Site[]): string[] {
   const checked = new Set<CaptureShape>()
+  const places = new Set<number>()
   for (const { shape, probe } of sites) {
     if (checked.has(shape)) continue
     checked.add(shape)
-    bindFilter(filter, shape.operands, escapeForDisplay(probe))
+    for (const at of unsignedWithNegative(bindFilter(filter, shape.operands, escapeForDisplay(probe)))) places.add(at)
   }
+  return [...places].map(
+    (at) =>
+      `Option filter: column ${at + 1}: an unsigned number is compared with a negative one, and is never equal to it or less. X - 0 is X as a signed number: ` +
+      'retval - 0 == -1 for a long, (retval << 32) - 0 >> 32 == -1 for an int.',
+  )
 }
 
 function applyPath(spec: ProbeSpec, path: string | null): ProbeSpec {

@@ -34,7 +34,14 @@ export type BoundNumber = {
 
 /** A condition on the operands of one shape. */
 export type BoundCondition =
-  | { readonly kind: 'compare'; readonly relation: FilterRelation; readonly left: BoundNumber; readonly right: BoundNumber }
+  | {
+      readonly kind: 'compare'
+      readonly relation: FilterRelation
+      readonly left: BoundNumber
+      readonly right: BoundNumber
+      /** Where it begins in the text of the filter. */
+      readonly at: number
+    }
   | {
       readonly kind: 'text'
       /** The operand that points to the string; `null` for comm. */
@@ -75,7 +82,7 @@ export function bindFilter(filter: Filter, operands: readonly BoundOperand[], si
       case 'compare': {
         const [left, right] = [number(node.left), number(node.right)]
         slotsFor(left, right, node.at)
-        return { kind: 'compare', relation: node.relation, left, right }
+        return { kind: 'compare', relation: node.relation, left, right, at: node.at }
       }
     }
   }
@@ -136,6 +143,24 @@ export function bindFilter(filter: Filter, operands: readonly BoundOperand[], si
 
 function countOf(count: number): string {
   return count === 0 ? 'no arguments' : `${count === 1 ? '1 argument' : `${count} arguments`}, counted from 0`
+}
+
+/** Where unsigned numbers are compared with a negative one, which none of them is equal to or less than: a signed one was meant. */
+export function unsignedWithNegative(condition: BoundCondition): number[] {
+  switch (condition.kind) {
+    case 'and':
+    case 'or':
+      return condition.parts.flatMap(unsignedWithNegative)
+    case 'not':
+      return unsignedWithNegative(condition.inner)
+    case 'text':
+      return []
+    case 'compare': {
+      const { left, right, at } = condition
+      const always = (one: BoundNumber, other: BoundNumber): boolean => !one.signed && other.kind === 'literal' && other.signed
+      return always(left, right) || always(right, left) ? [at] : []
+    }
+  }
 }
 
 /** Whether a number is computed in one register without calling a helper, which takes the others. */

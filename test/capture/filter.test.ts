@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import fc from 'fast-check'
 import { type Filter, filterError } from '../../lib/capture/filter.js'
-import { bindFilter } from '../../lib/capture/filter-bind.js'
+import { bindFilter, unsignedWithNegative } from '../../lib/capture/filter-bind.js'
 import { parseFilter } from '../../lib/capture/filter-parse.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import { UprobeError } from '../../lib/errors.js'
@@ -172,6 +172,18 @@ test('binds what suits the operands', () => {
     bindFilter(parseFilter(text), operands)
   }
 })
+
+for (const [text, places] of [
+  ['arg3 == -1', [0]],
+  ['pid != 1 && (-2 < arg3 || !(tid >= -1))', [13, 28]],
+  // Signed: by its note, by arithmetic, by its sign.
+  ['arg0 == -1 || arg3 - 0 == -1 || -1 == -arg3 || -1 < -2', []],
+  ['(arg3 << 32) - 0 >> 32 == -1 || arg3 > 1', []],
+] as const) {
+  test(`finds unsigned numbers that are compared with negative ones in ${text}`, () => {
+    assert.deepEqual(unsignedWithNegative(bindFilter(parseFilter(text), operands)), places)
+  })
+}
 
 test('points at the place with a caret, behind what is escaped and within what is shown', () => {
   assert.equal(filterError('arg0 > "x"', 7, 'wrong').message, 'Option filter: column 8: wrong\n  arg0 > "x"\n         ^')
