@@ -26,6 +26,7 @@ import type { AttachSettings } from './options.js'
 import { Probe } from './probe.js'
 import { type Progress, type ReportProgress, SiteWork } from './progress.js'
 import { type ArmResult, Attachment, type Part } from './register/attachment.js'
+import { headStart } from './register/head-start.js'
 import { checkEvents } from './register/many-events.js'
 import { multiSupport } from './register/multi-support.js'
 import { PauseMap } from './register/pause-map.js'
@@ -51,8 +52,6 @@ export interface AttachContext {
   ring(): Promise<Ring>
   /** Stands for the tracer in the table of counters. */
   readonly tracer: object
-  /** Makes the kernel ready for registrations, beside what the attach does first. Returns at once. */
-  headStart(): void
   /** Clears what agents that died have left. */
   recover(): Promise<void>
   /** What claims of the tracer share; made on first use. Throws `ERR_UPROBE_LEASE`. */
@@ -129,7 +128,8 @@ async function attachSteps(
   const { native, log } = context
   const pmu = readUprobePmu()
   undo.add(() => closeAll(processes))
-  context.headStart()
+  const beside = headStart(native, log)
+  undo.add(() => beside)
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()
@@ -221,6 +221,7 @@ async function attachSteps(
     queueLimits: { hits: settings.queueLimit, bytes: settings.queueLimitBytes },
     log,
     holds,
+    beside,
     onEnded: () => {
       stacks?.close()
       context.onEnded(probe)

@@ -32,7 +32,6 @@ import {
 } from './options.js'
 import type { Probe } from './probe.js'
 import type { Progress } from './progress.js'
-import { HeadStart } from './register/head-start.js'
 import { parseSpec } from './spec/spec.js'
 
 /** How long an attach that is under way is waited for by whoever asks to give way, and does not wait for ever himself. */
@@ -56,7 +55,6 @@ export class Tracer extends EventEmitter<TracerEvents> {
   readonly #closing = new AbortController()
   readonly #claims: TracerClaims
   readonly #governor: Governor
-  readonly #headStart: HeadStart
   /** Made on first use. */
   #ring: Promise<Ring> | null = null
   #closed: Promise<void> | null = null
@@ -70,7 +68,6 @@ export class Tracer extends EventEmitter<TracerEvents> {
     this.#settings = checkTracerOptions(options)
     this.#log = childLogger(this.#settings.logger, 'tracer')
     this.#governor = new Governor(this.#settings.budget)
-    this.#headStart = new HeadStart(this.#log)
     this.#claims = new TracerClaims(this.#settings.leaseDir, this.#log, (pid) => this.#giveWay(pid))
   }
 
@@ -152,7 +149,6 @@ export class Tracer extends EventEmitter<TracerEvents> {
           ring: () => this.#openRing(),
           tracer: this,
           throttled: cost !== null,
-          headStart: () => this.#headStart.begin(native),
           recover: () => this.#claims.recover(),
           claimContext: () => this.#claims.context(),
           onProgress: (progress) => callGuarded(() => this.emit('progress', progress)),
@@ -245,7 +241,6 @@ export class Tracer extends EventEmitter<TracerEvents> {
     const results = await Promise.allSettled([...this.#aggregations, ...this.#probes].map((probe) => probe.detach()))
     this.#governor.close()
     await this.#claims.close()
-    await this.#headStart.close()
     // Whoever asked for it has come to an end, and been told if it could not be made.
     const ring = await this.#ring?.catch(() => null)
     ring?.close()

@@ -11,80 +11,42 @@
 import { Assembler } from '../capture/bpf.js'
 import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
+import { isLimit, limitError } from '../shortage.js'
 import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, loadProgram } from './bpf-objects.js'
 import { closeRegistrations } from './close.js'
 
 const PAGE_BYTES = 4096
 
-/** What a tracer keeps for it. */
-interface Page {
-  readonly path: string
-  /** Returns 0, and is never run. */
-  readonly progFd: number
-  close(): void
+/** The one that is under way in this process; whoever begins another has this one. */
+let running: Promise<void> | null = null
+/** Whether this kernel has such links, as far as known. */
+let works = true
+
+/** Begins one. Resolves, some 40 ms later, when nothing is left of it; never rejects. */
+export function headStart(native: Native, log: Logger): Promise<void> {
+  if (running !== null || !works) return running ?? Promise.resolve()
+  running = run(native, log).finally(() => {
+    running = null
+  })
+  return running
 }
 
-/** The head starts of one tracer. `close` when no attach is under way. */
-export class HeadStart {
-  #page: Promise<Page> | null = null
-  /** The one that is under way. Others need none at the same time. */
-  #running: Promise<void> | null = null
-  #works = true
-
-  constructor(private readonly log: Logger) {}
-
-  /** Begins one, unless one is under way. Returns at once. */
-  begin(native: Native): void {
-    if (!this.#works || this.#running !== null) return
-    this.#running = this.#run(native).finally(() => {
-      this.#running = null
-    })
-  }
-
-  async #run(native: Native): Promise<void> {
-    const fds: number[] = []
-    try {
-      this.#page ??= makePage(native)
-      const { path, progFd } = await this.#page
-      fds.push(
-        await native.bpfLinkCreateUprobeMulti({
-          progFd,
-          path,
-          fileOffsets: BigUint64Array.of(0n),
-          refCtrOffsets: null,
-          cookies: BigUint64Array.of(0n),
-          retprobe: false,
-          pid: process.pid,
-        }),
-      )
-    } catch (error) {
-      this.#works = false
-      this.log.debug({ err: error }, 'attaches have no head start')
-    }
-    try {
-      await closeRegistrations(native, fds)
-    } catch (error) {
-      this.#works = false
-      this.log.warn({ err: error }, 'a link on memory that nobody maps could not be closed')
-    }
-  }
-
-  /** Waits for what is under way, and gives everything back. */
-  async close(): Promise<void> {
-    this.#works = false
-    await this.#running
-    const page = await this.#page?.catch(() => null)
-    this.#page = null
-    page?.close()
+async function run(native: Native, log: Logger): Promise<void> {
+  try {
+    await closeRegistrations(native, [await linkPage(native)])
+  } catch (error) {
+    works = isLimit(limitError(error, '') ?? error)
+    log.debug({ err: error }, 'an attach has no head start')
   }
 }
 
-async function makePage(native: Native): Promise<Page> {
-  const asm = new Assembler()
-  asm.load(0, 0)
-  asm.exit()
+/** Links a page of memory to a program that is never run. */
+async function linkPage(native: Native): Promise<number> {
   const fileFd = native.memfdCreate('uprobe', PAGE_BYTES)
   try {
+    const asm = new Assembler()
+    asm.load(0, 0)
+    asm.exit()
     const progFd = await loadProgram(native, {
       type: BPF_PROG_TYPE_KPROBE,
       expectedAttachType: BPF_TRACE_UPROBE_MULTI,
@@ -92,16 +54,20 @@ async function makePage(native: Native): Promise<Page> {
       license: BPF_LICENSE,
       name: 'uprobe_start',
     })
-    return {
-      path: `/proc/self/fd/${fileFd}`,
-      progFd,
-      close: () => {
-        native.closeFd(progFd)
-        native.closeFd(fileFd)
-      },
+    try {
+      return await native.bpfLinkCreateUprobeMulti({
+        progFd,
+        path: `/proc/self/fd/${fileFd}`,
+        fileOffsets: BigUint64Array.of(0n),
+        refCtrOffsets: null,
+        cookies: BigUint64Array.of(0n),
+        retprobe: false,
+        pid: process.pid,
+      })
+    } finally {
+      native.closeFd(progFd)
     }
-  } catch (error) {
+  } finally {
     native.closeFd(fileFd)
-    throw error
   }
 }

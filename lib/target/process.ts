@@ -264,15 +264,16 @@ export class TargetProcess {
   }
 }
 
-/** The leader if it lives, else the first living thread; `null` when the process has none. */
+/** The leader if it lives, else the first living thread; `null` when the process has none, or is reaped, so that what /proc shows under its number may be another's. */
 function livingThread(pid: number, statFd: number): number | null {
-  const leaderLives = (): boolean => !isDead(readOpenStat(statFd))
-  if (leaderLives()) return pid
+  const leader = readOpenStat(statFd)
+  if (leader === null) return null
+  if (!isDead(leader)) return pid
   for (const name of safeList(`/proc/${pid}/task`)) {
-    if (!isDead(readStat(`/proc/${pid}/task/${name}`))) return Number(name)
+    if (!isDead(readStat(`/proc/${pid}/task/${name}`))) return readOpenStat(statFd) === null ? null : Number(name)
   }
   // Another thread that calls exec takes the number of the leader (`de_thread`, fs/exec.c), and may have done so in between.
-  return leaderLives() ? pid : null
+  return isDead(readOpenStat(statFd)) ? null : pid
 }
 
 function openPidfd(native: Native, pid: number, absent: string): number {

@@ -1,5 +1,5 @@
 /**
- * What makes the kernel ready for an attach: it happens beside it, once at a time, and is gone with the tracer.
+ * What makes the kernel ready for an attach: it happens beside it, once at a time, and nothing of it outlives the attach that fails, or the probe.
  */
 import assert from 'node:assert/strict'
 import { it } from 'node:test'
@@ -7,10 +7,12 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import pino from 'pino'
 import { Tracer } from '../../lib/index.js'
 import { loadNative, type Native, type UprobeMulti } from '../../lib/native.js'
-import { HeadStart } from '../../lib/register/head-start.js'
+import { headStart } from '../../lib/register/head-start.js'
 import { multiSupport } from '../../lib/register/multi-support.js'
-import { assertLeavesNothing } from '../support/leftovers.js'
+import { buildTarget } from '../support/build.js'
+import { assertLeavesNothing, holdings } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
+import { Target } from '../support/target.js'
 import { waitFor } from '../support/wait.js'
 
 const log = pino({ level: 'silent' })
@@ -33,51 +35,81 @@ function watched(create?: Native['bpfLinkCreateUprobeMulti']): { native: Native;
   return { native, links, closed: () => closed }
 }
 
-async function linksWork(): Promise<boolean> {
-  return (await multiSupport(loadNative())).allProcesses
-}
-
 it('links memory that nobody maps, one at a time, and closes each', needs(), async (t) => {
-  if (!(await linksWork())) return t.skip('this kernel has no uprobe_multi link')
+  if (!(await multiSupport(loadNative())).allProcesses) return t.skip('this kernel has no uprobe_multi link')
   await assertLeavesNothing(async () => {
     const { native, links, closed } = watched()
-    const start = new HeadStart(log)
-    start.begin(native)
-    start.begin(native)
-    await waitFor('the link to be closed', () => closed() === 1)
-    assert.equal(links.length, 1)
-    // Where the first has come to its end the next one begins.
-    await waitFor('another', () => {
-      start.begin(native)
-      return links.length === 2
-    })
-    await start.close()
-    assert.equal(closed(), 2)
-    start.begin(native)
-    assert.equal(links.length, 2)
+    const first = headStart(native, log)
+    assert.equal(headStart(native, log), first)
+    await first
+    assert.deepEqual([links.length, closed()], [1, 1])
+    await headStart(native, log)
+    assert.deepEqual([links.length, closed()], [2, 2])
   })
 })
 
-it('tries no more where the kernel refuses, and leaves nothing', needs(), async () => {
-  const refused = watched(() => Promise.reject(Object.assign(new Error('EINVAL'), { syscall: 'bpf', errno: 22, code: 'EINVAL' })))
-  await assertLeavesNothing(async () => {
-    refused.links.length = 0
-    const start = new HeadStart(log)
-    start.begin(refused.native)
-    await waitFor('the refusal', async () => refused.links.length === 1 || !(await linksWork()))
-    for (let turn = 0; turn < 10; turn++) {
-      start.begin(refused.native)
-      await nextTurn()
-    }
-    assert.ok(refused.links.length <= 1)
-    await start.close()
-  })
+it('leaves nothing where an attach fails or is aborted, nor where a probe is detached at once', needs({ programs: ['gcc'] }), async (t) => {
+  const { pid } = await Target.start(t, buildTarget(t, 'usdt'))
+  const tracer = new Tracer()
+  t.after(() => tracer.close())
+  // What the tracer keeps by design is there after this.
+  await (await tracer.attach('usdt:t:gated', { pid })).detach()
+  const before = holdings()
+  await assert.rejects(tracer.attach('usdt:no:such', { pid }), { code: 'ERR_UPROBE_NOT_FOUND' })
+  assert.deepEqual(holdings().descriptors, before.descriptors)
+  const stop = new AbortController()
+  const aborted = tracer.attach('usdt:t:gated', { pid, signal: stop.signal })
+  await nextTurn()
+  stop.abort(new Error('stopped'))
+  await assert.rejects(aborted, /stopped/)
+  assert.deepEqual(holdings().descriptors, before.descriptors)
+  await (await tracer.attach('usdt:t:gated', { pid })).detach()
+  assert.deepEqual(holdings().descriptors, before.descriptors)
 })
 
-it('is over with the tracer, also where the attach fails', needs(), async () => {
+it('is waited for by the end of the probe', needs({ programs: ['gcc'] }), async (t) => {
+  const native = loadNative()
+  if (!(await multiSupport(native)).allProcesses) return t.skip('this kernel has no uprobe_multi link')
+  const { pid } = await Target.start(t, buildTarget(t, 'usdt'))
+  const { closeFds } = native
+  let letGo = (): void => undefined
+  const held = new Promise<void>((resolve) => {
+    letGo = resolve
+  })
+  t.after(() => letGo())
+  const tracer = new Tracer()
+  t.after(() => tracer.close())
+  let closing = 0
+  let closed = 0
+  // The first that is closed is the link of the head start.
+  t.mock.method(native, 'closeFds', async (fds: readonly number[]) => {
+    if (closing++ === 0) await held
+    await closeFds(fds)
+    closed++
+  })
+  const probe = await tracer.attach('usdt:t:gated', { pid })
+  let ended = false
+  const end = probe.detach().then(() => {
+    ended = true
+  })
+  await waitFor('the registrations to be closed', () => closed > 0 && closed === closing - 1)
+  for (let turn = 0; turn < 10; turn++) await nextTurn()
+  assert.equal(ended, false)
+  letGo()
+  await end
+  assert.equal(closed, closing)
+})
+
+// Last: it is known of the kernel from then on.
+it('tries no more where the kernel refuses, but for want of descriptors', needs(), async () => {
+  const refusing = (errno: number) => watched(() => Promise.reject(Object.assign(new Error('no'), { syscall: 'bpf', errno, code: 'E' })))
   await assertLeavesNothing(async () => {
-    const tracer = new Tracer()
-    await assert.rejects(tracer.attach('usdt:no:such', { pid: process.pid }), { code: 'ERR_UPROBE_NOT_FOUND' })
-    await tracer.close()
+    const full = refusing(24)
+    await headStart(full.native, log)
+    await headStart(full.native, log)
+    const without = refusing(22)
+    await headStart(without.native, log)
+    await headStart(without.native, log)
+    assert.deepEqual([full.links.length, without.links.length], full.links.length === 0 ? [0, 0] : [2, 1])
   })
 })
