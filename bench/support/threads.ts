@@ -1,5 +1,5 @@
 /**
- * The threads of this process, and how long each has run.
+ * The threads of this process.
  */
 import { readdirSync, readFileSync } from 'node:fs'
 
@@ -10,9 +10,4 @@ export function threadsNamed(name: string): number[] {
   return readdirSync(TASKS)
     .filter((tid) => readFileSync(`${TASKS}/${tid}/comm`, 'utf8') === `${name}\n`)
     .map(Number)
-}
-
-/** How long a thread has run so far, in nanoseconds (Documentation/scheduler/sched-stats.rst). */
-export function runTimeNs(tid: number): number {
-  return Number(readFileSync(`${TASKS}/${tid}/schedstat`, 'utf8').split(' ')[0])
 }

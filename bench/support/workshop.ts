@@ -50,7 +50,12 @@ export class Workshop implements Cleanup {
 
   /** Starts an agent (agent.cjs), on any processor. */
   startAgent(...args: readonly string[]): Promise<Target> {
-    return Target.start(this, process.execPath, { args: [join(SOURCES, 'agent.cjs'), ...args] })
+    return this.startScript('agent.cjs', ...args)
+  }
+
+  /** Starts a program of `bench/` that is plain JavaScript. */
+  startScript(script: string, ...args: readonly string[]): Promise<Target> {
+    return Target.start(this, process.execPath, { args: [join(SOURCES, script), ...args] })
   }
 
   /** Starts the target on its processor. */

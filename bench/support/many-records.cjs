@@ -5,14 +5,12 @@
  * The program that the library compiled begins with `r6 = r1`, and ends with `r0 = 0; exit`, where everything in it leads. A counter on the stack sends it back to its second
  * instruction until it has been round often enough (bounded loops: Linux 5.3). Its jumps are relative, so they do not mind an instruction more before them.
  */
-import type { Native } from '../../lib/native.js'
-
 const INSN_BYTES = 8
 /** The last 8 of the 512 bytes of stack; the library uses them only for a filter. */
 const COUNTER = -512
 const [R0, R1, FRAME] = [0, 1, 10]
 
-function insn(opcode: number, dst: number, src: number, offset: number, imm: number): Uint8Array {
+function insn(opcode, dst, src, offset, imm) {
   const bytes = new Uint8Array(INSN_BYTES)
   const view = new DataView(bytes.buffer)
   view.setUint8(0, opcode)
@@ -22,7 +20,7 @@ function insn(opcode: number, dst: number, src: number, offset: number, imm: num
   return bytes
 }
 
-function repeated(program: Uint8Array, times: number): Uint8Array {
+function repeated(program, times) {
   const body = program.subarray(0, program.length - 2 * INSN_BYTES)
   const jumpAt = 1 + body.length / INSN_BYTES + 3
   return Buffer.concat([
@@ -38,7 +36,9 @@ function repeated(program: Uint8Array, times: number): Uint8Array {
 }
 
 /** From now on every program that this process loads writes `times` records a hit. */
-export function multiplyRecords(native: Native, times: number): void {
+function multiplyRecords(native, times) {
   const load = native.bpfProgLoad.bind(native)
   native.bpfProgLoad = (program) => load({ ...program, insns: repeated(program.insns, times) })
 }
+
+module.exports = { multiplyRecords }
