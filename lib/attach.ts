@@ -11,7 +11,7 @@ import { readlinkSync } from 'node:fs'
 import { type Arming, ClaimedArming, CountedArming } from './arming.js'
 import type { HitSink } from './capture/compile.js'
 import type { Filter } from './capture/filter.js'
-import { bindFilter, unsignedWithNegative } from './capture/filter-bind.js'
+import { bindFilter, comparedAsSigned } from './capture/filter-bind.js'
 import { parseFilter } from './capture/filter-parse.js'
 import { HitDecoder } from './capture/hit.js'
 import type { CaptureShape } from './capture/shape.js'
@@ -26,7 +26,6 @@ import type { AttachSettings } from './options.js'
 import { Probe } from './probe.js'
 import { type Progress, type ReportProgress, SiteWork } from './progress.js'
 import { type ArmResult, Attachment, type Part } from './register/attachment.js'
-import { headStart } from './register/head-start.js'
 import { checkEvents } from './register/many-events.js'
 import { multiSupport } from './register/multi-support.js'
 import { PauseMap } from './register/pause-map.js'
@@ -128,8 +127,6 @@ async function attachSteps(
   const { native, log } = context
   const pmu = readUprobePmu()
   undo.add(() => closeAll(processes))
-  const beside = headStart(native, log)
-  undo.add(() => beside)
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()
@@ -221,7 +218,6 @@ async function attachSteps(
     queueLimits: { hits: settings.queueLimit, bytes: settings.queueLimitBytes },
     log,
     holds,
-    beside,
     onEnded: () => {
       stacks?.close()
       context.onEnded(probe)
@@ -308,12 +304,12 @@ function checkFilter(filter: Filter, sites: readonly Site[]): string[] {
   for (const { shape, probe } of sites) {
     if (checked.has(shape)) continue
     checked.add(shape)
-    for (const at of unsignedWithNegative(bindFilter(filter, shape.operands, escapeForDisplay(probe)))) places.add(at)
+    for (const at of comparedAsSigned(bindFilter(filter, shape.operands, escapeForDisplay(probe)))) places.add(at)
   }
   return [...places].map(
     (at) =>
-      `Option filter: column ${at + 1}: an unsigned number is compared with a negative one, and is never equal to it or less. X - 0 is X as a signed number: ` +
-      'retval - 0 == -1 for a long, (retval << 32) - 0 >> 32 == -1 for an int.',
+      `Option filter: column ${at + 1}: an unsigned number is compared as if it could be negative, which comes out alike for every hit. ` +
+      'Signed are X - 0, for 8 bytes as a long has, and (X << 32) - 0 >> 32, for the 4 of an int: retval - 0 < 0, (retval << 32) - 0 >> 32 == -1.',
   )
 }
 

@@ -315,8 +315,6 @@ export interface Native {
   pidfdOpen(pid: number): number
   /** openat2(2) with RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS below the directory `root`, read-only, close-on-exec, non-blocking; returns the fd. */
   openInRoot(root: string, path: string): number
-  /** memfd_create(2), close-on-exec, of `bytes` zeros that nobody may execute (Linux 6.3); returns the fd. */
-  memfdCreate(name: string, bytes: number): number
   /** open(2), read-only, close-on-exec, non-blocking (so that a FIFO does not hang us); returns the fd. */
   openFile(path: string): number
   /** Reads a whole file as UTF-8, off the event loop in one turn: open(2) as {@link openFile}, read(2) to its end, close(2). For files of /proc, which give a page at a time. EFBIG beyond 64 MiB. */

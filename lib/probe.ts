@@ -61,8 +61,6 @@ export interface ProbeParts {
   readonly log: Logger
   /** What it has in the table of counters. */
   readonly holds: ProbeHolds
-  /** What the attach has begun beside itself, and may still hold something. Never rejects. */
-  readonly beside: Promise<void>
   readonly onEnded: () => void
   /** Is told how far the end is. */
   readonly onEnding: ReportProgress
@@ -521,7 +519,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   async #tearDown(): Promise<void> {
-    const { ring, probeId, arming, programs, pauseMap, counts, files, holds, beside, onEnded } = this.#parts
+    const { ring, probeId, arming, programs, pauseMap, counts, files, holds, onEnded } = this.#parts
     let failure: unknown = null
     this.#out = false
     try {
@@ -543,7 +541,6 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       pauseMap?.close()
       counts.close()
       for (const file of files) file.close()
-      await beside
       holds.leave()
       onEnded()
     }

@@ -1,7 +1,6 @@
 #include "process.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -24,9 +23,6 @@ constexpr long kOpenat2 = 437;    // Linux 5.6
 #ifdef __x86_64__
 constexpr long kUprobe = 336;
 #endif
-
-// Young as well: Linux 6.3. Where vm.memfd_noexec demands it, a file in memory cannot be had without.
-constexpr unsigned kMemfdNoExecSeal = 0x0008;
 
 // struct open_how, include/uapi/linux/openat2.h
 struct OpenHow {
@@ -55,17 +51,6 @@ Napi::Value OpenFile(const Napi::CallbackInfo& info) {
   const std::string path = arguments.String(arguments.At(0), "path");
   if (arguments.Failed()) return Napi::Value();
   return ReturnFd(info.Env(), open(path.c_str(), kReadFlags), "open");
-}
-
-Napi::Value MemfdCreate(const Napi::CallbackInfo& info) {
-  Arguments arguments(info);
-  const std::string name = arguments.String(arguments.At(0), "name");
-  const std::uint32_t bytes = arguments.Uint32(arguments.At(1), "bytes");
-  if (arguments.Failed()) return Napi::Value();
-  Fd file(memfd_create(name.c_str(), MFD_CLOEXEC | kMemfdNoExecSeal));
-  if (!file.valid()) return ThrowFailure(info.Env(), LastFailure("memfd_create"));
-  if (ftruncate(file.get(), bytes) != 0) return ThrowFailure(info.Env(), LastFailure("ftruncate"));
-  return HandOver(info.Env(), std::move(file));
 }
 
 // A path inside a container's root, resolved as that container would: a symbolic link to "/" or "../.." ends at `root`, never in ours.
@@ -164,7 +149,6 @@ Napi::Value PossibleCpus(const Napi::CallbackInfo& info) {
 void InitProcess(Napi::Env env, Napi::Object exports) {
   exports.Set("pidfdOpen", Napi::Function::New<PidfdOpen>(env, "pidfdOpen"));
   exports.Set("openFile", Napi::Function::New<OpenFile>(env, "openFile"));
-  exports.Set("memfdCreate", Napi::Function::New<MemfdCreate>(env, "memfdCreate"));
   exports.Set("openInRoot", Napi::Function::New<OpenInRoot>(env, "openInRoot"));
   exports.Set("readText", Napi::Function::New<ReadText>(env, "readText"));
   exports.Set("closeFd", Napi::Function::New<CloseFd>(env, "closeFd"));

@@ -145,22 +145,29 @@ function countOf(count: number): string {
   return count === 0 ? 'no arguments' : `${count === 1 ? '1 argument' : `${count} arguments`}, counted from 0`
 }
 
-/** Where unsigned numbers are compared with a negative one, which none of them is equal to or less than: a signed one was meant. */
-export function unsignedWithNegative(condition: BoundCondition): number[] {
+/** How a relation reads from its right side. */
+const MIRRORED: Record<FilterRelation, FilterRelation> = { '==': '==', '!=': '!=', '<': '>', '<=': '>=', '>': '<', '>=': '<=' }
+
+/** Where unsigned numbers are compared as if they had a sign, with a negative number or for being less than 0: that comes out alike for all of them, and signed ones were meant. */
+export function comparedAsSigned(condition: BoundCondition): number[] {
   switch (condition.kind) {
     case 'and':
     case 'or':
-      return condition.parts.flatMap(unsignedWithNegative)
+      return condition.parts.flatMap(comparedAsSigned)
     case 'not':
-      return unsignedWithNegative(condition.inner)
+      return comparedAsSigned(condition.inner)
     case 'text':
       return []
     case 'compare': {
-      const { left, right, at } = condition
-      const always = (one: BoundNumber, other: BoundNumber): boolean => !one.signed && other.kind === 'literal' && other.signed
-      return always(left, right) || always(right, left) ? [at] : []
+      const { left, right, relation, at } = condition
+      return isTakenForSigned(left, relation, right) || isTakenForSigned(right, MIRRORED[relation], left) ? [at] : []
     }
   }
+}
+
+function isTakenForSigned(number: BoundNumber, relation: FilterRelation, bound: BoundNumber): boolean {
+  if (number.signed || number.kind === 'literal' || bound.kind !== 'literal') return false
+  return bound.value < 0n || (bound.value === 0n && (relation === '<' || relation === '>='))
 }
 
 /** Whether a number is computed in one register without calling a helper, which takes the others. */

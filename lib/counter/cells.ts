@@ -146,7 +146,7 @@ function isLoadedThere({ address, vaddr }: CellPlace, ofFile: readonly Mapping[]
 
 function openFor(target: TargetProcess, name: 'mem' | 'maps', fds: number[]): number | null {
   try {
-    const fd = openSync(`${target.procDirectory}/${name}`, name === 'mem' && target.pid !== process.pid ? 'r+' : 'r')
+    const fd = openSync(`${target.threadDirectory}/${name}`, name === 'mem' && target.pid !== process.pid ? 'r+' : 'r')
     fds.push(fd)
     return fd
   } catch (error) {

@@ -454,7 +454,7 @@ function nameOf(counter: FileCounter): string {
 
 function openProc(target: TargetProcess, name: string, flags: string, fds: number[]): number {
   try {
-    const fd = openSync(`${target.procDirectory}/${name}`, flags)
+    const fd = openSync(`${target.threadDirectory}/${name}`, flags)
     fds.push(fd)
     return fd
   } catch (error) {

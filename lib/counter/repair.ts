@@ -3,8 +3,8 @@
  *
  * Each repair is made so that it is right whatever the kernel and other tracers do meanwhile:
  *
- *  - **a claim of nobody**: all sites are guarded, so that the kernel cannot begin to count, then the bit is cleared. Where a process that lives is known to hold a site, the claim may be its own, under a lease
- *    in another directory, and is left;
+ *  - **a claim of nobody**: all sites are guarded, so that the kernel cannot begin to count, then the bit is cleared. Where a site is armed and stays so, whoever holds it lives, and the
+ *    claim may be its own, under a lease in another directory: it is left;
  *  - **a count that leaked**: the counter is pinned, so that the kernel leaves it alone; what is above the number of sites is the leak, exactly;
  *  - **a negative value**: as long as it is negative the kernel neither adds nor takes away (`__update_ref_ctr`, kernel/events/uprobes.c), so the number of armed sites that count here can
  *    be stored. Both bytes go in one write, during which the kernel's own store waits for `mmap_lock` (`__access_remote_vm`, mm/memory.c); from then on it counts from the right number;
@@ -124,8 +124,7 @@ async function attempt(context: RepairContext, inspected: InspectedCounter): Pro
   const { value, breakpoints, state } = inspected
   const debugged = whyDebugged(context.target)
   if (debugged !== null) return left(value, debugged)
-  if (state === 'foreign-claim' && inspected.owners.length > 0)
-    return left(value, `whoever holds its sites may have claimed it; ${whoHolds(inspected)}`)
+  if (state === 'foreign-claim' && inspected.owners.length > 0) return left(value, heldByWhom(inspected))
   if (context.dryRun) return { after: expectedAfter(inspected), applied: false, note: intention(state, value ?? 0, breakpoints) }
   try {
     switch (state) {
@@ -158,7 +157,7 @@ function expectedAfter({ state, value, breakpoints }: InspectedCounter): number 
 function intention(state: CounterState, value: number, armedSites: number): string {
   switch (state) {
     case 'foreign-claim':
-      return 'would clear the bit. No lease names it, so another tool may own it: make sure that none does'
+      return `would clear the bit${armedSites === 0 ? '' : ', unless a breakpoint stays in when those that nobody holds are out'}. No lease names it, so another tool may own it: make sure that none does`
     case 'underflow':
       return `would store the number of armed sites that count here, at most ${armedSites}, and take out breakpoints that nobody holds`
     case 'leaked-count':
@@ -178,6 +177,7 @@ async function clearForeign({ native, target, directory }: RepairContext, inspec
   const { file, counter, address } = inspected
   const guard = await Guard.take(native, file, [counter])
   try {
+    if (await isHeld(native, target, inspected)) return left(inspected.value, heldByWhom(inspected))
     const space = readSpace(target)
     if (directory === null || space === null || address === null) {
       // Without a directory of leases there is no agent that could be present.
@@ -200,6 +200,20 @@ async function clearForeign({ native, target, directory }: RepairContext, inspec
   } finally {
     await guard.release()
   }
+}
+
+/** Whether a site is armed for somebody: not every kernel lists every holder, nor does it show those of other pid namespaces. Registering it without a counter, and closing, takes out a breakpoint that nobody holds. */
+async function isHeld(native: Native, target: TargetProcess, inspected: InspectedCounter): Promise<boolean> {
+  if ((await lookAgain(target, inspected)).armedSites === 0) return false
+  try {
+    const pin = await Pin.take(native, inspected.file, target, inspected.counter, 0n)
+    await pin.release()
+  } catch (error) {
+    // The kernel knows it with its counter.
+    if (errnoOf(error) === EINVAL) return true
+    throw error
+  }
+  return (await lookAgain(target, inspected)).armedSites > 0
 }
 
 async function liftUnderflow(context: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
@@ -262,8 +276,12 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
     : left(after, 'pinned, it has no leak: a tracer was coming or going')
 }
 
+function heldByWhom(inspected: InspectedCounter): string {
+  return `a site of it is armed, and whoever has armed it may have claimed it; ${whoHolds(inspected)}`
+}
+
 function whoHolds({ owners }: InspectedCounter): string {
-  const names = [...new Set(owners.map(({ comm, pid }) => `${comm}[${pid}]`))]
+  const names = [...new Set(owners.map(({ comm, pid }) => (pid === 0 ? comm : `${comm}[${pid}]`)))]
   return names.length === 0
     ? 'the kernel does not list whose it is. Detach that tracer first'
     : `known here: ${names.join(', ')}. Detach that tracer first`
@@ -324,9 +342,9 @@ async function withCell<T>(
   const { places } = counterPlaces(all, mappingsOf(target.procDirectory, all, file.identity), counter)
   const place: CounterPlace | undefined = places.find((one) => one.address === address)
   if (place === undefined) throw target.goneError()
-  const memFd = openSync(`${target.procDirectory}/mem`, 'r+')
+  const memFd = openSync(`${target.threadDirectory}/mem`, 'r+')
   try {
-    const mapsFd = openSync(`${target.procDirectory}/maps`, 'r')
+    const mapsFd = openSync(`${target.threadDirectory}/maps`, 'r')
     try {
       if (target.addressSpaceGone()) throw target.goneError()
       return await use(new native.CounterCell({ memFd, mapsFd, ...place, own: target.pid === process.pid }))

@@ -1,8 +1,9 @@
 /**
- * One process that is traced: found once, held by a pidfd, and never mistaken for another one.
+ * One process that is traced: found once, held by an open file of /proc, and never mistaken for another one.
  *
- * A pid is a number that the kernel hands out again. The pidfd stands for the process itself, and as long as the process is
- * not reaped its number cannot be reused; `/proc/self/fdinfo/PIDFD` says which. An open `/proc/PID/stat` is bound to the process as well, and is asked from then on: it takes one system call, and no descriptor that may be missing. Memory is read through an open `/proc/PID/mem`,
+ * A pid is a number that the kernel hands out again. A pidfd stands for the process itself, and as long as the process is
+ * not reaped its number cannot be reused; `/proc/self/fdinfo/PIDFD` says which. So it is found, and an open `/proc/PID/task/PID/stat`, which is bound to the process as well, is asked from then on: that takes one system call, and
+ * no descriptor that may be missing. Memory is read through an open `/proc/PID/mem`,
  * which is bound to the address space: after exec or exit it reads nothing, so that no other program's memory is ever taken for the target's
  * (`mem_open`, fs/proc/base.c).
  *
@@ -69,7 +70,7 @@ function readStat(procDirectory: string): ProcessStat | null {
 /** More than some fifty numbers and a name take. */
 const statBuffer = Buffer.alloc(4096)
 
-/** The same of an open /proc/PID/stat; `null` once the process is reaped, also when its number is another's (ESRCH, `proc_single_show`, fs/proc/base.c). */
+/** The same of an open stat; `null` once the process is reaped, also when its number is another's (ESRCH, `proc_single_show`, fs/proc/base.c). */
 function readOpenStat(fd: number): ProcessStat | null {
   try {
     return parseStat(statBuffer.toString('latin1', 0, readSync(fd, statBuffer, 0, statBuffer.length, 0)))
@@ -97,7 +98,6 @@ function isDead(stat: ProcessStat | null): boolean {
 /** A process that is a target. Made by {@link TargetProcess.open}; `close` it when the last probe leaves. */
 export class TargetProcess {
   #memFd: number | null
-  #pidfd: number | null
   #statFd: number | null
 
   private constructor(
@@ -106,38 +106,53 @@ export class TargetProcess {
     readonly startTime: bigint,
     /** A living thread: `pid` itself, or another when the leader has exited. */
     public tid: number,
-    fds: { readonly pidfd: number; readonly stat: number; readonly memory: number | null },
+    statFd: number,
+    memFd: number | null,
   ) {
-    this.#pidfd = fds.pidfd
-    this.#statFd = fds.stat
-    this.#memFd = fds.memory
+    this.#statFd = statFd
+    this.#memFd = memFd
   }
 
   /**
    * Finds the process `pid` in the own pid namespace.
    * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE` when there is no such process or it has exited; `ERR_UPROBE_LIMIT`; `ERR_UPROBE_UNSUPPORTED` where
-   *   there are no pidfds.
+   *   there are no pidfds, or /proc is that of another pid namespace.
    */
   static open(native: Native, pid: number): TargetProcess {
     const pidfd = openPidfd(native, pid, 'does not exist')
-    let statFd: number | null = null
+    const opened: number[] = []
+    const keep = (fd: number | null): number | null => {
+      if (fd !== null) opened.push(fd)
+      return fd
+    }
     try {
-      statFd = openOfProcess(`/proc/${pid}/stat`)
+      // That of the leader alone: /proc/PID/stat adds up what all threads have used.
+      const statFd = keep(openOfProcess(`/proc/${pid}/task/${pid}/stat`))
       const stat = statFd === null ? null : readOpenStat(statFd)
       if (statFd === null || stat === null) throw gone(pid, 'is not visible in /proc')
-      const tid = isReaped(pidfd) ? null : livingThread(pid, statFd)
+      // The number is still that of the pidfd's process, so what was opened by it is its own.
+      checkNumber(pidfd, pid)
+      const tid = livingThread(pid, statFd)
       if (tid === null) throw gone(pid, 'has exited')
-      return new TargetProcess(native, pid, stat.startTime, tid, { pidfd, stat: statFd, memory: openOfProcess(`/proc/${tid}/mem`) })
+      const memFd = keep(openOfProcess(`/proc/${pid}/task/${tid}/mem`))
+      if (readOpenStat(statFd) === null) throw gone(pid, 'has exited')
+      return new TargetProcess(native, pid, stat.startTime, tid, statFd, memFd)
     } catch (error) {
-      native.closeFd(pidfd)
-      if (statFd !== null) closeSync(statFd)
+      for (const fd of opened) closeSync(fd)
       throw error
+    } finally {
+      native.closeFd(pidfd)
     }
   }
 
   /** Directory in /proc that shows the address space: that of a living thread. */
   get procDirectory(): string {
     return `/proc/${this.tid}`
+  }
+
+  /** Directory of the same thread that cannot be that of another process as long as this one is not reaped: the number of a thread that has exited may be another's at once, and is not looked up by itself here (`proc_task_lookup`, fs/proc/base.c). It has no `map_files`. */
+  get threadDirectory(): string {
+    return `/proc/${this.pid}/task/${this.tid}`
   }
 
   /** Whether the leader thread has exited while other threads live. */
@@ -238,7 +253,7 @@ export class TargetProcess {
   }
 
   /**
-   * A second pidfd, for the caller to keep. That the first still stands for an unreaped process proves that both mean the same one.
+   * A pidfd, for the caller to keep. That the process is not reaped afterwards proves that it is its own.
    * @throws {UprobeError} as {@link TargetProcess.open}
    */
   openPidfd(): number {
@@ -255,10 +270,8 @@ export class TargetProcess {
 
   /** Closes what is held. Idempotent. */
   close(): void {
-    if (this.#pidfd !== null) this.native.closeFd(this.#pidfd)
     if (this.#statFd !== null) closeSync(this.#statFd)
     if (this.#memFd !== null) closeSync(this.#memFd)
-    this.#pidfd = null
     this.#statFd = null
     this.#memFd = null
   }
@@ -300,10 +313,25 @@ function openPidfd(native: Native, pid: number, absent: string): number {
   }
 }
 
-/** Whether the process of a pidfd has been reaped, so that its number may be another's. */
-function isReaped(pidfd: number): boolean {
-  const pid = /^Pid:\s*(-?\d+)/m.exec(readFileSync(`/proc/self/fdinfo/${pidfd}`, 'utf8'))?.[1]
-  return pid === undefined || Number(pid) <= 0
+/**
+ * Demands that a process has its number still, and that /proc means the same one by it: /proc shows the numbers of the pid namespace that it was mounted for (`pidfd_show_fdinfo`, kernel/fork.c).
+ * @throws {UprobeError} `ERR_UPROBE_TARGET_GONE`, `ERR_UPROBE_UNSUPPORTED`, `ERR_UPROBE_LIMIT`
+ */
+function checkNumber(pidfd: number, pid: number): void {
+  let info: string
+  try {
+    info = readFileSync(`/proc/self/fdinfo/${pidfd}`, 'utf8')
+  } catch (error) {
+    throw limitError(error, `Process ${pid} cannot be held`) ?? error
+  }
+  const number = Number(/^Pid:\s*(-?\d+)/m.exec(info)?.[1] ?? 0)
+  if (number === pid) return
+  if (number <= 0) throw gone(pid, 'has exited')
+  throw new UprobeError(
+    'ERR_UPROBE_UNSUPPORTED',
+    `/proc is that of another pid namespace, where process ${pid} has the number ${number}. Mount /proc for the own one, or run the agent in the host pid namespace.`,
+    { pid },
+  )
 }
 
 /** Opens a file of /proc/PID; `null` if the process is gone, or hides it. */

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import fc from 'fast-check'
 import { type Filter, filterError } from '../../lib/capture/filter.js'
-import { bindFilter, unsignedWithNegative } from '../../lib/capture/filter-bind.js'
+import { bindFilter, comparedAsSigned } from '../../lib/capture/filter-bind.js'
 import { parseFilter } from '../../lib/capture/filter-parse.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import { UprobeError } from '../../lib/errors.js'
@@ -176,12 +176,14 @@ test('binds what suits the operands', () => {
 for (const [text, places] of [
   ['arg3 == -1', [0]],
   ['pid != 1 && (-2 < arg3 || !(tid >= -1))', [13, 28]],
+  ['arg3 < 0 || 0 > arg3 || arg3 >= 0 || 0 <= arg3', [0, 12, 24, 37]],
+  ['arg3 > 0 || 0 < arg3 || arg3 <= 0 || arg3 != 0 || 5 == -1 || arg0 < 0', []],
   // Signed: by its note, by arithmetic, by its sign.
   ['arg0 == -1 || arg3 - 0 == -1 || -1 == -arg3 || -1 < -2', []],
   ['(arg3 << 32) - 0 >> 32 == -1 || arg3 > 1', []],
 ] as const) {
-  test(`finds unsigned numbers that are compared with negative ones in ${text}`, () => {
-    assert.deepEqual(unsignedWithNegative(bindFilter(parseFilter(text), operands)), places)
+  test(`finds unsigned numbers that are compared as signed ones in ${text}`, () => {
+    assert.deepEqual(comparedAsSigned(bindFilter(parseFilter(text), operands)), places)
   })
 }
 

@@ -54,6 +54,23 @@ test('start times and the time since boot are the same from another time namespa
   assert.ok(seenNow >= before && seenNow <= ticksSinceBoot())
 })
 
+test('a process is not looked for in the /proc of another pid namespace, where its number is that of another one', NAMESPACES, () => {
+  const program = `
+    const { loadNative } = require('./lib/native')
+    const { TargetProcess } = require('./lib/target/process')
+    try {
+      console.log(TargetProcess.open(loadNative(), process.pid).startTime)
+    } catch ({ code, message }) {
+      console.log(process.pid, code, message)
+    }`
+  const { stdout } = spawnSync(
+    'unshare',
+    ['--pid', '--fork', process.execPath, ...(__filename.endsWith('.ts') ? ['--import', 'tsx'] : []), '-e', program],
+    { encoding: 'utf8', cwd: join(__dirname, '..', '..') },
+  )
+  assert.match(stdout, /^1 ERR_UPROBE_UNSUPPORTED \/proc is that of another pid namespace, where process 1 has the number \d+\. /)
+})
+
 /** A target that is process 1 of a pid namespace of its own, and its pid as we see it. */
 async function contained(t: TestContext): Promise<{ target: Target; pid: number }> {
   const target = await Target.start(t, 'unshare', { args: ['--pid', '--fork', '--mount-proc', '--kill-child', buildTarget(t, 'usdt')] })

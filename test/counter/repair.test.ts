@@ -164,6 +164,20 @@ test('a claim under a lease in another directory, of an agent that lives, is lef
   assert.equal(value(), 0)
 })
 
+test('a claim beside a breakpoint whose holder is listed nowhere is left to it', GCC, async (t) => {
+  const { target, write, value, repair } = await scene(t)
+  const [note] = notesOf(target.program, 't:shared')
+  assert.ok(note)
+  const takeBack = await register(t, target, note, 'without a counter')
+  write(0x8000)
+  assert.deepEqual(summary(await repair(true)), [['shared', 'foreign-claim', 0x8000, 0, false]])
+  assert.deepEqual(summary(await repair(false)), [['shared', 'foreign-claim', 0x8000, 0x8000, false]])
+  assert.deepEqual([value(), isArmed(target.pid, target.program, note.fileOffset)], [0x8000, true])
+  await takeBack()
+  assert.deepEqual(summary(await repair(false)), [['shared', 'foreign-claim', 0x8000, 0, true]])
+  assert.equal(value(), 0)
+})
+
 test('a negative value under a living tracer: the number of its sites is stored, and its end gives 0', GCC, async (t) => {
   const { target, write, value, repair } = await scene(t)
   const probe = await newTracer(t).attach('usdt:t:shared', { pid: target.pid })

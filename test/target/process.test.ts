@@ -21,7 +21,7 @@ test('a thread that becomes the leader while it is looked for is found as the le
   })
   t.mock.method(fs, 'readSync', (fd: number, buffer: Buffer, ...rest: [number, number, number]) => {
     const bytes = readSync(fd, buffer, ...rest)
-    if (leaderDead && fs.readlinkSync(`/proc/self/fd/${fd}`) === `/proc/${process.pid}/stat`) {
+    if (leaderDead && fs.readlinkSync(`/proc/self/fd/${fd}`) === `/proc/${process.pid}/task/${process.pid}/stat`) {
       buffer.write('Z', buffer.lastIndexOf(')') + 2)
     }
     return bytes
@@ -44,4 +44,35 @@ test('a process that is held is asked for its state without a descriptor', needs
   assert.equal(target.refreshThread(), true)
   assert.equal(target.addressSpaceGone(), false)
   await target.programMapped()
+})
+
+test('a process that cannot be opened for want of a descriptor is not taken for gone, whichever call finds none', needs(), async (t) => {
+  const native = loadNative()
+  const { openSync, readFileSync } = fs
+  const openDescriptors = () => fs.readdirSync('/proc/self/fd').length
+  let left = 0
+  const counting = <T>(work: () => T): T => {
+    if (left-- === 0) throw Object.assign(new Error('too many open files'), { errno: -24, code: 'EMFILE', syscall: 'open' })
+    return work()
+  }
+  t.mock.method(fs, 'openSync', (...args: Parameters<typeof openSync>) => counting(() => openSync(...args)))
+  t.mock.method(fs, 'readFileSync', (...args: Parameters<typeof readFileSync>) => counting(() => readFileSync(...args)))
+  const before = openDescriptors()
+  let refused = 0
+  for (; ; refused++) {
+    left = refused
+    let target: TargetProcess
+    try {
+      target = TargetProcess.open(native, process.pid)
+    } catch (error) {
+      assert.equal((error as { code?: string }).code, 'ERR_UPROBE_LIMIT')
+      assert.equal(openDescriptors(), before)
+      continue
+    }
+    target.close()
+    break
+  }
+  // Its state, its number, its memory.
+  assert.equal(refused, 3)
+  assert.equal(openDescriptors(), before)
 })
