@@ -97,12 +97,15 @@ export interface SidebandFilter {
   pids: Int32Array
 }
 
+/** A ring that is mapped, for one {@link RingReader} to take. It keeps a duplicate of the map's fd. Unmapped when it is collected, if none has taken it. */
+export interface MappedRing {
+  readonly mapped: unique symbol
+}
+
 /** Options of a {@link RingReader}. */
 export interface RingReaderOptions {
-  /** fd of a BPF_MAP_TYPE_RINGBUF map; the reader keeps a duplicate. A map of another kind or size is refused with EINVAL. */
-  mapFd: number
-  /** Size of the ring's data area in bytes: a power of two and a multiple of the page size. */
-  ringBytes: number
+  /** Taken by the reader. */
+  ring: MappedRing
   /** Shortest time between two drains of the ring while hits keep coming, in milliseconds. */
   flushIntervalMs: number
   /** How many bytes may wait for JavaScript before the reader leaves further ones in the ring (where the kernel counts losses). */
@@ -149,8 +152,11 @@ export interface RingReader {
   ref(): void
   /** Lets the event loop end; the initial state. */
   unref(): void
-  /** Joins the thread, closes its fds and rejects pending drains. Idempotent. */
-  close(): void
+  /**
+   * Joins the thread and rejects pending drains; no bell rings after the call. Another thread unmaps the ring and closes the fds, for which the event loop is kept alive: when that is done it resolves. Idempotent,
+   * but only the first promise waits.
+   */
+  close(): Promise<void>
 }
 
 /** A counter in one mapping of one address space. The descriptors stay the caller's; both are bound to the address space, whatever the pid becomes. */
@@ -271,6 +277,13 @@ export interface Native {
   bpfProgInfo(progFd: number): { id: number; recursionMisses: bigint }
   /** setrlimit(2): lifts RLIMIT_MEMLOCK of this process. Before Linux 5.11 maps and programs count against it, and creating one fails with EPERM. */
   raiseMemlockLimit(): void
+
+  // mapped_ring.cc
+  /**
+   * Maps the ring of a BPF_MAP_TYPE_RINGBUF map with mmap(2), whose data area has `ringBytes` bytes: a power of two and a multiple of the page size. A map of another kind or size is refused with EINVAL. Off the
+   * event loop, since the kernel puts in every page: 10 ms for 256 MiB.
+   */
+  mapRing(mapFd: number, ringBytes: number): Promise<MappedRing>
 
   // ring_reader.cc
   RingReader: new (

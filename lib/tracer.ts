@@ -243,7 +243,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
     await this.#claims.close()
     // Whoever asked for it has come to an end, and been told if it could not be made.
     const ring = await this.#ring?.catch(() => null)
-    ring?.close()
+    await ring?.close()
     for (const result of results) if (result.status === 'rejected') throw result.reason
   }
 

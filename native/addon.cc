@@ -16,6 +16,7 @@
 #include "counter_cell.h"
 #include "demo.h"
 #include "lock.h"
+#include "mapped_ring.h"
 #include "perf_event.h"
 #include "process.h"
 #include "ring_reader.h"
@@ -26,6 +27,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   uprobe::InitPerfEvent(env, exports);
   uprobe::InitBpf(env, exports);
   uprobe::InitBpfQuery(env, exports);
+  uprobe::InitMappedRing(env, exports);
   uprobe::RingReader::Init(env, exports);
   uprobe::InitCloser(env, exports);
   uprobe::CounterCell::Init(env, exports);

@@ -6,6 +6,7 @@
 
 #include "closer.h"
 #include "errors.h"
+#include "mapped_ring.h"
 
 namespace uprobe {
 
@@ -38,6 +39,8 @@ napi_value ToJavaScript(napi_env env, const std::string& text) {
   return napi_create_string_utf8(env, text.data(), text.size(), &value) == napi_ok ? value : nullptr;
 }
 
+napi_value ToJavaScript(napi_env env, BpfRing& ring) { return NewMappedRing(env, ring); }
+
 napi_value ToJavaScript(napi_env env, const Nothing&) {
   napi_value undefined = nullptr;
   return napi_get_undefined(env, &undefined) == napi_ok ? undefined : nullptr;
@@ -47,6 +50,7 @@ napi_value ToJavaScript(napi_env env, const Nothing&) {
 void HandToJavaScript(napi_env env, Fd& fd) { HandOver(env, fd, Kind::kOrdinary); }
 void HandToJavaScript(napi_env env, Registration& registration) { HandOver(env, registration.fd(), Kind::kRegistration); }
 void HandToJavaScript(napi_env, std::string&) {}
+void HandToJavaScript(napi_env, BpfRing&) {}  // it has it already
 void HandToJavaScript(napi_env, Nothing&) {}
 
 template <typename Value>
@@ -116,6 +120,10 @@ Napi::Value RunForRegistration(Napi::Env env, const char* name, std::function<Re
 
 Napi::Value RunForText(Napi::Env env, const char* name, std::function<Result<std::string>()> work) {
   return Task<std::string>::Start(env, name, std::move(work));
+}
+
+Napi::Value RunForRing(Napi::Env env, const char* name, std::function<Result<BpfRing>()> work) {
+  return Task<BpfRing>::Start(env, name, std::move(work));
 }
 
 Napi::Value RunForNothing(Napi::Env env, const char* name, std::function<Result<Nothing>()> work) {

@@ -36,13 +36,14 @@ std::uint32_t PayloadBytes(std::uint32_t header) { return header & ~(kBusy | kDi
 
 }  // namespace
 
-Result<BpfRing> BpfRing::Map(int map_fd, std::size_t ring_bytes) {
+Result<BpfRing> BpfRing::Map(Fd map, std::size_t ring_bytes) {
   const auto page_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  if (!IsRing(map_fd, ring_bytes)) return LastFailure("bpf(BPF_OBJ_GET_INFO_BY_FD)");
+  if (!IsRing(map.get(), ring_bytes)) return LastFailure("bpf(BPF_OBJ_GET_INFO_BY_FD)");
   BpfRing ring;
-  ring.consumer_ = Mapping(map_fd, 0, page_bytes, PROT_READ | PROT_WRITE);
+  ring.map_ = std::move(map);
+  ring.consumer_ = Mapping(ring.fd(), 0, page_bytes, PROT_READ | PROT_WRITE);
   if (!ring.consumer_.valid()) return LastFailure("mmap");
-  ring.producer_ = Mapping(map_fd, page_bytes, page_bytes + 2 * ring_bytes, PROT_READ);
+  ring.producer_ = LargeMapping(ring.fd(), page_bytes, page_bytes + 2 * ring_bytes);
   if (!ring.producer_.valid()) return LastFailure("mmap");
   ring.consumer_position_ = static_cast<std::uint64_t*>(ring.consumer_.address());
   ring.producer_position_ = static_cast<const std::uint64_t*>(ring.producer_.address());

@@ -21,6 +21,8 @@
 #include <cstdint>
 
 #include "chunk.h"
+#include "fd.h"
+#include "large_mapping.h"
 #include "mapping.h"
 #include "result.h"
 
@@ -28,8 +30,11 @@ namespace uprobe {
 
 class BpfRing {
  public:
-  // Maps the ring behind `map_fd`; EINVAL if it is none, or has another size.
-  static Result<BpfRing> Map(int map_fd, std::size_t ring_bytes);
+  // Maps the ring behind `map`; EINVAL if it is none, or has another size. This takes long for a large ring (large_mapping.h), and so does destroying what it returns.
+  static Result<BpfRing> Map(Fd map, std::size_t ring_bytes);
+
+  // Becomes readable when a program wakes the reader.
+  int fd() const { return map_.get(); }
 
   // Why Copy stopped: at `limit`; at a record that is still being written; because the chunk has its size; because there is no room.
   enum class Stop { kLimit, kBusy, kChunk, kRoom };
@@ -59,8 +64,9 @@ class BpfRing {
   std::uint32_t LoadHeader() const;
   void Append(std::uint64_t from, const RecordKind& kind, Chunk& chunk) const;
 
+  Fd map_;
   Mapping consumer_;
-  Mapping producer_;
+  LargeMapping producer_;
   std::uint64_t* consumer_position_ = nullptr;
   const std::uint64_t* producer_position_ = nullptr;
   const std::uint8_t* data_ = nullptr;

@@ -1,6 +1,5 @@
 #include "reader_thread.h"
 
-#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -54,21 +53,14 @@ bool AddToEpoll(int epoll, int fd, std::uint32_t events, std::uint64_t about) {
 
 }  // namespace
 
-Result<std::unique_ptr<ReaderThread>> ReaderThread::Start(Options options) {
+Result<std::unique_ptr<ReaderThread>> ReaderThread::Start(BpfRing ring, Options options) {
   // Not make_unique: the constructor is private.
-  std::unique_ptr<ReaderThread> reader(new ReaderThread(std::move(options)));
-  reader->map_ = Fd(fcntl(reader->options_.map_fd, F_DUPFD_CLOEXEC, 0));
-  if (!reader->map_.valid()) return LastFailure("fcntl(F_DUPFD_CLOEXEC)");
-  Result<BpfRing> ring = BpfRing::Map(reader->map_.get(), reader->options_.ring_bytes);
-  if (const Failure* failure = ring.failure()) return *failure;
-  reader->ring_ = std::move(ring.value());
-  reader->offered_ = reader->ring_.consumed();
-
+  std::unique_ptr<ReaderThread> reader(new ReaderThread(std::move(ring), std::move(options)));
   reader->epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
   if (!reader->epoll_.valid()) return LastFailure("epoll_create1");
   reader->control_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!reader->control_.valid()) return LastFailure("eventfd");
-  if (!AddToEpoll(reader->epoll_.get(), reader->map_.get(), kRingEvents, kRing) ||
+  if (!AddToEpoll(reader->epoll_.get(), reader->ring_.fd(), kRingEvents, kRing) ||
       !AddToEpoll(reader->epoll_.get(), reader->control_.get(), EPOLLIN, kControl)) {
     return LastFailure("epoll_ctl");
   }
@@ -80,7 +72,7 @@ Result<std::unique_ptr<ReaderThread>> ReaderThread::Start(Options options) {
   return reader;
 }
 
-ReaderThread::~ReaderThread() {
+void ReaderThread::Stop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
@@ -210,7 +202,7 @@ void ReaderThread::Run() {
     }
     if (resume) {
       // Adding may be refused for want of memory. Then nothing will wake us but the clock.
-      deaf = !AddToEpoll(epoll_.get(), map_.get(), kRingEvents, kRing);
+      deaf = !AddToEpoll(epoll_.get(), ring_.fd(), kRingEvents, kRing);
       paused_ = deaf;
       urgent = true;
     }
@@ -342,7 +334,7 @@ bool ReaderThread::PauseUntilTaken() {
     full_ = true;
   }
   // The programs will soon find the ring a quarter full and wake us at every hit, to no purpose.
-  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, map_.get(), nullptr);
+  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, ring_.fd(), nullptr);
   paused_ = true;
   return true;
 }

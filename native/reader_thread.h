@@ -46,17 +46,17 @@ struct WatchEvent {
 class ReaderThread {
  public:
   struct Options {
-    int map_fd;  // duplicated
-    std::size_t ring_bytes;
     int flush_interval_ms;
     std::size_t pending_limit_bytes;
     std::function<void()> ring_bell;  // called on the thread, without a lock held
   };
 
-  static Result<std::unique_ptr<ReaderThread>> Start(Options options);
+  static Result<std::unique_ptr<ReaderThread>> Start(BpfRing ring, Options options);
 
-  // Stops the thread and joins it.
-  ~ReaderThread();
+  // Stops the thread and joins it; the bell does not ring any more. Idempotent.
+  void Stop();
+  // Stops it, and unmaps the ring, which takes long if it is large. On whatever thread.
+  ~ReaderThread() { Stop(); }
   ReaderThread(const ReaderThread&) = delete;
   ReaderThread& operator=(const ReaderThread&) = delete;
 
@@ -85,7 +85,7 @@ class ReaderThread {
     std::optional<SidebandRing> sideband;  // of a kSideband
   };
 
-  explicit ReaderThread(Options options) : options_(std::move(options)) {}
+  ReaderThread(BpfRing ring, Options options) : options_(std::move(options)), ring_(std::move(ring)), offered_(ring_.consumed()) {}
 
   // On any thread.
   void Wake();
@@ -102,7 +102,6 @@ class ReaderThread {
 
   const Options options_;
   const std::shared_ptr<ChunkPool> pool_ = std::shared_ptr<ChunkPool>(new ChunkPool());  // outlived by chunks that JavaScript has
-  Fd map_;
   Fd epoll_;
   Fd control_;  // an eventfd: look at the members under the lock
   BpfRing ring_;
@@ -119,7 +118,7 @@ class ReaderThread {
   bool full_ = false;  // the thread waits for Take
   bool drain_requested_ = false;
   std::uint64_t drain_target_ = 0;
-  std::uint64_t offered_ = 0;
+  std::uint64_t offered_;
   std::map<std::uint32_t, Watched> watches_;
   std::vector<WatchEvent> events_;
   std::size_t sideband_events_ = 0;  // how many of them come from side bands

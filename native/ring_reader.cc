@@ -4,25 +4,27 @@
 //   then closes the doorbell. After the join nobody rings; after the closing nobody listens. The hook is registered after the doorbell was
 //   opened, so that it runs before Node frees the function behind it. process.exit() of the main thread runs no hooks: the thread then runs
 //   on until the process is gone, and touches nothing but this object and the function, which nobody frees.
+//
+// close() leaves unmapping the ring to another thread. The other two do it themselves: the environment is going, or somebody has forgotten to close.
 
 #include "ring_reader.h"
-
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
 
 #include "arguments.h"
+#include "async.h"
 #include "closer.h"
 #include "errors.h"
+#include "mapped_ring.h"
 
 namespace uprobe {
 
 namespace {
 
 constexpr int kMaxFlushIntervalMs = 60'000;
-constexpr std::int64_t kMaxRingBytes = std::int64_t{1} << 31;
+constexpr std::int64_t kMaxPendingBytes = std::int64_t{1} << 31;
 constexpr std::int64_t kMaxSidebandPages = 1 << 14;
 
 napi_value ClosedError(Napi::Env env) {
@@ -106,15 +108,15 @@ RingReader::RingReader(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RingRe
   Arguments arguments(info);
   const Napi::Object options = arguments.Object(0, "options");
   ReaderThread::Options thread_options{};
-  thread_options.map_fd = arguments.FdNumber(arguments.Field(options, "mapFd"), "mapFd");
-  const std::int64_t ring_bytes = arguments.Integer(arguments.Field(options, "ringBytes"), "ringBytes", sysconf(_SC_PAGESIZE), kMaxRingBytes);
-  if (!arguments.Failed() && (ring_bytes & (ring_bytes - 1)) != 0) arguments.Fail("ringBytes", "a power of two");
-  thread_options.ring_bytes = static_cast<std::size_t>(ring_bytes);
   thread_options.flush_interval_ms =
       static_cast<int>(arguments.Integer(arguments.Field(options, "flushIntervalMs"), "flushIntervalMs", 0, kMaxFlushIntervalMs));
   thread_options.pending_limit_bytes =
-      static_cast<std::size_t>(arguments.Integer(arguments.Field(options, "pendingLimitBytes"), "pendingLimitBytes", 1, kMaxRingBytes));
+      static_cast<std::size_t>(arguments.Integer(arguments.Field(options, "pendingLimitBytes"), "pendingLimitBytes", 1, kMaxPendingBytes));
   const Napi::Function on_doorbell = arguments.Function(arguments.Field(options, "onDoorbell"), "onDoorbell");
+  // Last, since it is taken.
+  std::optional<BpfRing> ring;
+  if (!arguments.Failed()) ring = TakeMappedRing(env_, arguments.Field(options, "ring"));
+  if (!arguments.Failed() && !ring) arguments.Fail("ring", "a mapped ring that no reader has");
   if (arguments.Failed()) return;
   on_doorbell_ = Napi::Persistent(on_doorbell);
 
@@ -123,7 +125,7 @@ RingReader::RingReader(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RingRe
     return;
   }
   thread_options.ring_bell = [this] { doorbell_.Ring(); };
-  Result<std::unique_ptr<ReaderThread>> started = ReaderThread::Start(std::move(thread_options));
+  Result<std::unique_ptr<ReaderThread>> started = ReaderThread::Start(std::move(*ring), std::move(thread_options));
   if (const Failure* failure = started.failure()) {
     doorbell_.Close();
     ThrowFailure(env_, *failure);
@@ -142,21 +144,26 @@ void RingReader::OnEnvironmentEnd(void* self) {
   reader->Stop();
 }
 
-void RingReader::Stop() {
-  thread_.reset();
+std::unique_ptr<ReaderThread> RingReader::Stop() {
+  if (thread_) thread_->Stop();
   doorbell_.Close();
   if (std::exchange(hooked_, false)) napi_remove_env_cleanup_hook(env_, OnEnvironmentEnd, this);
+  return std::move(thread_);
 }
 
 Napi::Value RingReader::CloseByUser(const Napi::CallbackInfo& info) {
-  Stop();
+  // Shared, since a std::function wants what it holds to be copied.
+  std::shared_ptr<ReaderThread> stopped = Stop();
   for (const Drain& drain : std::exchange(drains_, {})) {
     napi_reject_deferred(env_, drain.deferred, ClosedError(env_));
     Unref();
   }
   // The caller's closure, and all that it holds.
   on_doorbell_.Reset();
-  return info.Env().Undefined();
+  return RunForNothing(info.Env(), "munmap", [stopped = std::move(stopped)]() mutable -> Result<Nothing> {
+    stopped.reset();
+    return Nothing();
+  });
 }
 
 Napi::Value RingReader::Tid(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), tid_); }

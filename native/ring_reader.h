@@ -37,8 +37,8 @@ class RingReader final : public Napi::ObjectWrap<RingReader> {
   Napi::Value CloseByUser(const Napi::CallbackInfo& info);
 
   static void OnEnvironmentEnd(void* self);
-  // Joins the thread and closes the doorbell. Idempotent; does not enter JavaScript.
-  void Stop();
+  // Joins the thread and closes the doorbell. Idempotent; does not enter JavaScript. Returns what is left of the thread: whoever destroys it unmaps the ring.
+  std::unique_ptr<ReaderThread> Stop();
   void OnRing(napi_env env);
   void SettleDrains(std::uint64_t offered);
   void UpdateKeepAlive();

@@ -9,7 +9,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { BATCH_HEAD, MAX_RECORD_BYTES } from '../capture/record.js'
 import type { RecordOffsets } from '../capture/record-offsets.js'
 import type { Logger } from '../log.js'
-import type { Native, RingReader, SidebandEvent, TargetEvent, WatchEvent } from '../native.js'
+import type { MappedRing, Native, RingReader, SidebandEvent, TargetEvent, WatchEvent } from '../native.js'
 import { BPF_MAP_TYPE_RINGBUF, createLargeMap } from '../register/bpf-objects.js'
 import { sortRecords } from './sort.js'
 
@@ -37,17 +37,18 @@ export class Ring {
   readonly #sinks = new Map<number, RecordSink>()
   readonly #watches = new Map<number, (event: WatchEvent) => void>()
   #pumping = false
-  #closed = false
+  #closed: Promise<void> | null = null
   #nextProbeId = 1
   #references = 0
 
   private constructor(
     private readonly native: Native,
     readonly mapFd: number,
+    mapped: MappedRing,
     private readonly options: RingOptions,
     private readonly log: Logger,
   ) {
-    this.reader = new native.RingReader({ mapFd, ...options, onDoorbell: () => this.#onDoorbell() })
+    this.reader = new native.RingReader({ ring: mapped, ...options, onDoorbell: () => this.#onDoorbell() })
   }
 
   /**
@@ -63,7 +64,7 @@ export class Ring {
       name: 'uprobe_ring',
     })
     try {
-      return new Ring(native, mapFd, options, log)
+      return new Ring(native, mapFd, await native.mapRing(mapFd, options.ringBytes), options, log)
     } catch (error) {
       native.closeFd(mapFd)
       throw error
@@ -149,12 +150,16 @@ export class Ring {
     }
   }
 
-  /** Stops the reader. Records that were not drained are dropped. Idempotent. */
-  close(): void {
-    if (this.#closed) return
-    this.#closed = true
-    this.reader.close()
+  /** Stops the reader; when it resolves, nothing is left of the ring. Records that were not drained are dropped. Idempotent. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  async #close(): Promise<void> {
+    const unmapped = this.reader.close()
     this.native.closeFd(this.mapFd)
+    await unmapped
   }
 
   #onDoorbell(): void {

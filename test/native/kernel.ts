@@ -155,7 +155,8 @@ export interface Recording {
 }
 
 /** How {@link record} differs from the usual. */
-export interface RecordOptions extends Partial<Omit<RingReaderOptions, 'mapFd' | 'onDoorbell'>> {
+export interface RecordOptions extends Partial<Omit<RingReaderOptions, 'ring' | 'onDoorbell'>> {
+  ringBytes?: number
   /** Doorbells take nothing. */
   paused?: boolean
   /** Each hit wakes the reader. */
@@ -183,8 +184,7 @@ export async function record(t: TestContext, options: RecordOptions = {}): Promi
   }
   const recording: Recording = {
     reader: new native.RingReader({
-      mapFd: ringFd,
-      ringBytes,
+      ring: await native.mapRing(ringFd, ringBytes),
       flushIntervalMs: 20,
       pendingLimitBytes: 64 << 20,
       onDoorbell: () => {
@@ -203,8 +203,8 @@ export async function record(t: TestContext, options: RecordOptions = {}): Promi
     lost: () => readCount(lossFd, false),
   }
   const { reader } = recording
-  t.after(() => {
-    reader.close()
+  t.after(async () => {
+    await reader.close()
     for (const fd of [progFd, ringFd, lossFd]) native.closeFd(fd)
   })
   return recording

@@ -9,6 +9,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { addonPath } from '../../lib/native.js'
+import { mappedRings } from '../support/leftovers.js'
 import { notesOf } from '../support/notes.js'
 import { freshCopy } from '../support/temp.js'
 import { waitFor } from '../support/wait.js'
@@ -20,6 +21,8 @@ const STEPS = [
   'start',
   'loaded',
   'maps',
+  'mapping',
+  'mapped',
   'loading',
   'reader',
   'opening',
@@ -31,6 +34,7 @@ const STEPS = [
   'drained',
   'closing',
   'closed reader',
+  'unmapped',
   'closed',
 ]
 
@@ -42,7 +46,7 @@ interface Outcome {
 }
 
 /** What churn.cjs prints. */
-type Churned = Record<'before' | 'after', { readers: number; epolls: number; events: number }>
+type Churned = Record<'before' | 'after', { readers: number; epolls: number; events: number; rings: number }>
 
 /** Runs a fixture with a plan to its end. */
 function run(fixture: string, plan: unknown, options: readonly string[] = []): Promise<Outcome> {
@@ -55,7 +59,7 @@ function run(fixture: string, plan: unknown, options: readonly string[] = []): P
 }
 
 /** What the fixtures need to probe the self-test of a fresh copy of the addon. */
-function selfTestPlan(t: TestContext): { addon: string; site: { type: number; fileOffset: string }; insns: number[] } {
+function selfTestPlan(t: TestContext): { addon: string; site: { type: number; fileOffset: string }; insns: number[]; ringBytes: number } {
   const addon = freshCopy(t, addonPath())
   const [note] = notesOf(addon, 'uprobe:selftest')
   assert.ok(note)
@@ -63,6 +67,7 @@ function selfTestPlan(t: TestContext): { addon: string; site: { type: number; fi
     addon,
     site: { type: uprobePmu(), fileOffset: String(note.fileOffset) },
     insns: [...recordingProgram(RING_FD, LOSS_FD, false)],
+    ringBytes: 65_536,
   }
 }
 
@@ -111,6 +116,21 @@ test('Workers may come and go at every step, 16 at a time', { skip: withoutRight
   assert.deepEqual({ ...after, events: 0 }, before)
 })
 
+test('a Worker may go while a large ring is being mapped, or unmapped, and leaves nothing of it', { skip: withoutRights }, async (t) => {
+  const plan = { ...selfTestPlan(t), ringBytes: 64 << 20 }
+  const steps = ['mapping', 'mapped', 'reader', 'closed reader', 'unmapped']
+  const plans = Array.from({ length: 45 }, (_, index) => ({
+    ...plan,
+    step: steps[index % steps.length],
+    how: WAYS[index % WAYS.length]?.how,
+    ...(index % 4 === 0 ? { terminateAfterMs: 40 + ((index * 7) % 45) } : {}),
+  }))
+  const outcome = await run('churn.cjs', { plans })
+  assert.equal(outcome.code, 0, JSON.stringify(outcome))
+  const { before, after } = JSON.parse(outcome.stdout) as Churned
+  assert.deepEqual({ ...after, events: 0 }, before)
+})
+
 test('a probe that arrives after its Worker has gone is closed', { skip: withoutRights }, async (t) => {
   const plan = selfTestPlan(t)
   const outcome = await run('churn.cjs', { plans: Array.from({ length: 32 }, () => ({ ...plan, step: 'opening', how: 'exit' })) })
@@ -148,12 +168,16 @@ test('a reader that nobody closed goes with its object', { skip: withoutRights }
   }
   const mapFd = native.bpfMapCreate({ type: MAP_RINGBUF, keyBytes: 0, valueBytes: 0, maxEntries: 4096, name: 'test_ring' })
   t.after(() => native.closeFd(mapFd))
-  const make = () =>
-    new native.RingReader({ mapFd, ringBytes: 4096, flushIntervalMs: 1, pendingLimitBytes: 4096, onDoorbell: () => undefined }).tid
-  for (let count = 0; count < 10; count++) make()
+  const make = async () => {
+    const ring = await native.mapRing(mapFd, 4096)
+    return new native.RingReader({ ring, flushIntervalMs: 1, pendingLimitBytes: 4096, onDoorbell: () => undefined }).tid
+  }
+  for (let count = 0; count < 10; count++) await make()
   assert.ok(readerThreads() > 0)
+  // And one that no reader has taken.
+  await native.mapRing(mapFd, 4096)
   await waitFor('the readers to be collected', () => {
     collect()
-    return readerThreads() === 0
+    return readerThreads() === 0 && mappedRings() === 0
   })
 })

@@ -6,7 +6,9 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { type TestContext, test } from 'node:test'
+import type { MappedRing } from '../../lib/native.js'
 import { buildTarget } from '../support/build.js'
+import { mappedRings } from '../support/leftovers.js'
 import { notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { waitFor } from '../support/wait.js'
@@ -162,11 +164,10 @@ test('a reader goes on where the one before it stopped', { skip: withoutRights }
   const target = await start(t, recording)
   // It then keeps from the kernel how far it has read.
   await useUp(recording, target)
-  recording.reader.close()
+  await recording.reader.close()
   await target.ask('plain 3')
   const second = new native.RingReader({
-    mapFd: recording.ringFd,
-    ringBytes,
+    ring: await native.mapRing(recording.ringFd, ringBytes),
     flushIntervalMs: 5,
     pendingLimitBytes: 1 << 20,
     onDoorbell: () => undefined,
@@ -259,17 +260,20 @@ test('a drain waits for room, and close rejects it', { skip: withoutRights }, as
   })
   for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate)
   assert.equal(settled, false)
-  recording.reader.close()
+  const closed = recording.reader.close()
   await assert.rejects(drained, { message: 'the ring reader is closed' })
+  await closed
 })
 
 test('a closed reader answers, and closes again', { skip: withoutRights }, async (t) => {
   const { reader } = await record(t)
   const task = `/proc/self/task/${reader.tid}`
   assert.equal(readFileSync(`${task}/comm`, 'utf8'), 'uprobe-reader\n')
-  reader.close()
+  const closed = reader.close()
   assert.throws(() => readFileSync(`${task}/comm`), { code: 'ENOENT' })
-  reader.close()
+  await closed
+  assert.equal(mappedRings(), 0)
+  await reader.close()
   assert.equal(reader.take(), undefined)
   assert.deepEqual(reader.takeEvents(), [])
   assert.throws(() => reader.watch(0, 'pidfd'), { message: 'the ring reader is closed' })
@@ -280,7 +284,7 @@ test('a closed reader answers, and closes again', { skip: withoutRights }, async
 })
 
 test('closes from within its own doorbell', { skip: withoutRights }, async (t) => {
-  const recording = await record(t, { onDoorbell: ({ reader }) => reader.close() })
+  const recording = await record(t, { onDoorbell: ({ reader }) => void reader.close() })
   await assert.rejects(recording.reader.drain(), { message: 'the ring reader is closed' })
   assert.equal(recording.bells, 1)
 })
@@ -299,31 +303,86 @@ test('an exception in the doorbell is an uncaught exception, and the next bell r
   assert.equal(recording.bells, 2)
 })
 
-test('refuses options that do not describe a ring', () => {
-  const good = { mapFd: 0, ringBytes: 4096, flushIntervalMs: 20, pendingLimitBytes: 1, onDoorbell: () => undefined }
-  assert.throws(() => new native.RingReader({ ...good, ringBytes: 5000 }), {
-    name: 'TypeError',
-    message: 'ringBytes must be a power of two',
-  })
-  assert.throws(() => new native.RingReader({ ...good, ringBytes: 512 }), {
-    name: 'TypeError',
-    message: /^ringBytes must be an integer from/,
-  })
-  assert.throws(() => new native.RingReader({ ...good, flushIntervalMs: -1 }), { name: 'TypeError' })
-  assert.throws(() => new native.RingReader({ ...good, mapFd: 1e6 }), { syscall: 'fcntl(F_DUPFD_CLOEXEC)', code: 'EBADF' })
+test('refuses what does not describe a ring', async () => {
+  assert.throws(() => native.mapRing(0, 5000), { name: 'TypeError', message: 'ringBytes must be a power of two' })
+  assert.throws(() => native.mapRing(0, 512), { name: 'TypeError', message: /^ringBytes must be an integer from/ })
+  await assert.rejects(native.mapRing(1e6, 4096), { syscall: 'fcntl(F_DUPFD_CLOEXEC)', code: 'EBADF' })
 })
 
-test('refuses a map that is no ring, or a ring of another size', { skip: withoutRights }, (t) => {
+test('refuses a map that is no ring, or a ring of another size', { skip: withoutRights }, async (t) => {
   const array = native.bpfMapCreate({ type: MAP_ARRAY, keyBytes: 4, valueBytes: 8, maxEntries: 4096, name: 'test_array' })
-  const ring = native.bpfMapCreate({ type: MAP_RINGBUF, keyBytes: 0, valueBytes: 0, maxEntries: 8192, name: 'test_ring' })
-  t.after(() => {
-    for (const fd of [array, ring]) native.closeFd(fd)
-  })
-  const options = { ringBytes: 4096, flushIntervalMs: 20, pendingLimitBytes: 1, onDoorbell: () => undefined }
+  const ring = newRing(t, 8192)
+  t.after(() => native.closeFd(array))
   const refusal = { syscall: 'bpf(BPF_OBJ_GET_INFO_BY_FD)', code: 'EINVAL' }
-  assert.throws(() => new native.RingReader({ ...options, mapFd: array }), refusal)
-  assert.throws(() => new native.RingReader({ ...options, mapFd: ring }), refusal)
-  new native.RingReader({ ...options, mapFd: ring, ringBytes: 8192 }).close()
+  await assert.rejects(native.mapRing(array, 4096), refusal)
+  await assert.rejects(native.mapRing(ring, 4096), refusal)
+  assert.equal(mappedRings(), 0)
+})
+
+test('a mapped ring is for one reader, and for none that is refused', { skip: withoutRights }, async (t) => {
+  const ring = await native.mapRing(newRing(t, 8192), 8192)
+  const options = { ring, flushIntervalMs: 20, pendingLimitBytes: 1, onDoorbell: () => undefined }
+  assert.throws(() => new native.RingReader({ ...options, flushIntervalMs: -1 }), { name: 'TypeError' })
+  const reader = new native.RingReader(options)
+  const noRing = { name: 'TypeError', message: 'ring must be a mapped ring that no reader has' }
+  for (const other of [ring, reader, {}, null, 7]) {
+    assert.throws(() => new native.RingReader({ ...options, ring: other as MappedRing }), noRing)
+  }
+  await reader.close()
+})
+
+/** A ring, which is closed when the test is over. */
+function newRing(t: TestContext, ringBytes: number): number {
+  const fd = native.bpfMapCreate({ type: MAP_RINGBUF, keyBytes: 0, valueBytes: 0, maxEntries: ringBytes, name: 'test_ring' })
+  t.after(() => native.closeFd(fd))
+  return fd
+}
+
+test('a large ring is mapped in pieces, of which a child gets none, and unmapped when its reader is closed', {
+  skip: withoutRights,
+}, async (t) => {
+  const ringBytes = 64 << 20
+  const ring = await native.mapRing(newRing(t, ringBytes), ringBytes)
+  // The page that we write; and twice the data with the page that the kernel writes, 16 MiB at a time.
+  assert.equal(mappedRings(), 1 + 9)
+  const flags = readFileSync('/proc/self/smaps', 'latin1').matchAll(/ r--s .*anon_inode:bpf-map\n(?:\w+:.*\n)*?VmFlags: (.*)/g)
+  const pieces = [...flags].map(([, text = '']) => text.split(' '))
+  assert.equal(pieces.length, 9)
+  // "Do not copy area on fork" (Documentation/filesystems/proc.rst).
+  assert.ok(pieces.every((piece) => piece.includes('dc')))
+  const reader = new native.RingReader({ ring, flushIntervalMs: 20, pendingLimitBytes: 1, onDoorbell: () => undefined })
+  await reader.close()
+  assert.equal(mappedRings(), 0)
+})
+
+/** How often the event loop turns while `work` is under way. */
+async function turnsDuring(work: () => Promise<unknown>): Promise<number> {
+  let turns = 0
+  let timer = setImmediate(function next() {
+    turns++
+    timer = setImmediate(next)
+  })
+  await work()
+  clearImmediate(timer)
+  return turns
+}
+
+test('the event loop turns while a large ring is mapped, and while it is unmapped', { skip: withoutRights }, async (t) => {
+  const ringBytes = 256 << 20
+  const mapFd = newRing(t, ringBytes)
+  // Either takes some milliseconds. A busy machine can give them to the other thread alone, but does not do so every time.
+  let most = { mapping: 0, unmapping: 0 }
+  for (let attempt = 0; attempt < 8 && Math.min(most.mapping, most.unmapping) < 10; attempt++) {
+    let ring: MappedRing | undefined
+    const mapping = await turnsDuring(async () => {
+      ring = await native.mapRing(mapFd, ringBytes)
+    })
+    assert.ok(ring)
+    const reader = new native.RingReader({ ring, flushIntervalMs: 20, pendingLimitBytes: 1, onDoorbell: () => undefined })
+    const unmapping = await turnsDuring(() => reader.close())
+    most = { mapping: Math.max(most.mapping, mapping), unmapping: Math.max(most.unmapping, unmapping) }
+  }
+  assert.ok(Math.min(most.mapping, most.unmapping) >= 10, JSON.stringify(most))
 })
 
 /** Lengths of payloads, and the numbers in them: two that differ in one of the two only from the first. */

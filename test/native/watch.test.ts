@@ -110,7 +110,7 @@ test('an ended watch is silent, and its fd is closed', { skip: withoutRights }, 
 
 test('closing the reader closes what it watches', { skip: withoutRights }, async (t) => {
   const { reader } = await watching(t)
-  reader.close()
+  await reader.close()
   assert.equal(watchFds(), 0)
 })
 

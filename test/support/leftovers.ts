@@ -2,13 +2,14 @@
  * What this process holds: file descriptors and threads. A tracer that is closed must have given all of its own back.
  */
 import assert from 'node:assert/strict'
-import { readdirSync, readlinkSync } from 'node:fs'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { waitFor } from './wait.js'
 
-/** Descriptors by what they refer to, with their number, and the number of threads. */
+/** Descriptors by what they refer to, with their number, and the number of threads and of mapped rings. */
 export interface Holdings {
   readonly descriptors: Readonly<Record<string, number>>
   readonly threads: number
+  readonly rings: number
 }
 
 /** What the process holds now. */
@@ -26,7 +27,13 @@ export function holdings(): Holdings {
     const kind = link.replace(/\[\d+\]/, '[]')
     descriptors[kind] = (descriptors[kind] ?? 0) + 1
   }
-  return { descriptors, threads: readdirSync('/proc/self/task').length }
+  return { descriptors, threads: readdirSync('/proc/self/task').length, rings: mappedRings() }
+}
+
+/** How many pieces of rings this process has mapped: a large ring has several. */
+export function mappedRings(): number {
+  const lines = readFileSync('/proc/self/maps', 'latin1').split('\n')
+  return lines.filter((line) => line.endsWith('anon_inode:bpf-map')).length
 }
 
 /** A thread of the round before that was joined may still have been counted; then a further round is compared. */

@@ -185,7 +185,7 @@ test('leaves nothing open', GCC, async (t) => {
     await target.ask('fork 1')
     await waitFor('both', () => told.length >= 2)
     newcomers.close()
-    ring.close()
+    await ring.close()
     await target.stop()
   })
 })
