@@ -9,7 +9,7 @@
  * has the same memory counts.
  */
 import { readdirSync } from 'node:fs'
-import { setImmediate as nextTurn } from 'node:timers/promises'
+import { TimeSlice } from '../elf/time-slice.js'
 import { ENOSYS, EPERM, ESRCH } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
@@ -19,8 +19,6 @@ import { type CellPlace, type ClearedBit, clearUnowned, type UnownedBits } from 
 import { isOfOneProcess, openIfThere } from './gone.js'
 import { CLAIM } from './read.js'
 import { readSpace, type SpaceId } from './space.js'
-
-const SLICE_MS = 4
 
 /** How often processes that were born meanwhile are looked for. It takes a millisecond or two each time, where there are few. */
 const MAX_WALKS = 100
@@ -86,7 +84,7 @@ export async function clearInherited(
           if (!isOfOneProcess(error)) throw error
           onFailure(claim, error)
         }
-        await search.breathe()
+        if (search.slice.isOver) await search.slice.rest()
       }
     }
     if (bits.dryRun || (quiet && !unseen)) return cleared
@@ -132,7 +130,7 @@ async function clearIn(
 /** Looks for the processes whose space has one of some fingerprints: first through all, then through those that are new. */
 class Search {
   readonly relatives: Relative[] = []
-  readonly breathe = breather()
+  readonly slice = new TimeSlice()
   readonly #seen = new Set<number>()
 
   constructor(
@@ -162,7 +160,7 @@ class Search {
       } finally {
         target.close()
       }
-      await this.breathe()
+      if (this.slice.isOver) await this.slice.rest()
     }
     this.relatives.push(...found)
     return { relatives: found, unseen }
@@ -183,14 +181,4 @@ function sharesMemory(native: Native, pid: number, other: number): boolean {
 
 function rethrow(_claim: EndedClaim, error: unknown): never {
   throw error
-}
-
-/** Lets the event loop turn after each slice of work. */
-function breather(): () => Promise<void> {
-  let sliceStart = performance.now()
-  return async () => {
-    if (performance.now() - sliceStart <= SLICE_MS) return
-    await nextTurn()
-    sliceStart = performance.now()
-  }
 }

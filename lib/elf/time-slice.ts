@@ -9,18 +9,51 @@
 /** How long a loop may run at a time: 3 ms. */
 const SLICE_NS = 3_000_000n
 
-/** The time that a loop has spent since the event loop had its turn. */
+/** When a loop first asked in this turn of the event loop; `null` if none has. */
+let turnStartNs: bigint | null = null
+
+/**
+ * The time that loops have spent since the event loop had its turn. Loops that follow each other in one turn share its slice: ten of them, each with a slice of its own, would hold the event loop ten times as
+ * long.
+ */
 export class TimeSlice {
-  #startNs = process.hrtime.bigint()
+  constructor() {
+    startOfTurn()
+  }
 
   /** Whether it is time to {@link rest}. */
   get isOver(): boolean {
-    return process.hrtime.bigint() - this.#startNs > SLICE_NS
+    return process.hrtime.bigint() - startOfTurn() > SLICE_NS
   }
 
   /** Gives the event loop a turn. */
   async rest(): Promise<void> {
     await new Promise<void>((resolve) => setImmediate(resolve))
-    this.#startNs = process.hrtime.bigint()
+    startOfTurn()
   }
+}
+
+function startOfTurn(): bigint {
+  if (turnStartNs === null) {
+    turnStartNs = process.hrtime.bigint()
+    // Before whoever rests goes on, since he asks for his turn later.
+    setImmediate(() => {
+      turnStartNs = null
+    })
+  }
+  return turnStartNs
+}
+
+/** The clock is read once in so many elements. */
+const ELEMENTS_A_LOOK = 64
+
+/** Does something with each of some elements, or just makes them, if they are made as they are asked for; the event loop gets its turn meanwhile. */
+export async function inSlices<T, R>(elements: Iterable<T>, step: (element: T) => R): Promise<R[]> {
+  const results: R[] = []
+  const slice = new TimeSlice()
+  for (const element of elements) {
+    if (results.length % ELEMENTS_A_LOOK === ELEMENTS_A_LOOK - 1 && slice.isOver) await slice.rest()
+    results.push(step(element))
+  }
+  return results
 }
