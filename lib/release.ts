@@ -58,8 +58,9 @@ export async function release(options: ReleaseOptions = {}): Promise<ReleaseEntr
   if (directory === null) return []
   try {
     const byOwner = new Map<string, HeldLease[]>()
-    for (const { name, lease, released, left, ownerId, ownerAlive } of directory.list()) {
-      if (lease === null || released || left || !ownerAlive || (pid !== null && lease.target.pid !== pid)) continue
+    const held = directory.list(({ released, left, ownerAlive }) => ownerAlive && !released && !left)
+    for (const { name, lease, ownerId } of held) {
+      if (lease === null || (pid !== null && lease.target.pid !== pid)) continue
       byOwner.set(ownerId, [...(byOwner.get(ownerId) ?? []), { name, lease }])
     }
     const asked = await Promise.all([...byOwner].map(([ownerId, leases]) => releaseOf(directory, ownerId, leases, pid, options.onWaiting)))

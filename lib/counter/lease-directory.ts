@@ -19,19 +19,23 @@ import type { Native } from '../native.js'
 import { limitError } from '../shortage.js'
 import { isNewerLease, type LeaseHolder, type LeaseRecord, MAX_LEASE_BYTES, NotALease, parseHolder, parseLease } from './lease.js'
 
-/** A lease as it is found. */
-export interface LeaseFile {
+/** A lease as its name says, and its owner. */
+export interface LeaseEntry {
   readonly name: string
   readonly ownerId: string
   /** Given back; only cleaning up is left. */
   readonly released: boolean
   /** Given up with something left to do, which its owner could not: it is anybody's, also while the owner lives. */
   readonly left: boolean
+  readonly ownerAlive: boolean
+}
+
+/** A lease as it is found. */
+export interface LeaseFile extends LeaseEntry {
   /** `null` if it cannot be understood. */
   readonly lease: LeaseRecord | null
   /** Why one that cannot be understood may be a good lease all the same, and is left; `null` if there is no such reason. */
   readonly leave: string | null
-  readonly ownerAlive: boolean
 }
 
 /** An owner as it is found. */
@@ -111,15 +115,14 @@ export class LeaseDirectory {
   }
 
   /**
-   * Everything in it that is a lease, with whether its owner lives.
+   * Everything in it that is a lease, with whether its owner lives, and what it says of those that are wanted: a lease of ten thousand counters takes ten milliseconds to read.
    * @throws {UprobeError} `ERR_UPROBE_LIMIT`, `ERR_UPROBE_LEASE` if it cannot be said
    */
-  list(): LeaseFile[] {
-    const leases = this.names().flatMap((name) => {
-      const [, kind, ownerId] = LEASE.exec(name) ?? []
-      const read = ownerId === undefined ? 'absent' : this.#read(name)
-      // No lease, or one that went since it was listed.
-      if (ownerId === undefined || read === 'absent') return []
+  list(wanted: (entry: LeaseEntry) => boolean = () => true): LeaseFile[] {
+    return this.entries().flatMap((entry) => {
+      const read = wanted(entry) ? this.#read(entry.name) : 'absent'
+      // Or it went since it was listed.
+      if (read === 'absent') return []
       const lease = typeof read === 'string' ? null : parseLease(read.text)
       const leave =
         read === 'forbidden'
@@ -127,15 +130,22 @@ export class LeaseDirectory {
           : lease === null && typeof read !== 'string' && isNewerLease(read.text)
             ? 'it was written by a newer version of this package'
             : null
-      return [{ name, ownerId, released: kind === 'released', left: kind === 'left', lease, leave }]
+      return [{ ...entry, lease, leave }]
     })
-    // Owners are asked for last. One that has a lease has been there before it, so that whoever is dead now had died with it; asked for first, one that came in between
-    // would be missing, and its lease would be taken for a dead one's.
+  }
+
+  /** The same, as far as names tell. Throws as {@link list}. */
+  entries(): LeaseEntry[] {
+    // Owners are asked for after their leases are listed. One that has a lease has been there before it, so that whoever is dead now had died with it; asked for first, one that
+    // came in between would be missing, and its lease would be taken for a dead one's.
     const alive = new Map<string, boolean>()
-    for (const { ownerId } of leases) {
-      if (!alive.has(ownerId)) alive.set(ownerId, this.#isLocked(`owner-${ownerId}.json`))
-    }
-    return leases.map((lease) => ({ ...lease, ownerAlive: alive.get(lease.ownerId) ?? false }))
+    return this.names().flatMap((name) => {
+      const [, kind, ownerId] = LEASE.exec(name) ?? []
+      if (ownerId === undefined) return []
+      const ownerAlive = alive.get(ownerId) ?? this.#isLocked(`owner-${ownerId}.json`)
+      alive.set(ownerId, ownerAlive)
+      return [{ name, ownerId, released: kind === 'released', left: kind === 'left', ownerAlive }]
+    })
   }
 
   /** The owners. Throws as {@link list}. */

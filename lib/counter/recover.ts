@@ -18,7 +18,7 @@ import { CounterLocks } from './counter-locks.js'
 import { isOfOneProcess, openIfThere } from './gone.js'
 import { clearInherited, type EndedClaim } from './inherited.js'
 import type { LeaseRecord } from './lease.js'
-import { type LeaseDirectory, type LeaseFile, leaseError } from './lease-directory.js'
+import { type LeaseDirectory, type LeaseEntry, type LeaseFile, leaseError } from './lease-directory.js'
 import { BOOT_ID, innermostPid, readSpace, sameSpace } from './space.js'
 
 /** What became of one lease of a dead owner. */
@@ -80,10 +80,10 @@ export async function recoverOrphans(
 
 /** Whether there is anything of a dead owner. */
 function hasOrphans(directory: LeaseDirectory): boolean {
-  return directory.owners().some(({ alive }) => !alive) || directory.list().some(isOrphan) || unfinished(directory).length > 0
+  return directory.owners().some(({ alive }) => !alive) || directory.entries().some(isOrphan) || unfinished(directory).length > 0
 }
 
-function isOrphan({ ownerAlive, left }: LeaseFile): boolean {
+function isOrphan({ ownerAlive, left }: LeaseEntry): boolean {
   return !ownerAlive || left
 }
 
@@ -101,7 +101,7 @@ interface Orphan {
 async function recoverAll(bits: UnownedBits, directory: LeaseDirectory, log: Logger, { pid }: RecoverOptions): Promise<Recovered[]> {
   const orphans: Orphan[] = []
   // Asked again, since somebody else may have been recovering until now.
-  for (const file of directory.list()) if (isOrphan(file)) orphans.push(await recoverOne(bits, file, log, pid))
+  for (const file of directory.list(isOrphan)) orphans.push(await recoverOne(bits, file, log, pid))
   await recoverChildren(bits, orphans, log, pid)
 
   const found = orphans.filter(({ wanted, cleared }) => wanted || cleared.length > 0)
