@@ -17,7 +17,7 @@
         'native/chunk.cc',
         'native/closer.cc',
         'native/compat.cc',
-        'native/counter_cell.cc',
+        'native/counter_memory.cc',
         'native/counter_store.cc',
         'native/demo.cc',
         'native/doorbell.cc',

@@ -15,10 +15,11 @@ import { bindFilter, comparedAsSigned } from './capture/filter-bind.js'
 import { parseFilter } from './capture/filter-parse.js'
 import { HitDecoder } from './capture/hit.js'
 import type { CaptureShape } from './capture/shape.js'
-import { type ClaimsHost, CounterClaims } from './counter/claims.js'
+import { type ClaimRequest, type ClaimsHost, CounterClaims } from './counter/claims.js'
 import type { ClaimContext } from './counter/process-claim.js'
 import { type CounterMode, counterTable, type FileHolder, ProbeHolds } from './counter/table.js'
 import type { Ring } from './delivery/ring.js'
+import { inSlices } from './elf/time-slice.js'
 import { errnoOf, isSystemCallError, UprobeError } from './errors.js'
 import { escapeForDisplay, type Logger } from './log.js'
 import type { Native } from './native.js'
@@ -196,7 +197,7 @@ async function attachSteps(
     prepared.files.flatMap((file) => countersOf(context, file, settings.counter, () => probe.armed)),
   )
   const arming: Arming =
-    pauseMap !== null && settings.counter === 'msb' ? claimCounters(pauseMap) : new CountedArming(attachment, ring, pauseMap)
+    pauseMap !== null && settings.counter === 'msb' ? await claimCounters(pauseMap) : new CountedArming(attachment, ring, pauseMap)
   const probe: Probe = new Probe({
     native,
     ring,
@@ -228,7 +229,7 @@ async function attachSteps(
   undo.replace(() => probe.detach())
   probe.prepareWatches()
 
-  function claimCounters(map: PauseMap): ClaimedArming {
+  async function claimCounters(map: PauseMap): Promise<ClaimedArming> {
     const host: ClaimsHost = {
       native,
       ring,
@@ -237,11 +238,10 @@ async function attachSteps(
       onArrival: (arrival) => probe.arrived(arrival),
       onError: (error) => probe.failed(error),
     }
-    const requests = prepared.files.map(({ file, facts, processes: wanted }) => ({
-      file,
-      counters: [...facts.counters.values()],
-      processes: wanted,
-    }))
+    const requests: ClaimRequest[] = []
+    for (const { file, facts, processes: wanted } of prepared.files) {
+      requests.push({ file, counters: await inSlices(facts.counters.values(), (counter) => counter), processes: wanted })
+    }
     const claimed = new ClaimedArming(
       attachment,
       new CounterClaims(host, requests),

@@ -159,41 +159,45 @@ export interface RingReader {
   close(): Promise<void>
 }
 
-/** A counter in one mapping of one address space. The descriptors stay the caller's; both are bound to the address space, whatever the pid becomes. */
-export interface CounterCellOptions {
+/** An address space with counters in it. The descriptors stay the caller's; both are bound to the address space, whatever the pid becomes. */
+export interface CounterMemoryOptions {
   /** fd of `/proc/TID/mem`, open for reading and writing. */
   memFd: number
   /** fd of `/proc/TID/maps`. */
   mapsFd: number
-  /** Address of the 16-bit counter; even. */
-  address: bigint
-  /** The mapping that must be there: device as `maps` prints it (`08:01`), `00:00` for memory that is no file's. */
-  device: string
-  /** Inode as `maps` prints it; 0 for memory that is no file's. */
-  inode: bigint
-  /** Offset in the file of `address`; ignored for memory that is no file's. */
-  fileOffset: bigint
   /** The address space is our own: bits are changed by an atomic instruction instead of through `memFd`. */
   own: boolean
 }
 
+/** A counter, and the mapping that must be there. */
+export interface CounterAt {
+  /** Address of the 16-bit counter; even. */
+  readonly address: bigint
+  /** Device of the mapping as `maps` prints it (`08:01`), `00:00` for memory that is no file's. */
+  readonly device: string
+  /** Inode as `maps` prints it; 0 for memory that is no file's. */
+  readonly inode: bigint
+  /** Offset in the file of `address`; ignored for memory that is no file's. */
+  readonly fileOffset: bigint
+}
+
 /**
- * Stores to one counter. Each call first asks the kernel whether the expected mapping is still at the address, private and writable. Errors: `ESRCH` the
+ * Stores to counters. Each call first asks the kernel whether the expected mapping is still at the address, private and writable. Errors: `ESRCH` the
  * address space is gone, `EFAULT` nothing is mapped there, `ESTALE` something else is, `EACCES` it is not writable or shared, `ERANGE` the high byte is
  * neither 0x00 nor 0x80, `EBUSY` what was read back is not what was stored.
  */
-export interface CounterCell {
+export interface CounterMemory {
   /** Sets bit 15 by a one-byte store (in the own process an atomic or) and reads back. Returns the value after. Harmless when it is set. */
-  setMsb(): number
+  setMsb(place: CounterAt): number
   /** Clears bit 15 likewise. Returns the value after. Harmless when it is clear. */
-  clearMsb(): number
+  clearMsb(place: CounterAt): number
   /** The 16 bits, unsigned. */
-  read(): number
+  read(place: CounterAt): number
   /**
    * Stores the 16 bits `value` if they read `expected` (else `EBUSY`); for repair only: the caller has made sure that the kernel does not count meanwhile.
    * Takes any high byte.
    */
-  replace(expected: number, value: number): void
+  replace(place: CounterAt, expected: number, value: number): void
 }
 
 /** What a fd of another process is, as far as BPF is behind it. */
@@ -299,10 +303,10 @@ export interface Native {
    */
   closeFds(fds: readonly number[]): Promise<void>
 
-  // counter_cell.cc
-  CounterCell: new (
-    options: CounterCellOptions,
-  ) => CounterCell
+  // counter_memory.cc
+  CounterMemory: new (
+    options: CounterMemoryOptions,
+  ) => CounterMemory
 
   // lock.cc
   /** flock(2) without waiting; false if somebody else holds it. The lock belongs to the open file description and dies with it. */

@@ -13,7 +13,7 @@
 #include "bpf.h"
 #include "bpf_query.h"
 #include "closer.h"
-#include "counter_cell.h"
+#include "counter_memory.h"
 #include "demo.h"
 #include "lock.h"
 #include "mapped_ring.h"
@@ -30,7 +30,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   uprobe::InitMappedRing(env, exports);
   uprobe::RingReader::Init(env, exports);
   uprobe::InitCloser(env, exports);
-  uprobe::CounterCell::Init(env, exports);
+  uprobe::CounterMemory::Init(env, exports);
   uprobe::InitProcess(env, exports);
   uprobe::InitLock(env, exports);
   uprobe::InitDemo(env, exports);

@@ -1,11 +1,10 @@
-#include "counter_cell.h"
+#include "counter_memory.h"
 
 #include <fcntl.h>
 
 #include <cstdlib>
 #include <string>
 
-#include "arguments.h"
 #include "errors.h"
 
 namespace uprobe {
@@ -33,54 +32,71 @@ Napi::Value ReturnValue(Napi::Env env, Result<std::uint16_t> result) {
 
 }  // namespace
 
-void CounterCell::Init(Napi::Env env, Napi::Object exports) {
-  exports.Set("CounterCell", DefineClass(env, "CounterCell",
-                                         {
-                                             InstanceMethod<&CounterCell::SetMsb>("setMsb"),
-                                             InstanceMethod<&CounterCell::ClearMsb>("clearMsb"),
-                                             InstanceMethod<&CounterCell::Read>("read"),
-                                             InstanceMethod<&CounterCell::Replace>("replace"),
-                                         }));
+void CounterMemory::Init(Napi::Env env, Napi::Object exports) {
+  exports.Set("CounterMemory", DefineClass(env, "CounterMemory",
+                                           {
+                                               InstanceMethod<&CounterMemory::SetMsb>("setMsb"),
+                                               InstanceMethod<&CounterMemory::ClearMsb>("clearMsb"),
+                                               InstanceMethod<&CounterMemory::Read>("read"),
+                                               InstanceMethod<&CounterMemory::Replace>("replace"),
+                                           }));
 }
 
-CounterCell::CounterCell(const Napi::CallbackInfo& info) : Napi::ObjectWrap<CounterCell>(info) {
+CounterMemory::CounterMemory(const Napi::CallbackInfo& info) : Napi::ObjectWrap<CounterMemory>(info) {
   Arguments arguments(info);
   const Napi::Object options = arguments.Object(0, "options");
-  const int mem_fd = arguments.FdNumber(arguments.Field(options, "memFd"), "memFd");
-  int maps_fd = arguments.FdNumber(arguments.Field(options, "mapsFd"), "mapsFd");
-  const std::uint64_t address = arguments.Uint64(arguments.Field(options, "address"), "address");
-  const std::string device = arguments.String(arguments.Field(options, "device"), "device");
-  ExpectedMapping expected{};
-  if (!arguments.Failed() && !ParseDevice(device, expected)) arguments.Fail("device", "a device as maps prints it");
-  expected.inode = arguments.Uint64(arguments.Field(options, "inode"), "inode");
-  expected.file_offset = arguments.Uint64(arguments.Field(options, "fileOffset"), "fileOffset");
+  mem_fd_ = arguments.FdNumber(arguments.Field(options, "memFd"), "memFd");
+  maps_fd_ = arguments.FdNumber(arguments.Field(options, "mapsFd"), "mapsFd");
   const bool own = arguments.Boolean(arguments.Field(options, "own"), "own");
-  if (arguments.Failed()) return;
-  if (own) {
-    // The address becomes a pointer. That the expected mapping is there must be known of our own address space, not of the one that the
-    // caller's descriptor happens to belong to.
-    own_maps_ = Fd(open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC));
-    if (!own_maps_.valid()) {
-      ThrowFailure(info.Env(), LastFailure("open"));
-      return;
-    }
-    maps_fd = own_maps_.get();
+  if (arguments.Failed() || !own) return;
+  // An address becomes a pointer. That the expected mapping is there must be known of our own address space, not of the one that the
+  // caller's descriptor happens to belong to.
+  own_maps_ = Fd(open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC));
+  if (!own_maps_.valid()) {
+    ThrowFailure(info.Env(), LastFailure("open"));
+    return;
   }
-  store_.emplace(own ? CounterStore::Space::kOwn : CounterStore::Space::kOther, mem_fd, maps_fd, address, expected);
+  space_ = CounterStore::Space::kOwn;
+  maps_fd_ = own_maps_.get();
 }
 
-Napi::Value CounterCell::SetMsb(const Napi::CallbackInfo& info) { return ReturnValue(info.Env(), store_->SetMsb()); }
+std::optional<CounterStore> CounterMemory::StoreOf(Arguments& arguments) const {
+  const Napi::Object place = arguments.Object(0, "place");
+  const std::uint64_t address = arguments.Uint64(arguments.Field(place, "address"), "address");
+  const std::string device = arguments.String(arguments.Field(place, "device"), "device");
+  ExpectedMapping expected{};
+  if (!arguments.Failed() && !ParseDevice(device, expected)) arguments.Fail("device", "a device as maps prints it");
+  expected.inode = arguments.Uint64(arguments.Field(place, "inode"), "inode");
+  expected.file_offset = arguments.Uint64(arguments.Field(place, "fileOffset"), "fileOffset");
+  if (arguments.Failed()) return std::nullopt;
+  return std::make_optional<CounterStore>(space_, mem_fd_, maps_fd_, address, expected);
+}
 
-Napi::Value CounterCell::ClearMsb(const Napi::CallbackInfo& info) { return ReturnValue(info.Env(), store_->ClearMsb()); }
-
-Napi::Value CounterCell::Read(const Napi::CallbackInfo& info) { return ReturnValue(info.Env(), store_->Read()); }
-
-Napi::Value CounterCell::Replace(const Napi::CallbackInfo& info) {
+Napi::Value CounterMemory::SetMsb(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
-  const auto expected = static_cast<std::uint16_t>(arguments.Integer(arguments.At(0), "expected", 0, kMaxValue));
-  const auto value = static_cast<std::uint16_t>(arguments.Integer(arguments.At(1), "value", 0, kMaxValue));
-  if (arguments.Failed()) return Napi::Value();
-  Result<Nothing> replaced = store_->Replace(expected, value);
+  std::optional<CounterStore> store = StoreOf(arguments);
+  return store ? ReturnValue(info.Env(), store->SetMsb()) : Napi::Value();
+}
+
+Napi::Value CounterMemory::ClearMsb(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  std::optional<CounterStore> store = StoreOf(arguments);
+  return store ? ReturnValue(info.Env(), store->ClearMsb()) : Napi::Value();
+}
+
+Napi::Value CounterMemory::Read(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  std::optional<CounterStore> store = StoreOf(arguments);
+  return store ? ReturnValue(info.Env(), store->Read()) : Napi::Value();
+}
+
+Napi::Value CounterMemory::Replace(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  std::optional<CounterStore> store = StoreOf(arguments);
+  const auto expected = static_cast<std::uint16_t>(arguments.Integer(arguments.At(1), "expected", 0, kMaxValue));
+  const auto value = static_cast<std::uint16_t>(arguments.Integer(arguments.At(2), "value", 0, kMaxValue));
+  if (!store || arguments.Failed()) return Napi::Value();
+  Result<Nothing> replaced = store->Replace(expected, value);
   if (const Failure* const failure = replaced.failure()) return ThrowFailure(info.Env(), *failure);
   return info.Env().Undefined();
 }

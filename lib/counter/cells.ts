@@ -5,7 +5,7 @@ import { closeSync, openSync } from 'node:fs'
 import { TimeSlice } from '../elf/time-slice.js'
 import { ENOENT, ERANGE, ESRCH } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
-import type { CounterCell, Native } from '../native.js'
+import type { CounterAt, CounterMemory, Native } from '../native.js'
 import { limitError } from '../shortage.js'
 import { type FileIdentity, type Mapping, mappingAt, mappingsOf, takesCounters } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
@@ -68,6 +68,7 @@ export async function clearUnowned(
     const memFd = openFor(target, 'mem', fds)
     const mapsFd = openFor(target, 'maps', fds)
     if (memFd === null || mapsFd === null || target.addressSpaceGone()) return []
+    const memory = new native.CounterMemory({ memFd, mapsFd, own: target.pid === process.pid })
     const cells: UnownedCell[] = []
     const slice = new TimeSlice()
     for (const place of places) {
@@ -76,18 +77,10 @@ export async function clearUnowned(
       if (mapping === null || !isStill(place, mapping, ofFile)) continue
       const [device = '', inode = '0'] = mapping.fileKey.split(' ')
       const fileOffset = mapping.fileOffset + place.address - mapping.start
-      const cell = new native.CounterCell({
-        memFd,
-        mapsFd,
-        address: place.address,
-        device,
-        inode: BigInt(inode),
-        fileOffset,
-        own: target.pid === process.pid,
-      })
+      const at = { address: place.address, device, inode: BigInt(inode), fileOffset }
       // What is no file's memory may be something else by now, and is told by its value.
       const isOurBit = place.refCtrOffset === null ? (value: number) => value === CLAIM && wanted(value) : wanted
-      cells.push({ address: place.address, cell, keys: [space, ...kin].map((one) => counterKey(one, place.address)), wanted: isOurBit })
+      cells.push({ at, keys: [space, ...kin].map((one) => counterKey(one, place.address)), wanted: isOurBit })
     }
     const cleared: ClearedBit[] = []
     for (const group of inSteps(cells)) {
@@ -95,7 +88,7 @@ export async function clearUnowned(
       const ofGroup = await locks.step(
         group.flatMap(({ keys }) => keys),
         // Asked within the step, for which we may have waited: a claim of ours may have come meanwhile.
-        () => group.filter(({ keys }) => !keys.some(isOurs)).flatMap((one) => clearOne(target.pid, one, locks, dryRun)),
+        () => group.filter(({ keys }) => !keys.some(isOurs)).flatMap((one) => clearOne(target.pid, memory, one, locks, dryRun)),
       )
       cleared.push(...ofGroup)
     }
@@ -107,18 +100,23 @@ export async function clearUnowned(
 
 /** A counter that may be cleared. */
 interface UnownedCell {
-  readonly address: bigint
-  readonly cell: CounterCell
+  readonly at: CounterAt
   readonly keys: readonly CounterKey[]
   wanted(value: number): boolean
 }
 
-function clearOne(pid: number, { address, cell, keys, wanted }: UnownedCell, locks: CounterLocks, dryRun: boolean): ClearedBit[] {
+function clearOne(
+  pid: number,
+  memory: CounterMemory,
+  { at, keys, wanted }: UnownedCell,
+  locks: CounterLocks,
+  dryRun: boolean,
+): ClearedBit[] {
   if (keys.some((key) => locks.othersPresent(key))) return []
   try {
-    const before = cell.read()
+    const before = memory.read(at)
     if ((before & CLAIM) === 0 || !wanted(before)) return []
-    return [{ pid, address, before, after: dryRun ? before & ~CLAIM : cell.clearMsb() }]
+    return [{ pid, address: at.address, before, after: dryRun ? before & ~CLAIM : memory.clearMsb(at) }]
   } catch (error) {
     // Out of range: it has a value that no claim leaves.
     if (isGone(error) || errnoOf(error) === ERANGE) return []

@@ -161,7 +161,7 @@ export class CounterClaims {
       for (const request of this.requests) await this.#openAll(request, warnings, signal)
       reached('counters-read')
       reached('lease-about-to-be-written')
-      for (const claim of this.#claims) claim.writeLease()
+      for (const claim of this.#claims) await claim.writeLease()
       reached('lease-written')
       watch?.begin(this.counters)
       await this.#set(warnings, signal, watch?.through)
@@ -262,7 +262,11 @@ export class CounterClaims {
     const claims = new Map<EndedClaim, ProcessClaim>(
       ended.map((claim) => {
         const { target, space, file, counters, sinceTicks } = claim
-        const places = counters.map(({ address, counter }) => ({ address, vaddr: counter.vaddr, refCtrOffset: counter.refCtrOffset }))
+        const places = counters.map(({ place: { address }, counter }) => ({
+          address,
+          vaddr: counter.vaddr,
+          refCtrOffset: counter.refCtrOffset,
+        }))
         return [{ file: file.identity, places, space, pid: target.isAlive() ? target.pid : null, sinceTicks }, claim]
       }),
     )
@@ -386,7 +390,7 @@ export class CounterClaims {
     try {
       const inherited = this.#isInherited(claim)
       missedNothing = (await claim.read()) && inherited
-      claim.writeLease()
+      await claim.writeLease()
       if (this.#wanted || inherited) await claim.set(inherited)
       // A child that was born while the bits were being cleared may have one all the same.
       if (!this.#wanted) await claim.clear()

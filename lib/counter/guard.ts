@@ -8,6 +8,8 @@
  *
  * In a program that traces itself the guard's process does map the file, and the guard is a breakpoint like any other.
  */
+
+import { inSlices } from '../elf/time-slice.js'
 import { EINVAL } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
@@ -56,7 +58,9 @@ export class Guard {
    */
   static async take(native: Native, file: TargetFile, counters: readonly FileCounter[]): Promise<Guard> {
     const sites = new Map<bigint, GuardedSite>()
-    for (const counter of counters) for (const { fileOffset } of counter.sites) sites.set(fileOffset, { counter, fileOffset })
+    await inSlices(counters, (counter) => {
+      for (const { fileOffset } of counter.sites) sites.set(fileOffset, { counter, fileOffset })
+    })
     if (disabled || sites.size === 0) return new Guard(native, [])
     const all = [...sites.values()]
     const fds: number[] = []

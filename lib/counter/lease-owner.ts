@@ -12,7 +12,7 @@ import { type Native, packageRoot } from '../native.js'
 import { parseStat } from '../target/process.js'
 import { NS_PER_TICK, ticksSinceBoot } from './boot-clock.js'
 import { CounterLocks } from './counter-locks.js'
-import { formatLease, type LeaseHolder, type LeaseRecord, MAX_LEASE_BYTES } from './lease.js'
+import { formatCounters, formatLease, type LeaseHolder, type LeaseRecord, MAX_LEASE_BYTES } from './lease.js'
 import { type LeaseDirectory, leaseError } from './lease-directory.js'
 import { BOOT_ID } from './space.js'
 
@@ -57,7 +57,7 @@ export class LeaseOwner {
       const id = `${holder.pid}-${holder.startTime}-${randomBytes(4).toString('hex')}`
       const locksFd = directory.openLocks()
       fds.push(locksFd)
-      const ownerFd = writeNew(directory, `owner-${id}.json`, `${JSON.stringify(holder, stringify)}\n`, (fd) => {
+      const ownerFd = writeNew(directory, `owner-${id}.json`, Buffer.from(`${JSON.stringify(holder, stringify)}\n`), (fd) => {
         if (!native.lockFile(fd, 'exclusive')) throw new Error('a new file is locked')
       })
       return new LeaseOwner(directory, native, id, holder, ownerFd, locksFd, log)
@@ -69,9 +69,10 @@ export class LeaseOwner {
 
   /**
    * Records a claim. It is on disk when this returns, and not at all if it throws.
+   * @param counters - those of the claim, as `formatCounters` has written them
    * @throws {UprobeError} `ERR_UPROBE_LEASE`, `ERR_UPROBE_LIMIT`, `ERR_UPROBE_TOO_MANY_SITES`
    */
-  write(claim: LeaseClaim): Lease {
+  write(claim: LeaseClaim, counters = formatCounters(claim.counters)): Lease {
     const name = `lease-${this.id}-${this.#next++}.json`
     try {
       const sinceTicks = ticksSinceBoot()
@@ -83,9 +84,9 @@ export class LeaseOwner {
         sinceTicks,
         ...claim,
       }
-      const text = formatLease(record)
-      if (Buffer.byteLength(text) > MAX_LEASE_BYTES) throw tooManyCounters(claim)
-      closeSync(writeNew(this.directory, name, text))
+      const bytes = Buffer.from(formatLease(record, counters))
+      if (bytes.length > MAX_LEASE_BYTES) throw tooManyCounters(claim)
+      closeSync(writeNew(this.directory, name, bytes))
       return { name, sinceTicks }
     } catch (error) {
       throw isSystemCallError(error) ? leaseError(this.directory.path, 'cannot be written', error) : error
@@ -168,12 +169,11 @@ function stringify(_key: string, value: unknown): unknown {
 }
 
 /** Writes a file that is there under its name only when it is whole. Returns its descriptor; nothing is left if it throws. */
-function writeNew(directory: LeaseDirectory, name: string, text: string, beforeNamed?: (fd: number) => void): number {
+function writeNew(directory: LeaseDirectory, name: string, bytes: Buffer, beforeNamed?: (fd: number) => void): number {
   const temporary = directory.pathOf(`new-${name}`)
   const { O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
   const fd = openSync(temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600)
   try {
-    const bytes = Buffer.from(text)
     let written = 0
     while (written < bytes.length) written += writeSync(fd, bytes, written)
     beforeNamed?.(fd)

@@ -51,26 +51,35 @@ export interface LeaseHolder {
 /** The longest text that is read. A lease for some thousands of counters is far below. */
 export const MAX_LEASE_BYTES = 4 * 1024 * 1024
 
-/** Writes a lease. */
-export function formatLease(lease: LeaseRecord): string {
-  // Numbers are made text before, and not by a replacer, which is called for each: there may be ten thousand counters.
-  const counters = lease.counters.map(({ provider, name, refCtrOffset, vaddr, address }) => ({
+/** Writes counters as a lease has them, without the brackets around them: those of a large lease are written some at a time. */
+export function formatCounters(counters: readonly LeaseCounter[]): string {
+  // Numbers are made text before, and not by a replacer, which is called for each.
+  const texts = counters.map(({ provider, name, refCtrOffset, vaddr, address }) => ({
     provider,
     name,
     refCtrOffset: refCtrOffset === null ? null : hex(refCtrOffset),
     vaddr: hex(vaddr),
     address: hex(address),
   }))
-  const { sinceNs, sinceTicks, owner, target, file } = lease
-  return `${JSON.stringify({
-    ...lease,
+  return JSON.stringify(texts).slice(1, -1)
+}
+
+/**
+ * Writes a lease.
+ * @param counters - its counters, as {@link formatCounters} has written them
+ */
+export function formatLease(lease: LeaseRecord, counters = formatCounters(lease.counters)): string {
+  const { version, owner, bootId, sinceNs, sinceTicks, target, file } = lease
+  const text = JSON.stringify({
+    version,
+    owner: { ...owner, startTime: String(owner.startTime) },
+    bootId,
     sinceNs: String(sinceNs),
     sinceTicks: String(sinceTicks),
-    owner: { ...owner, startTime: String(owner.startTime) },
     target: { ...target, startTime: String(target.startTime) },
     file: { ...file, device: String(file.device), inode: String(file.inode) },
-    counters,
-  })}\n`
+  })
+  return `${text.slice(0, -1)},"counters":[${counters}]}\n`
 }
 
 function hex(value: bigint): string {

@@ -7,19 +7,12 @@
  *
  * A file may be mapped more than once (dlmopen), and then has a counter in each copy.
  */
+import type { CounterAt } from '../native.js'
 import { codeAddress, counterAddress, covers, type Mapping, mappingAt, takesCounters } from '../target/maps.js'
 import type { FileCounter, SharingSite } from './read.js'
 
 /** A counter in one mapping. */
-export interface CounterPlace {
-  readonly address: bigint
-  /** Device of the mapping as `maps` prints it, `00:00` for memory that is no file's. */
-  readonly device: string
-  /** Inode of the mapping as `maps` prints it; 0 for memory that is no file's. */
-  readonly inode: bigint
-  /** Offset in the file of `address`; 0 for memory that is no file's. */
-  readonly fileOffset: bigint
-}
+export type CounterPlace = CounterAt
 
 /**
  * Why a counter cannot be held in a process:

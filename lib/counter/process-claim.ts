@@ -13,13 +13,14 @@ import { TimeSlice } from '../elf/time-slice.js'
 import { EBUSY, ERANGE, ESRCH } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
-import type { CounterCell, Native } from '../native.js'
+import type { CounterMemory, Native } from '../native.js'
 import { limitError } from '../shortage.js'
 import { type FileIdentity, mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { ticksSinceBoot } from './boot-clock.js'
 import { type CounterKey, counterKey } from './counter-locks.js'
 import { isGone } from './gone.js'
+import { formatCounters, type LeaseCounter } from './lease.js'
 import type { Lease, LeaseOwner } from './lease-owner.js'
 import { type CounterPlace, counterPlaces } from './places.js'
 import { CLAIM, type FileCounter } from './read.js'
@@ -62,24 +63,18 @@ export class ActiveClaims {
 /** The clock is read once in so many counters. */
 const COUNTERS_A_LOOK = 128
 
-/** A counter in one mapping of the process. */
+/** A counter in one mapping of the process. There may be ten thousand, so it has no more than it must. */
 interface HeldCell {
   readonly counter: FileCounter
-  readonly address: bigint
-  readonly key: CounterKey
-  readonly cell: CounterCell
+  readonly place: CounterPlace
   /** Whether this claim counts among the active ones. */
   active: boolean
 }
 
-/** Counters that are set or cleared in one step. */
-interface CellGroup {
-  readonly cells: readonly HeldCell[]
-  readonly keys: readonly CounterKey[]
-}
-
-function groupsOf(cells: readonly HeldCell[]): CellGroup[] {
-  return inSteps(cells).map((group) => ({ cells: group, keys: group.map(({ key }) => key) }))
+/** A counter while it is set or cleared. */
+interface KeyedCell {
+  readonly cell: HeldCell
+  readonly key: CounterKey
 }
 
 /** The file whose counters are claimed. */
@@ -91,12 +86,13 @@ export interface ClaimedFile {
 /** A counter in one mapping of one process, for whoever shows it. */
 export interface ClaimedCounter {
   readonly counter: FileCounter
-  readonly address: bigint
+  readonly place: CounterPlace
 }
 
 /** See the module's comment. */
 export class ProcessClaim {
-  readonly #groups: readonly CellGroup[]
+  /** Counters that are set or cleared in one step. */
+  readonly #groups: readonly (readonly HeldCell[])[]
   #lease: Lease | null = null
   #closed = false
 
@@ -105,10 +101,11 @@ export class ProcessClaim {
     readonly target: TargetProcess,
     readonly space: SpaceId,
     readonly file: ClaimedFile,
+    private readonly memory: CounterMemory,
     private readonly cells: readonly HeldCell[],
     private readonly fds: readonly number[],
   ) {
-    this.#groups = groupsOf(cells)
+    this.#groups = inSteps(cells)
   }
 
   /**
@@ -150,15 +147,8 @@ export class ProcessClaim {
       const mapsFd = openProc(target, 'maps', 'r', fds)
       // The descriptors are bound to the address space that the process has now: that of the target, as long as it is not gone.
       if (target.addressSpaceGone()) throw target.goneError()
-      const cells: HeldCell[] = []
-      const slice = new TimeSlice()
-      for (const { counter, place } of found) {
-        if (slice.isOver) await slice.rest()
-        const { address } = place
-        const cell = new context.native.CounterCell({ memFd, mapsFd, ...place, own })
-        cells.push({ counter, address, key: counterKey(space, address), cell, active: false })
-      }
-      return new ProcessClaim(context, target, space, file, cells, fds)
+      const memory = new context.native.CounterMemory({ memFd, mapsFd, own })
+      return new ProcessClaim(context, target, space, file, memory, found, fds)
     } catch (error) {
       for (const fd of fds) closeSync(fd)
       throw error
@@ -188,10 +178,10 @@ export class ProcessClaim {
   async read(): Promise<boolean> {
     let claimed = true
     const slice = new TimeSlice()
-    for (const one of this.cells) {
-      if (slice.isOver) await slice.rest()
+    for (const [index, one] of this.cells.entries()) {
+      if (index % COUNTERS_A_LOOK === 0 && slice.isOver) await slice.rest()
       this.#guarded(() => {
-        const value = one.cell.read()
+        const value = this.memory.read(one.place)
         if (value !== 0 && value !== CLAIM) throw this.#foreign(one, value)
         if (value === 0) claimed = false
       })
@@ -208,10 +198,10 @@ export class ProcessClaim {
   async isIntact(counters: readonly FileCounter[]): Promise<boolean> {
     if (this.target.addressSpaceGone() || !this.target.refreshThread()) return false
     const found = await placesOf(this.target, this.file, counters)
-    const known = new Set(this.cells.map(({ address }) => address))
+    const known = new Set(this.cells.map(({ place }) => place.address))
     if (found.length !== known.size || !found.every(({ place }) => known.has(place.address))) return false
     try {
-      return this.cells.every((one) => !one.active || one.cell.read() !== 0)
+      return this.cells.every(({ active, place }) => !active || this.memory.read(place) !== 0)
     } catch (error) {
       if (isGone(error)) return false
       throw error
@@ -219,19 +209,33 @@ export class ProcessClaim {
   }
 
   /** Records the claim on disk. Does nothing if it is. */
-  writeLease(): void {
+  async writeLease(): Promise<void> {
+    if (this.#lease !== null) return
     const { target, space, file, cells } = this
-    this.#lease ??= this.context.owner.write({
+    const counters: LeaseCounter[] = []
+    const texts: string[] = []
+    const slice = new TimeSlice()
+    for (let first = 0; first < cells.length; first += COUNTERS_A_LOOK) {
+      if (slice.isOver) await slice.rest()
+      const some = cells
+        .slice(first, first + COUNTERS_A_LOOK)
+        .map(({ counter: { provider, name, refCtrOffset, vaddr }, place: { address } }) => ({
+          provider,
+          name,
+          refCtrOffset,
+          vaddr,
+          address,
+        }))
+      counters.push(...some)
+      texts.push(formatCounters(some))
+    }
+    if (slice.isOver) await slice.rest()
+    const claim = {
       target: { pid: target.pid, startTime: target.startTime, space },
       file: { device: file.identity.device, inode: file.identity.inode, path: file.path },
-      counters: cells.map(({ counter, address }) => ({
-        provider: counter.provider,
-        name: counter.name,
-        refCtrOffset: counter.refCtrOffset,
-        vaddr: counter.vaddr,
-        address,
-      })),
-    })
+      counters,
+    }
+    this.#lease = this.context.owner.write(claim, texts.join(','))
   }
 
   /**
@@ -242,16 +246,15 @@ export class ProcessClaim {
    * @throws {UprobeError} `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_TARGET_GONE`, or the reason of the signal; nothing is set then that was not before, unless it could not be cleared: {@link clear} says so
    */
   async set(inherited = false, signal?: AbortSignal, through?: (counters: number) => void): Promise<void> {
-    const { locks } = this.context.owner
-    const set: CellGroup[] = []
+    const set: HeldCell[][] = []
     let untold = 0
     const slice = new TimeSlice()
     try {
-      for (const { cells, keys } of this.#groups) {
+      for (const cells of this.#groups) {
         signal?.throwIfAborted()
         const before = cells.filter(({ active }) => !active)
-        await locks.step(keys, () => this.#set(cells, inherited), signal)
-        set.push({ cells: before, keys })
+        await this.#step(cells, (keyed) => this.#set(keyed, inherited), signal)
+        set.push(before)
         untold += cells.length
         if (!slice.isOver) continue
         through?.(untold)
@@ -269,7 +272,7 @@ export class ProcessClaim {
   trySet(inherited = false): boolean {
     const [group, ...more] = this.#groups
     if (group === undefined || more.length > 0) return false
-    return this.context.owner.locks.tryStep(group.keys, () => this.#set(group.cells, inherited)).done
+    return this.#tryStep(group, (keyed) => this.#set(keyed, inherited))
   }
 
   /**
@@ -284,16 +287,16 @@ export class ProcessClaim {
   tryClear(): boolean {
     const [group, ...more] = this.#groups
     if (group === undefined || more.length > 0) return false
-    return this.context.owner.locks.tryStep(group.keys, () => this.#clear(group.cells)).done
+    return this.#tryStep(group, (keyed) => this.#clear(keyed))
   }
 
-  async #clearGroups(groups: readonly CellGroup[], through?: (counters: number) => void): Promise<void> {
+  async #clearGroups(groups: readonly (readonly HeldCell[])[], through?: (counters: number) => void): Promise<void> {
     const failures: unknown[] = []
     let untold = 0
     const slice = new TimeSlice()
-    for (const { cells, keys } of groups) {
+    for (const cells of groups) {
       try {
-        await this.context.owner.locks.step(keys, () => this.#clear(cells))
+        await this.#step(cells, (keyed) => this.#clear(keyed))
       } catch (error) {
         failures.push(error)
       }
@@ -304,6 +307,29 @@ export class ProcessClaim {
       await slice.rest()
     }
     if (failures.length > 0) throw failures[0]
+  }
+
+  /** Runs a step that nobody else can be in. Keys are made for it and not kept. */
+  #step(cells: readonly HeldCell[], step: (keyed: readonly KeyedCell[]) => void, signal?: AbortSignal): Promise<void> {
+    const keyed = this.#keyed(cells)
+    return this.context.owner.locks.step(
+      keyed.map(({ key }) => key),
+      () => step(keyed),
+      signal,
+    )
+  }
+
+  /** The same without waiting. Returns whether it was run. */
+  #tryStep(cells: readonly HeldCell[], step: (keyed: readonly KeyedCell[]) => void): boolean {
+    const keyed = this.#keyed(cells)
+    return this.context.owner.locks.tryStep(
+      keyed.map(({ key }) => key),
+      () => step(keyed),
+    ).done
+  }
+
+  #keyed(cells: readonly HeldCell[]): KeyedCell[] {
+    return cells.map((cell) => ({ cell, key: counterKey(this.space, cell.place.address) }))
   }
 
   /** The claim is given back; only cleaning up is left. */
@@ -320,10 +346,10 @@ export class ProcessClaim {
     this.#closed = true
     const { owner, active } = this.context
     const left = unfinished || this.active
-    for (const one of this.cells) {
+    for (const { cell, key } of this.#keyed(this.cells.filter((one) => one.active))) {
       // Whoever is not present any more has nothing there that others had to leave alone.
-      if (one.active && active.remove(one.key)) owner.locks.leave(one.key)
-      one.active = false
+      if (active.remove(key)) owner.locks.leave(key)
+      cell.active = false
     }
     if (this.#lease !== null) {
       if (left) owner.leave(this.#lease)
@@ -333,24 +359,26 @@ export class ProcessClaim {
     for (const fd of this.fds) closeSync(fd)
   }
 
-  #set(cells: readonly HeldCell[], inherited: boolean): void {
+  #set(cells: readonly KeyedCell[], inherited: boolean): void {
+    const { memory } = this
     const { owner, active } = this.context
-    const set: HeldCell[] = []
+    const set: KeyedCell[] = []
     try {
       this.#guarded(() => {
         for (const one of cells) {
-          if (one.active) continue
-          const before = one.cell.read()
-          if (before !== 0 && !(before === CLAIM && (inherited || active.has(one.key) || owner.locks.othersPresent(one.key)))) {
-            throw this.#foreign(one, before)
+          const { cell, key } = one
+          if (cell.active) continue
+          const before = memory.read(cell.place)
+          if (before !== 0 && !(before === CLAIM && (inherited || active.has(key) || owner.locks.othersPresent(key)))) {
+            throw this.#foreign(cell, before)
           }
-          if (active.add(one.key)) owner.locks.enter(one.key)
-          one.active = true
+          if (active.add(key)) owner.locks.enter(key)
+          cell.active = true
           set.push(one)
           reached('counter-read-again')
-          const after = one.cell.setMsb()
+          const after = memory.setMsb(cell.place)
           reached('counter-stored')
-          if (after !== CLAIM) throw this.#foreign(one, after)
+          if (after !== CLAIM) throw this.#foreign(cell, after)
         }
       })
     } catch (error) {
@@ -359,19 +387,19 @@ export class ProcessClaim {
     }
   }
 
-  #clear(cells: readonly HeldCell[]): void {
+  #clear(cells: readonly KeyedCell[]): void {
     let failure: unknown = null
     for (const one of cells) {
       try {
         this.#clearOne(one)
       } catch (error) {
-        failure ??= this.#uncleared(one, error)
+        failure ??= this.#uncleared(one.cell, error)
       }
     }
     if (failure !== null) throw failure
   }
 
-  #uncleared({ counter, address }: HeldCell, error: unknown): unknown {
+  #uncleared({ counter, place: { address } }: HeldCell, error: unknown): unknown {
     if (!isSystemCallError(error)) return error
     const errno = errnoOf(error)
     const changed = errno === ERANGE || errno === EBUSY
@@ -384,22 +412,22 @@ export class ProcessClaim {
     )
   }
 
-  #clearOne(one: HeldCell): void {
-    if (!one.active) return
+  #clearOne({ cell, key }: KeyedCell): void {
+    if (!cell.active) return
     const { owner, active } = this.context
-    if (active.remove(one.key)) {
-      const others = owner.locks.leave(one.key)
+    if (active.remove(key)) {
+      const others = owner.locks.leave(key)
       try {
-        if (!others) one.cell.clearMsb()
+        if (!others) this.memory.clearMsb(cell.place)
       } catch (error) {
         if (!isGone(error)) {
           // Still ours: the lease must go on saying so.
-          if (active.add(one.key)) owner.locks.enter(one.key)
+          if (active.add(key)) owner.locks.enter(key)
           throw error
         }
       }
     }
-    one.active = false
+    cell.active = false
   }
 
   /** Says of a failed store or read what it means for the process. */
@@ -417,7 +445,7 @@ export class ProcessClaim {
     }
   }
 
-  #foreign({ counter, address }: HeldCell, value: number): UprobeError {
+  #foreign({ counter, place: { address } }: HeldCell, value: number): UprobeError {
     return new UprobeError(
       'ERR_UPROBE_COUNTER_FOREIGN',
       `${nameOf(counter)} in ${escapeForDisplay(this.file.path)}: the counter at 0x${address.toString(16)} of process ${this.target.pid} reads 0x${value.toString(16)}, ` +
@@ -428,14 +456,10 @@ export class ProcessClaim {
 }
 
 /** The places of counters in a process. */
-async function placesOf(
-  target: TargetProcess,
-  file: ClaimedFile,
-  counters: readonly FileCounter[],
-): Promise<Array<{ counter: FileCounter; place: CounterPlace }>> {
+async function placesOf(target: TargetProcess, file: ClaimedFile, counters: readonly FileCounter[]): Promise<HeldCell[]> {
   const all = await target.maps(true)
   const ofFile = mappingsOf(target.procDirectory, all, file.identity)
-  const found: Array<{ counter: FileCounter; place: CounterPlace }> = []
+  const found: HeldCell[] = []
   const slice = new TimeSlice()
   for (const [index, counter] of counters.entries()) {
     if (index % COUNTERS_A_LOOK === 0 && slice.isOver) await slice.rest()
@@ -443,7 +467,7 @@ async function placesOf(
     if (problem === 'not-mapped') continue
     if (problem !== null && target.addressSpaceGone()) throw target.goneError()
     if (problem !== null) throw unclaimable(`${nameOf(counter)} in ${escapeForDisplay(file.path)}`, target.pid, problem)
-    for (const place of places) found.push({ counter, place })
+    for (const place of places) found.push({ counter, place, active: false })
   }
   return found
 }

@@ -17,7 +17,7 @@ import { closeSync, openSync } from 'node:fs'
 import { EINVAL } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import type { Logger } from '../log.js'
-import type { CounterCell, Native } from '../native.js'
+import type { CounterMemory, Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
 import { mappingsOf } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
@@ -181,10 +181,10 @@ async function clearForeign({ native, target, directory }: RepairContext, inspec
     const space = readSpace(target)
     if (directory === null || space === null || address === null) {
       // Without a directory of leases there is no agent that could be present.
-      return await withCell(native, target, inspected, (cell) => {
-        const found = cell.read()
+      return await withMemory(native, target, inspected, (memory, place) => {
+        const found = memory.read(place)
         if (found !== CLAIM) return left(found, CHANGED)
-        return { after: cell.clearMsb(), applied: true, note: 'the bit was cleared' }
+        return { after: memory.clearMsb(place), applied: true, note: 'the bit was cleared' }
       })
     }
     const locksFd = directory.openLocks()
@@ -226,10 +226,10 @@ async function liftUnderflow(context: RepairContext, inspected: InspectedCounter
   const counted: InspectedCounter = { ...inspected, counter: { ...counter, sites } }
   let stored: Outcome
   try {
-    stored = await withCell(native, target, inspected, async (cell) => {
+    stored = await withMemory(native, target, inspected, async (memory, place) => {
       const { value, armedSites } = await lookAgain(target, counted)
       if (value === null || (value & CLAIM) === 0) return left(value, CHANGED)
-      cell.replace(value, armedSites)
+      memory.replace(place, value, armedSites)
       return { after: armedSites, applied: true, note: `${armedSites} was stored, the number of armed sites that count here` }
     })
   } finally {
@@ -257,10 +257,10 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
   }
   let leaked: number
   try {
-    leaked = await withCell(native, target, inspected, async (cell) => {
+    leaked = await withMemory(native, target, inspected, async (memory, place) => {
       const { value, armedSites } = await lookAgain(target, inspected)
       const above = value === null ? 0 : value - armedSites
-      if (value !== null && above > 0) cell.replace(value, value - above)
+      if (value !== null && above > 0) memory.replace(place, value, value - above)
       return above
     })
   } finally {
@@ -323,7 +323,7 @@ async function restoreBreakpoints({ native, target }: RepairContext, inspected: 
 async function raise(native: Native, target: TargetProcess, inspected: InspectedCounter): Promise<void> {
   const { value, armedSites } = await lookAgain(target, inspected)
   if (value === null || (value & CLAIM) !== 0 || value >= armedSites) return
-  await withCell(native, target, inspected, (cell) => cell.replace(value, armedSites))
+  await withMemory(native, target, inspected, (memory, place) => memory.replace(place, value, armedSites))
 }
 
 async function lookAgain(target: TargetProcess, { file, counter, address }: InspectedCounter): Promise<ReturnType<typeof inspectAt>> {
@@ -331,12 +331,12 @@ async function lookAgain(target: TargetProcess, { file, counter, address }: Insp
   return inspectAt(target, ofFile, address, counter.sites)
 }
 
-/** Opens the counter for writing; the cell refuses when anything is not as it was. */
-async function withCell<T>(
+/** Opens the counter for writing; its memory refuses when anything is not as it was. */
+async function withMemory<T>(
   native: Native,
   target: TargetProcess,
   { file, counter, address }: InspectedCounter,
-  use: (cell: CounterCell) => T | Promise<T>,
+  use: (memory: CounterMemory, place: CounterPlace) => T | Promise<T>,
 ): Promise<T> {
   const all = await target.maps(true)
   const { places } = counterPlaces(all, mappingsOf(target.procDirectory, all, file.identity), counter)
@@ -347,7 +347,7 @@ async function withCell<T>(
     const mapsFd = openSync(`${target.threadDirectory}/maps`, 'r')
     try {
       if (target.addressSpaceGone()) throw target.goneError()
-      return await use(new native.CounterCell({ memFd, mapsFd, ...place, own: target.pid === process.pid }))
+      return await use(new native.CounterMemory({ memFd, mapsFd, own: target.pid === process.pid }), place)
     } finally {
       closeSync(mapsFd)
     }

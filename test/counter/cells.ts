@@ -2,7 +2,7 @@
  * Counters as the tests of the addon reach them: where they lie, and cells on them, without any code of the package but the addon.
  */
 import { closeSync, openSync, readFileSync, statSync } from 'node:fs'
-import type { CounterCell, CounterCellOptions } from '../../lib/native.js'
+import type { CounterAt, CounterMemoryOptions } from '../../lib/native.js'
 import { native } from '../native/kernel.js'
 import type { Cleanup } from '../support/temp.js'
 
@@ -42,14 +42,19 @@ export function counterAddressIn(pid: number, path: string, refCtrOffset: bigint
   return start + refCtrOffset - offset
 }
 
+/** One counter of an address space. */
+export interface Cell {
+  setMsb(): number
+  clearMsb(): number
+  read(): number
+  replace(expected: number, value: number): void
+}
+
+/** What an address space and a counter in it are described by. */
+export type CellOptions = CounterMemoryOptions & CounterAt
+
 /** A cell on a counter of a process; what it expects can be made another thing. */
-export function openCell(
-  t: Cleanup,
-  pid: number,
-  path: string,
-  refCtrOffset: bigint,
-  other: Partial<CounterCellOptions> = {},
-): CounterCell {
+export function openCell(t: Cleanup, pid: number, path: string, refCtrOffset: bigint, other: Partial<CellOptions> = {}): Cell {
   const memFd = openSync(`/proc/${pid}/mem`, 'r+')
   const mapsFd = openSync(`/proc/${pid}/maps`, 'r')
   t.after(() => {
@@ -58,5 +63,16 @@ export function openCell(
   })
   const { start, offset, device, inode } = mappingOf(pid, path, refCtrOffset)
   const address = start + refCtrOffset - offset
-  return new native.CounterCell({ memFd, mapsFd, address, device, inode, fileOffset: refCtrOffset, own: false, ...other })
+  return cellOn({ memFd, mapsFd, address, device, inode, fileOffset: refCtrOffset, own: false, ...other })
+}
+
+/** A cell as it is described. */
+export function cellOn(options: CellOptions): Cell {
+  const memory = new native.CounterMemory(options)
+  return {
+    setMsb: () => memory.setMsb(options),
+    clearMsb: () => memory.clearMsb(options),
+    read: () => memory.read(options),
+    replace: (expected, value) => memory.replace(options, expected, value),
+  }
 }

@@ -4,8 +4,8 @@
 import assert from 'node:assert/strict'
 import { closeSync, openSync, readFileSync } from 'node:fs'
 import { test } from 'node:test'
-import { addonPath, type CounterCell, type CounterCellOptions } from '../../lib/native.js'
-import { mappingOf, openCell } from '../counter/cells.js'
+import { addonPath } from '../../lib/native.js'
+import { type Cell, type CellOptions, cellOn, mappingOf, openCell } from '../counter/cells.js'
 import { buildTarget } from '../support/build.js'
 import { counterValue, writeCounter } from '../support/memory.js'
 import { needs } from '../support/needs.js'
@@ -21,7 +21,7 @@ interface Running {
   readonly program: string
   readonly refCtrOffset: bigint
   /** A cell on the counter of t:gated; what it expects can be made another thing. */
-  cell(other?: Partial<CounterCellOptions>): CounterCell
+  cell(other?: Partial<CellOptions>): Cell
   /** The counter as others see it. */
   value(): number
 }
@@ -40,7 +40,7 @@ async function start(t: Cleanup): Promise<Running> {
 }
 
 /** Every call on the cell throws with this errno. */
-function assertRefused(cell: CounterCell, code: string): void {
+function assertRefused(cell: Cell, code: string): void {
   const error = { code, syscall: 'counter_store' }
   assert.throws(() => cell.read(), error)
   assert.throws(() => cell.setMsb(), error)
@@ -163,7 +163,7 @@ test('refuses the counter of another process as its own, instead of crashing', t
 test('refuses arguments of another kind', () => {
   const fd = openSync('/proc/self/maps', 'r')
   const good = { memFd: fd, mapsFd: fd, address: 2n, device: '08:01', inode: 1n, fileOffset: 0n, own: false }
-  const bad: Array<Partial<Record<keyof CounterCellOptions, unknown>>> = [
+  const bad: Array<Partial<Record<keyof CellOptions, unknown>>> = [
     { memFd: -1 },
     { mapsFd: '3' },
     { address: 2 },
@@ -176,13 +176,9 @@ test('refuses arguments of another kind', () => {
     { own: 1 },
   ]
   for (const other of bad) {
-    assert.throws(
-      () => new native.CounterCell({ ...good, ...other } as CounterCellOptions),
-      { name: 'TypeError' },
-      JSON.stringify(other, String),
-    )
+    assert.throws(() => cellOn({ ...good, ...other } as CellOptions).read(), { name: 'TypeError' }, JSON.stringify(other, String))
   }
-  const counter = new native.CounterCell(good)
+  const counter = cellOn(good)
   for (const [expected, value] of [
     [-1, 0],
     [0, 0x10000],
