@@ -29,7 +29,7 @@ import type { Attachment } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { CapturePrograms } from './register/programs.js'
 import type { SiteCounts } from './register/stats.js'
-import { type Counted, NO_GROUP, Tally } from './tally.js'
+import { type Counted, type GroupName, NO_GROUP, Tally } from './tally.js'
 import type { TargetFile } from './target/file.js'
 import type { TargetProcess } from './target/process.js'
 import { TargetWatches } from './target/watches.js'
@@ -68,7 +68,7 @@ export interface ProbeParts {
 
 /** The names of a probe's sites, in the order of the sites, and of which each slot is one. */
 interface SlotNames {
-  readonly names: readonly { readonly probe: string; readonly path: string }[]
+  readonly names: readonly GroupName[]
   /** By slot: an index of `names`, or {@link NO_GROUP}. */
   readonly groupOf: Int32Array
 }
@@ -148,13 +148,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     this.#names ??= this.#groupByName()
     const { names, groupOf } = this.#names
     // One time for all: it is that of one moment, as the counts are.
-    const { seenMs, seenFraction } = this.#seen
-    const result: NamedStats[] = []
-    this.#tally.ofGroups(groupOf, names.length, (group, { hits, filtered, delivered, lost, lostRing, lostQueue }) => {
-      const { probe, path } = names[group] ?? { probe: '', path: '' }
-      result.push({ probe, path, hits, filtered, delivered, lost, lostRing, lostQueue, seenMs, seenFraction })
-    })
-    return result
+    return this.#tally.ofGroups(groupOf, names, this.#seen)
   }
 
   /**
@@ -240,7 +234,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** Which slots have a name and a path in common. Names are made when they are asked for, so this is done once. */
   #groupByName(): SlotNames {
     const { siteCount, nameOf, pathOf } = this.#parts
-    const names: Array<{ probe: string; path: string }> = []
+    const names: GroupName[] = []
     const groupOf = new Int32Array(siteCount).fill(NO_GROUP)
     const groupsByPath = new Map<string, Map<string, number>>()
     let lastPath: string | null = null

@@ -3,13 +3,14 @@
  */
 import type { BatchRecords } from './capture/hit.js'
 import type { RecordOffsets } from './capture/record-offsets.js'
-import type { ProbeStats } from './probe-types.js'
+import type { NamedStats, ProbeStats } from './probe-types.js'
 import type { KernelCounts, SiteCounts } from './register/stats.js'
 
 /** The group of a slot that is in none. */
 export const NO_GROUP = -1
-/** Sums of a group. */
-const FIELDS = 5
+
+/** What slots have in common whose counts are added up. */
+export type GroupName = Pick<NamedStats, 'probe' | 'path'>
 
 /** See the module's comment. */
 export class Tally {
@@ -48,45 +49,64 @@ export class Tally {
 
   /** The counts of all slots together. */
   all(): Counted {
-    const { hits, filtered, lostRing } = this.#kernelCounts()
-    return this.#settle(sum(hits), sum(filtered), sum(lostRing), sum(this.#delivered), sum(this.#lostQueue))
+    const counts = this.#kernelCounts()
+    const hits = sum(counts.hits)
+    const filtered = sum(counts.filtered)
+    const lostRing = sum(counts.lostRing)
+    const lostQueue = sum(this.#lostQueue)
+    const delivered = this.#deliveredOf(hits, filtered, sum(this.#delivered))
+    return { hits, filtered, delivered, lost: this.#lostOf(hits, filtered, delivered, lostRing + lostQueue), lostRing, lostQueue }
   }
 
   /**
-   * Tells the counts of each of some groups of slots, at one moment, in one pass over the slots.
+   * The counts of some groups of slots, at one moment. There may be ten thousand, so that nothing is made for each but what is returned.
    * @param groupOf - the group of each slot, or {@link NO_GROUP}
-   * @param tell - is told of each group, by its number
+   * @param names - of the groups
+   * @param time - the same for all
    */
-  ofGroups(groupOf: Int32Array, groups: number, tell: (group: number, counted: Counted) => void): void {
-    const { hits, filtered, lostRing } = this.#kernelCounts()
-    const [delivered, lostQueue] = [this.#delivered, this.#lostQueue]
-    const sums = new Float64Array(groups * FIELDS)
-    for (let slot = 0; slot < groupOf.length; slot++) {
-      const group = groupOf[slot] ?? NO_GROUP
-      if (group === NO_GROUP) continue
-      const at = group * FIELDS
-      sums[at] = (sums[at] ?? 0) + (hits[slot] ?? 0)
-      sums[at + 1] = (sums[at + 1] ?? 0) + (filtered[slot] ?? 0)
-      sums[at + 2] = (sums[at + 2] ?? 0) + (lostRing[slot] ?? 0)
-      sums[at + 3] = (sums[at + 3] ?? 0) + (delivered[slot] ?? 0)
-      sums[at + 4] = (sums[at + 4] ?? 0) + (lostQueue[slot] ?? 0)
+  ofGroups(groupOf: Int32Array, names: readonly GroupName[], { seenMs, seenFraction }: Omit<ProbeStats, keyof Counted>): NamedStats[] {
+    const counts = this.#kernelCounts()
+    // Groups are numbered in the order of their slots: as many as there are slots, and each slot is a group.
+    const apart = names.length === groupOf.length
+    const sums = (bySlot: Float64Array): Float64Array => (apart ? bySlot : sumsOf(bySlot, groupOf, names.length))
+    const [allHits, allFiltered, allLostRing] = [sums(counts.hits), sums(counts.filtered), sums(counts.lostRing)]
+    const [allTaken, allLostQueue] = [sums(this.#delivered), sums(this.#lostQueue)]
+    const result: NamedStats[] = []
+    for (let group = 0; group < names.length; group++) {
+      const { probe, path } = names[group] ?? { probe: '', path: '' }
+      const hits = allHits[group] ?? 0
+      const filtered = allFiltered[group] ?? 0
+      const lostRing = allLostRing[group] ?? 0
+      const lostQueue = allLostQueue[group] ?? 0
+      const delivered = this.#deliveredOf(hits, filtered, allTaken[group] ?? 0)
+      const lost = this.#lostOf(hits, filtered, delivered, lostRing + lostQueue)
+      result.push({ probe, path, hits, filtered, delivered, lost, lostRing, lostQueue, seenMs, seenFraction })
     }
-    for (let group = 0; group < groups; group++) {
-      const at = group * FIELDS
-      tell(group, this.#settle(sums[at] ?? 0, sums[at + 1] ?? 0, sums[at + 2] ?? 0, sums[at + 3] ?? 0, sums[at + 4] ?? 0))
-    }
+    return result
   }
 
   #kernelCounts(): KernelCounts {
     return this.#final ?? this.counts.read()
   }
 
-  #settle(hits: number, filtered: number, lostRing: number, taken: number, lostQueue: number): Counted {
-    const delivered = this.countOnly ? hits - filtered : taken
-    // After the end nothing is on its way any more, so whatever is not accounted for is lost.
-    const lost = this.#final === null ? lostRing + lostQueue : hits - filtered - delivered
-    return { hits, filtered, delivered, lost, lostRing, lostQueue }
+  #deliveredOf(hits: number, filtered: number, taken: number): number {
+    return this.countOnly ? hits - filtered : taken
   }
+
+  /** After the end nothing is on its way any more, so whatever is not accounted for is lost. */
+  #lostOf(hits: number, filtered: number, delivered: number, known: number): number {
+    return this.#final === null ? known : hits - filtered - delivered
+  }
+}
+
+/** The sums of groups of slots. */
+function sumsOf(bySlot: Float64Array, groupOf: Int32Array, groups: number): Float64Array {
+  const sums = new Float64Array(groups)
+  for (let slot = 0; slot < groupOf.length; slot++) {
+    const group = groupOf[slot] ?? NO_GROUP
+    if (group !== NO_GROUP) sums[group] = (sums[group] ?? 0) + (bySlot[slot] ?? 0)
+  }
+  return sums
 }
 
 function sum(counts: Float64Array): number {

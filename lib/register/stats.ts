@@ -88,9 +88,9 @@ function readCounts(native: Native, fd: number, slots: number, slotsAnEntry: num
     const firstCpu = ((slot - within) * cpus + within) * halvesASlot
     for (let cpu = 0; cpu < cpus; cpu++) {
       const at = firstCpu + cpu * slotsAnEntry * halvesASlot
-      const counted = number(at)
-      if (counted === 0) continue
-      hits[slot] = (hits[slot] ?? 0) + counted
+      // Most of thousands of sites have not been hit.
+      if (halves[at] === 0 && halves[at + 1] === 0) continue
+      hits[slot] = (hits[slot] ?? 0) + number(at)
       filtered[slot] = (filtered[slot] ?? 0) + number(at + 2)
       lostRing[slot] = (lostRing[slot] ?? 0) + number(at + 4)
     }
