@@ -186,6 +186,7 @@ async function attachSteps(
     onWarning: (warning) => probe.warn(warning),
   })
 
+  await work.beforeLongStep()
   // From the first registration on there can be hits, so whoever gets them must be there before.
   const decoder = new HitDecoder(
     prepared.sites.map((site) => site.shape),

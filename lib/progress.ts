@@ -96,6 +96,11 @@ export class SiteWork {
     }
   }
 
+  /** To be waited for before what takes long with thousands of sites and is not divided: it begins within a slice of time, and counts for what follows in this turn. */
+  async beforeLongStep(): Promise<void> {
+    if (this.#slice.isOver) await this.rest()
+  }
+
   /** Counts a site. */
   count(): void {
     this.#done++
