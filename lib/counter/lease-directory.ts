@@ -17,7 +17,16 @@ import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { limitError } from '../shortage.js'
-import { isNewerLease, type LeaseHolder, type LeaseRecord, MAX_LEASE_BYTES, NotALease, parseHolder, parseLease } from './lease.js'
+import {
+  isNewerLease,
+  type LeaseHolder,
+  type LeaseRecord,
+  MAX_LEASE_BYTES,
+  NotALease,
+  parseHolder,
+  parseLease,
+  parseLeaseInSlices,
+} from './lease.js'
 
 /** A lease as its name says, and its owner. */
 export interface LeaseEntry {
@@ -58,6 +67,15 @@ const OWNER = /^owner-(\d+-\d+-[0-9a-f]{8})\.json$/
 
 /** What stands under a name: its descriptor, or why there is none. */
 type Opened = number | 'absent' | 'no-file' | 'forbidden'
+
+/** The text under a name, or why there is none. */
+type Found = { readonly text: string } | Exclude<Opened, number>
+
+function leaseFile(entry: LeaseEntry, found: Found, lease: LeaseRecord | null): LeaseFile {
+  if (found === 'forbidden') return { ...entry, lease, leave: 'it may not be read' }
+  const newer = lease === null && typeof found !== 'string' && isNewerLease(found.text)
+  return { ...entry, lease, leave: newer ? 'it was written by a newer version of this package' : null }
+}
 
 /** An open lease directory. The opener closes it. */
 export class LeaseDirectory {
@@ -115,23 +133,24 @@ export class LeaseDirectory {
   }
 
   /**
-   * Everything in it that is a lease, with whether its owner lives, and what it says of those that are wanted: a lease of ten thousand counters takes ten milliseconds to read.
+   * Everything in it that is a lease, with whether its owner lives, and what it says.
+   * @param wanted - which of them: a lease of ten thousand counters takes ten milliseconds to read
    * @throws {UprobeError} `ERR_UPROBE_LIMIT`, `ERR_UPROBE_LEASE` if it cannot be said
    */
   list(wanted: (entry: LeaseEntry) => boolean = () => true): LeaseFile[] {
-    return this.entries().flatMap((entry) => {
-      const read = wanted(entry) ? this.#read(entry.name) : 'absent'
-      // Or it went since it was listed.
-      if (read === 'absent') return []
-      const lease = typeof read === 'string' ? null : parseLease(read.text)
-      const leave =
-        read === 'forbidden'
-          ? 'it may not be read'
-          : lease === null && typeof read !== 'string' && isNewerLease(read.text)
-            ? 'it was written by a newer version of this package'
-            : null
-      return [{ ...entry, lease, leave }]
-    })
+    return this.entries()
+      .filter(wanted)
+      .flatMap((entry) => {
+        const found = this.#read(entry.name)
+        return found === 'absent' ? [] : [leaseFile(entry, found, typeof found === 'string' ? null : parseLease(found.text))]
+      })
+  }
+
+  /** What one of them says, read with the event loop's turns in between; `null` if it went since it was listed. Throws as {@link list}. */
+  async read(entry: LeaseEntry): Promise<LeaseFile | null> {
+    const found = this.#read(entry.name)
+    if (found === 'absent') return null
+    return leaseFile(entry, found, typeof found === 'string' ? null : await parseLeaseInSlices(found.text))
   }
 
   /** The same, as far as names tell. Throws as {@link list}. */
@@ -197,7 +216,7 @@ export class LeaseDirectory {
   }
 
   /** The text of a file, or why there is none; `no-file` also if it is longer than any that we write. */
-  #read(name: string): { readonly text: string } | Exclude<Opened, number> {
+  #read(name: string): Found {
     const opened = this.#open(name)
     if (typeof opened !== 'number') return opened
     try {

@@ -4,6 +4,7 @@
  * Numbers of 64 bits are written as decimal strings, addresses and offsets as `0x…`. Whoever can write the directory is the agent's own user, yet a file may be half-written,
  * or of another version; so it is read strictly, and what is not understood as a whole is not believed in part.
  */
+import { inSlices } from '../elf/time-slice.js'
 import type { SpaceId } from './space.js'
 
 /** A counter that is claimed in one mapping. */
@@ -95,49 +96,72 @@ export function isNewerLease(text: string): boolean {
     const { version } = object(JSON.parse(text))
     return typeof version === 'number' && Number.isInteger(version) && version > VERSION
   } catch (error) {
-    if (error instanceof SyntaxError || error instanceof NotALease) return false
-    throw error
+    return nullIfNoLease(error) ?? false
   }
 }
 
 /** Reads a lease; `null` if it is not one, whole and of this version. */
 export function parseLease(text: string): LeaseRecord | null {
   try {
-    const lease = object(JSON.parse(text))
-    if (lease.version !== VERSION) return null
-    const target = object(lease.target)
-    const space = object(target.space)
-    const file = object(lease.file)
-    return {
-      version: 1,
-      owner: parseHolder(lease.owner),
-      bootId: string(lease.bootId),
-      sinceNs: decimal(lease.sinceNs),
-      sinceTicks: decimal(lease.sinceTicks),
-      target: {
-        pid: pid(target.pid),
-        startTime: decimal(target.startTime),
-        space: {
-          pidNamespace: digits(space.pidNamespace),
-          pid: pid(space.pid),
-          fingerprint: matching(space.fingerprint, /^[0-9a-f]{32}$/),
-        },
-      },
-      file: { device: decimal(file.device), inode: decimal(file.inode), path: string(file.path) },
-      counters: list(lease.counters).map((item) => {
-        const counter = object(item)
-        return {
-          provider: string(counter.provider),
-          name: string(counter.name),
-          refCtrOffset: counter.refCtrOffset === null ? null : hexadecimal(counter.refCtrOffset),
-          vaddr: hexadecimal(counter.vaddr),
-          address: even(hexadecimal(counter.address)),
-        }
-      }),
-    }
+    const lease = ofThisVersion(text)
+    return lease === null ? null : recordOf(lease, list(lease.counters).map(counterOf))
   } catch (error) {
-    if (error instanceof SyntaxError || error instanceof NotALease) return null
-    throw error
+    return nullIfNoLease(error)
+  }
+}
+
+/** The same, with the event loop's turns in between: a lease may have thousands of counters. */
+export async function parseLeaseInSlices(text: string): Promise<LeaseRecord | null> {
+  try {
+    const lease = ofThisVersion(text)
+    return lease === null ? null : recordOf(lease, await inSlices(list(lease.counters), counterOf))
+  } catch (error) {
+    return nullIfNoLease(error)
+  }
+}
+
+function ofThisVersion(text: string): Record<string, unknown> | null {
+  const lease = object(JSON.parse(text))
+  return lease.version === VERSION ? lease : null
+}
+
+function nullIfNoLease(error: unknown): null {
+  if (error instanceof SyntaxError || error instanceof NotALease) return null
+  throw error
+}
+
+function recordOf(lease: Record<string, unknown>, counters: readonly LeaseCounter[]): LeaseRecord {
+  const target = object(lease.target)
+  const space = object(target.space)
+  const file = object(lease.file)
+  return {
+    version: 1,
+    owner: parseHolder(lease.owner),
+    bootId: string(lease.bootId),
+    sinceNs: decimal(lease.sinceNs),
+    sinceTicks: decimal(lease.sinceTicks),
+    target: {
+      pid: pid(target.pid),
+      startTime: decimal(target.startTime),
+      space: {
+        pidNamespace: digits(space.pidNamespace),
+        pid: pid(space.pid),
+        fingerprint: matching(space.fingerprint, /^[0-9a-f]{32}$/),
+      },
+    },
+    file: { device: decimal(file.device), inode: decimal(file.inode), path: string(file.path) },
+    counters,
+  }
+}
+
+function counterOf(item: unknown): LeaseCounter {
+  const counter = object(item)
+  return {
+    provider: string(counter.provider),
+    name: string(counter.name),
+    refCtrOffset: counter.refCtrOffset === null ? null : hexadecimal(counter.refCtrOffset),
+    vaddr: hexadecimal(counter.vaddr),
+    address: even(hexadecimal(counter.address)),
   }
 }
 

@@ -52,6 +52,8 @@ const INITIAL_PID_NAMESPACE = '4026531836'
 
 /** How long to wait for another agent that is recovering. One that takes longer is stopped, or debugged. */
 const PATIENCE_MS = 5000
+/** How many of the bits of a lease are told of one by one: it may have thousands. */
+const BITS_TOLD = 64
 /** A file that is being written is there for some microseconds before it has its name. */
 const UNFINISHED_MS = 60_000
 
@@ -101,14 +103,18 @@ interface Orphan {
 async function recoverAll(bits: UnownedBits, directory: LeaseDirectory, log: Logger, { pid }: RecoverOptions): Promise<Recovered[]> {
   const orphans: Orphan[] = []
   // Asked again, since somebody else may have been recovering until now.
-  for (const file of directory.list(isOrphan)) orphans.push(await recoverOne(bits, file, log, pid))
+  for (const entry of directory.entries().filter(isOrphan)) {
+    const file = await directory.read(entry)
+    if (file !== null) orphans.push(await recoverOne(bits, file, log, pid))
+  }
   await recoverChildren(bits, orphans, log, pid)
 
   const found = orphans.filter(({ wanted, cleared }) => wanted || cleared.length > 0)
   if (!bits.dryRun) {
     for (const { file, outcome, cleared, wanted } of found) {
       if (wanted && outcome !== 'unreachable') remove(directory, file.name, log)
-      log.warn({ lease: file.name, outcome, cleared: cleared.map(describeBit) }, 'a lease of a dead agent was found')
+      const some = cleared.slice(0, BITS_TOLD).map(describeBit)
+      log.warn({ lease: file.name, outcome, bits: cleared.length, cleared: some }, 'a lease of a dead agent was found')
     }
     removeDeadOwners(directory, log)
   }
