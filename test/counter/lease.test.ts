@@ -21,7 +21,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
 import fc from 'fast-check'
-import { formatLease, type LeaseRecord, parseLease } from '../../lib/counter/lease.js'
+import { formatCounters, formatLease, type LeaseRecord, parseLease, parseLeaseInSlices } from '../../lib/counter/lease.js'
 import { LeaseDirectory } from '../../lib/counter/lease-directory.js'
 import { type LeaseClaim, LeaseOwner } from '../../lib/counter/lease-owner.js'
 import { Tracer } from '../../lib/index.js'
@@ -177,7 +177,7 @@ test('hostile and broken files are read as corrupt, never followed and never wai
   )
 })
 
-test('a lease with any one thing cut or changed is refused, or means the same', () => {
+test('a lease with any one thing cut or changed is refused, or means the same, also read in slices', async () => {
   const record: LeaseRecord = {
     version: 1,
     owner: { pid: 5, startTime: 6n, comm: 'agent', package: '0.1.0', pidNamespace: '4026531836' },
@@ -188,6 +188,9 @@ test('a lease with any one thing cut or changed is refused, or means the same', 
   }
   const text = formatLease(record)
   assert.deepEqual(parseLease(text), record)
+  assert.deepEqual(await parseLeaseInSlices(text), record)
+  const inParts = record.counters.map((counter) => formatCounters([counter])).join(',')
+  assert.equal(formatLease(record, inParts), text)
   fc.assert(
     fc.property(fc.nat({ max: text.length - 3 }), (length) => {
       assert.equal(parseLease(text.slice(0, length)), null)
@@ -206,6 +209,7 @@ test('a lease with any one thing cut or changed is refused, or means the same', 
   ] as const) {
     assert.ok(text.includes(from))
     assert.equal(parseLease(text.replace(from, to)), null, to)
+    assert.equal(await parseLeaseInSlices(text.replace(from, to)), null, to)
   }
 })
 

@@ -4,7 +4,7 @@
  * In guests on 5.10 only: it is about leases and processes, and takes long.
  */
 import assert from 'node:assert/strict'
-import { readFileSync, writeFileSync } from 'node:fs'
+import fs, { readFileSync, writeFileSync } from 'node:fs'
 import test from 'node:test'
 import { formatLease, type LeaseRecord } from '../../lib/counter/lease.js'
 import { type LeaseClaim, LeaseOwner } from '../../lib/counter/lease-owner.js'
@@ -29,6 +29,28 @@ test('the right process: the bit is cleared and the lease goes; a dry run change
   assert.deepEqual(outcomes(await recover()), [['cleared', [[CLAIMED, 0]]]])
   assert.deepEqual([value(), leaseFiles(directory.path)], [0, ['locks']])
   assert.deepEqual(await recover(), [])
+})
+
+test('the leases of living agents are not read by whoever looks for dead ones', GCC, async (t) => {
+  const { directory, claim, write, orphan, recover } = await scene(t)
+  const living = LeaseOwner.create(directory, loadNative())
+  living.write(claim)
+  const { openSync } = fs
+  const read: string[] = []
+  t.mock.method(fs, 'openSync', (...args: Parameters<typeof openSync>) => {
+    const [name] = /lease-.*$/.exec(String(args[0])) ?? []
+    if (name !== undefined) read.push(name)
+    return openSync(...args)
+  })
+  assert.deepEqual(await recover(), [])
+  assert.equal(read.length, 0)
+  write(CLAIMED)
+  orphan(claim)
+  read.length = 0
+  assert.deepEqual(outcomes(await recover()), [['cleared', [[CLAIMED, 0]]]])
+  assert.equal(new Set(read).size, 1)
+  assert.ok(read.every((name) => !name.includes(living.id)))
+  living.close()
 })
 
 test('low bits that a tool has counted by hand over the claim are kept', GCC, async (t) => {

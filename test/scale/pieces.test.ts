@@ -2,13 +2,16 @@
  * The parts by which thousands of sites are worked through: they do for many what was done for one, so what one would get is what they are compared with.
  */
 import assert from 'node:assert/strict'
-import test from 'node:test'
+import test, { type TestContext } from 'node:test'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { SiteFindings } from '../../lib/counter/site-findings.js'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { FileWindow } from '../../lib/elf/file-window.js'
+import { inSlices, TimeSlice } from '../../lib/elf/time-slice.js'
 import { type ProgressStep, SiteWork } from '../../lib/progress.js'
 import { checkEvents } from '../../lib/register/many-events.js'
+import type { SiteCounts } from '../../lib/register/stats.js'
+import { NO_GROUP, Tally } from '../../lib/tally.js'
 import { codeAddress, type Mapping, mappingAt } from '../../lib/target/maps.js'
 import { OffsetTable } from '../../lib/target/offset-table.js'
 import { PagedMemory } from '../../lib/target/paged-memory.js'
@@ -178,6 +181,105 @@ test('work rests for a turn of the event loop, and ends when it is aborted', asy
   const reason = new Error('enough')
   abort.abort(reason)
   await assert.rejects(work.rest(), (error) => error === reason)
+})
+
+/** A clock by which work is divided, which stands still unless it is told to go on. */
+function standingClock(t: TestContext): { pass(ms: number): void } {
+  let now = process.hrtime.bigint()
+  t.mock.method(process.hrtime, 'bigint', () => now)
+  return { pass: (ms) => (now += BigInt(ms) * 1_000_000n) }
+}
+
+test('loops that follow each other in a turn share its slice of time, and each turn has a new one', async (t) => {
+  const clock = standingClock(t)
+  await nextTurn()
+  const first = new TimeSlice()
+  clock.pass(2)
+  assert.equal(first.isOver, false)
+  clock.pass(2)
+  // A loop that begins now finds it used up.
+  const second = new TimeSlice()
+  assert.deepEqual([first.isOver, second.isOver], [true, true])
+  await second.rest()
+  assert.deepEqual([first.isOver, second.isOver], [false, false])
+  // Time in which the event loop had its turn for another reason counts for nobody.
+  clock.pass(4)
+  await nextTurn()
+  assert.deepEqual([first.isOver, second.isOver], [false, false])
+})
+
+test('a long step of work begins within a slice, and counts for what follows it', async (t) => {
+  const clock = standingClock(t)
+  await nextTurn()
+  let turns = 0
+  let timer = setImmediate(function next() {
+    turns++
+    timer = setImmediate(next)
+  })
+  t.after(() => clearImmediate(timer))
+  const work = SiteWork.quietly(new AbortController().signal)
+  await work.beforeLongStep()
+  assert.equal(turns, 0)
+  clock.pass(4)
+  await work.beforeLongStep()
+  assert.equal(turns, 1)
+})
+
+test('elements are worked through in their order, with turns of the event loop in between', async (t) => {
+  const clock = standingClock(t)
+  await nextTurn()
+  let turns = 0
+  let timer = setImmediate(function next() {
+    turns++
+    timer = setImmediate(next)
+  })
+  t.after(() => clearImmediate(timer))
+  const seen: number[] = []
+  const doubled = await inSlices([...Array(1000).keys()], (element) => {
+    clock.pass(1)
+    seen.push(turns)
+    return 2 * element
+  })
+  assert.deepEqual(
+    doubled,
+    Array.from({ length: 1000 }, (_, index) => 2 * index),
+  )
+  // A millisecond each, so that every look at the clock is one too late.
+  assert.deepEqual([seen.at(0), seen.at(63), seen.at(-1)], [0, 1, Math.floor(1000 / 64)])
+})
+
+/** Counts of slots, of which each kind counts what it is told of a slot. */
+function tallyOf(hits: readonly number[], filtered: readonly number[], lostRing: readonly number[]): Tally {
+  const counts = { hits: Float64Array.from(hits), filtered: Float64Array.from(filtered), lostRing: Float64Array.from(lostRing) }
+  return new Tally({ read: () => counts } as unknown as SiteCounts, hits.length, true)
+}
+
+test('the counts of groups are those of their slots together, also where each slot is a group', () => {
+  const time = { seenMs: 7, seenFraction: 0.5 }
+  const tally = tallyOf([1, 2, 4, 8], [0, 1, 1, 2], [0, 0, 3, 0])
+  const names = ['a', 'b', 'c', 'd'].map((probe) => ({ probe, path: '/p' }))
+  const counted = (groupOf: readonly number[], groups: number): number[][] =>
+    tally
+      .ofGroups(Int32Array.from(groupOf), names.slice(0, groups), time)
+      .map(({ hits, filtered, delivered, lost }) => [hits, filtered, delivered, lost])
+  assert.deepEqual(counted([0, 1, 2, 3], 4), [
+    [1, 0, 1, 0],
+    [2, 1, 1, 0],
+    [4, 1, 3, 3],
+    [8, 2, 6, 0],
+  ])
+  assert.deepEqual(counted([0, 1, 0, NO_GROUP], 2), [
+    [5, 1, 4, 3],
+    [2, 1, 1, 0],
+  ])
+  // As many groups as slots that are in one.
+  assert.deepEqual(counted([NO_GROUP, 0, 1, 2], 3), [
+    [2, 1, 1, 0],
+    [4, 1, 3, 3],
+    [8, 2, 6, 0],
+  ])
+  const [first] = tally.ofGroups(Int32Array.of(0, 1, 2, 3), names, time)
+  assert.deepEqual(first, { probe: 'a', path: '/p', hits: 1, filtered: 0, delivered: 1, lost: 0, lostRing: 0, lostQueue: 0, ...time })
 })
 
 test('perf events are told of from 64 on, and refused beyond 1024; links are neither', async () => {
