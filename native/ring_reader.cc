@@ -113,10 +113,9 @@ RingReader::RingReader(const Napi::CallbackInfo& info) : Napi::ObjectWrap<RingRe
   thread_options.pending_limit_bytes =
       static_cast<std::size_t>(arguments.Integer(arguments.Field(options, "pendingLimitBytes"), "pendingLimitBytes", 1, kMaxPendingBytes));
   const Napi::Function on_doorbell = arguments.Function(arguments.Field(options, "onDoorbell"), "onDoorbell");
-  // Last, since it is taken.
-  std::optional<BpfRing> ring;
-  if (!arguments.Failed()) ring = TakeMappedRing(env_, arguments.Field(options, "ring"));
-  if (!arguments.Failed() && !ring) arguments.Fail("ring", "a mapped ring that no reader has");
+  // Last, since it is taken: where something before it is refused, there is no field.
+  std::optional<BpfRing> ring = TakeMappedRing(env_, arguments.Field(options, "ring"));
+  if (!ring) arguments.Fail("ring", "a mapped ring that no reader has");
   if (arguments.Failed()) return;
   on_doorbell_ = Napi::Persistent(on_doorbell);
 
