@@ -2,7 +2,7 @@
  * BPF code that measures the time from one probe to another: what runs where it begins, where it ends, and where a thread or a program is over.
  *
  * The key of the group and the filter are decided at the beginning, where the arguments are, and the key is kept with it. A beginning that the filter rejects is kept too, with the time 0: its end must not be taken for that of
- * another. Ends are timed first thing, beginnings last, so that what the programs take themselves is not measured.
+ * another. Ends are timed first thing, beginnings last, so that what the programs take themselves is not measured. Beginnings that are only to be marked (paired-arming.ts) are kept like rejected ones.
  */
 import { Assembler, HELPER, Label } from '../capture/bpf.js'
 import type { HitSink } from '../capture/compile.js'
@@ -39,6 +39,8 @@ const START_VALUE = KEY - 8
 
 /** What runs where the time begins. */
 export class StartSink implements HitSink {
+  readonly marks = true
+
   constructor(
     private readonly code: GroupCode,
     private readonly maps: StartMaps,

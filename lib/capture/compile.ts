@@ -5,6 +5,7 @@
  *
  *     if this is our own reader thread: leave
  *     if the probe can be paused without being taken out, and is: pause.hits += 1, leave
+ *     if it is to mark its hits (where a latency begins): pause.hits += 1, count nothing below, and do what is done with hits that the filter rejects
  *     counts = per-CPU array[slot];  counts.hits += 1
  *     if only counting: leave
  *     read the operands that the filter needs; if it rejects: counts.filtered += 1, leave
@@ -41,6 +42,8 @@ export interface HitSink {
   emit(asm: Assembler, program: CaptureProgram, shape: CaptureShape, leave: Label): void
   /** The code for one that was rejected, and has been counted; it ends likewise. Default: none. */
   emitRejected?(asm: Assembler, program: CaptureProgram, shape: CaptureShape, leave: Label): void
+  /** Whether the probe may be told to mark its hits ({@link PAUSE_STATE}): then they go to {@link emitRejected}, without being counted. */
+  readonly marks?: boolean
 }
 
 /** What a capture program is made from. */
@@ -71,10 +74,13 @@ export interface CaptureProgram extends ReadingProgram {
   readonly pauseFd?: number | null | undefined
 }
 
-/** Size of the entry that says whether the probe is paused: u64 paused, u64 hits since. */
+/** Size of the entry that says whether the probe is paused: u64 state, u64 hits since. */
 export const PAUSE_VALUE_BYTES = 16
 
-const PAUSE = { paused: 0, hits: 8 } as const
+const PAUSE = { state: 0, hits: 8 } as const
+
+/** What becomes of hits: they are counted, they are ignored, or they are marked, if the sink can do that. */
+export const PAUSE_STATE = { live: 0, paused: 1, marking: 2 } as const
 
 /** Size of the counts of a slot: u64 hits, u64 filtered, u64 lostRing. */
 export const STATS_VALUE_BYTES = 24
@@ -107,13 +113,17 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
     asm.truncate(0)
     asm.jumpIf(0, 'jeq', program.excludeTid, leave)
   }
-  if (program.pauseFd != null) emitPause(asm, program.pauseFd, leave)
+  const marks = marksHits(program)
+  if (program.pauseFd != null) emitPause(asm, program.pauseFd, marks, leave)
   emitSlot(asm, program)
   emitLookup(asm, program.statsFd, STACK.key)
   asm.jumpIf(0, 'jeq', 0, leave)
   asm.mov(COUNTS, 0)
   emitPlaceInEntry(asm, program)
+  const marked = new Label()
+  if (marks) emitIfMarking(asm, marked)
   emitCount(asm, COUNT.hits)
+  if (marks) asm.place(marked)
   // A program that only counts need not know what else it could have recorded.
   if (program.ringFd !== null || program.filter || program.sink) emitShapes(asm, program, leave)
   asm.place(leave)
@@ -152,17 +162,30 @@ export function splitShapes(shapes: readonly CaptureShape[], base: Omit<CaptureP
   return groups
 }
 
-function emitPause(asm: Assembler, pauseFd: number, leave: Label): void {
+function marksHits({ pauseFd, sink }: Pick<CaptureProgram, 'pauseFd' | 'sink'>): boolean {
+  return pauseFd != null && sink?.marks === true
+}
+
+function emitPause(asm: Assembler, pauseFd: number, marks: boolean, leave: Label): void {
   const live = new Label()
   asm.storeImm(FRAME, STACK.key, 0, 4)
   emitLookup(asm, pauseFd, STACK.key)
   asm.jumpIf(0, 'jeq', 0, leave)
-  asm.loadMemory(1, 0, PAUSE.paused, 8)
-  asm.jumpIf(1, 'jeq', 0, live)
-  asm.load(1, 1)
-  asm.atomicAdd(0, PAUSE.hits, 1)
+  asm.loadMemory(1, 0, PAUSE.state, 8)
+  // It is looked at once, since it may change while the program runs.
+  if (marks) asm.storeMemory(FRAME, STACK.marking, 1, 8)
+  asm.jumpIf(1, 'jeq', PAUSE_STATE.live, live)
+  asm.load(2, 1)
+  asm.atomicAdd(0, PAUSE.hits, 2)
+  if (marks) asm.jumpIf(1, 'jeq', PAUSE_STATE.marking, live)
   asm.jump(leave)
   asm.place(live)
+}
+
+/** Goes to `marked` if the hit is only to be marked; takes r1. */
+function emitIfMarking(asm: Assembler, marked: Label): void {
+  asm.loadMemory(1, FRAME, STACK.marking, 8)
+  asm.jumpIf(1, 'jne', PAUSE_STATE.live, marked)
 }
 
 /** The key of the entry in which the counts of the slot are. */
@@ -233,12 +256,20 @@ function emitShapes(asm: Assembler, program: CaptureProgram, leave: Label): void
 
 /** The code of one shape; it ends by leaving. */
 function emitShape(asm: Assembler, program: CaptureProgram, shape: CaptureShape, leave: Label): void {
-  if (program.filter) {
+  const marks = marksHits(program)
+  if (program.filter || marks) {
     const pass = new Label()
     const reject = new Label()
-    emitFilter(asm, program, shape, program.filter, pass, reject)
-    asm.place(reject)
-    emitCount(asm, COUNT.filtered)
+    const mark = new Label()
+    if (marks) emitIfMarking(asm, mark)
+    if (program.filter) {
+      emitFilter(asm, program, shape, program.filter, pass, reject)
+      asm.place(reject)
+      emitCount(asm, COUNT.filtered)
+    } else {
+      asm.jump(pass)
+    }
+    if (marks) asm.place(mark)
     if (program.sink?.emitRejected) program.sink.emitRejected(asm, program, shape, leave)
     else asm.jump(leave)
     asm.place(pass)

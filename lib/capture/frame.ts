@@ -44,6 +44,8 @@ export const STACK = {
   walkPair: -288 - 32,
   /** 16 bytes: what the stack is known by; stays until the record of the hit is filled. */
   stackKey: -288 - 48,
+  /** u64, not 0 if the hit is only to be marked: below all that lib/aggregate keeps (lib/aggregate/frame.ts). */
+  marking: -504,
 } as const
 
 /** A string that is measured is read up to here, its NUL included. */

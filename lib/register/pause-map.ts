@@ -3,8 +3,10 @@
  *
  * A claimed counter is switched off by one store, and a program that looks at its counter then no longer comes by. One that does not look goes on hitting the
  * breakpoint; those hits are neither delivered nor lost, but they are counted here, so that somebody can see that pausing alone did not help.
+ *
+ * Where a latency begins there is a third position: hits are not counted, but marked (lib/aggregate/paired-arming.ts).
  */
-import { PAUSE_VALUE_BYTES } from '../capture/compile.js'
+import { PAUSE_STATE, PAUSE_VALUE_BYTES } from '../capture/compile.js'
 import type { Native } from '../native.js'
 import { BPF_MAP_TYPE_ARRAY, createMap } from './bpf-objects.js'
 
@@ -26,8 +28,19 @@ export class PauseMap {
 
   /** Ignores hits from now on, or no longer; {@link hits} begins anew. */
   set(paused: boolean): void {
+    this.#turn(paused ? PAUSE_STATE.paused : PAUSE_STATE.live)
+  }
+
+  /** Marks hits from now on, until {@link set}. */
+  mark(): void {
+    this.#turn(PAUSE_STATE.marking)
+  }
+
+  #turn(state: number): void {
+    // Another file may have its number by now.
+    if (this.#closed) return
     this.#earlierHits += this.hits()
-    this.native.bpfMapUpdate(this.fd, 0, new Uint8Array(BigUint64Array.of(paused ? 1n : 0n, 0n).buffer))
+    this.native.bpfMapUpdate(this.fd, 0, new Uint8Array(BigUint64Array.of(BigInt(state), 0n).buffer))
   }
 
   /** Hits since the probe was paused. */
