@@ -32,9 +32,10 @@ export interface Arming {
   pause(): Promise<unknown>
   /**
    * Switches on again; when that fails, the probe is off as before. Where there is a pause map, hits are ignored until it resolves.
+   * @param prepare - what else has to be done once everything is in, before hits are counted; if it fails, so does the whole
    * @returns what is not as asked for, as sentences
    */
-  resume(signal: AbortSignal): Promise<readonly string[]>
+  resume(signal: AbortSignal, prepare?: () => Promise<void>): Promise<readonly string[]>
   /**
    * Takes everything out of the targets. Where there is a pause map, hits are ignored from the call on. Returns why something could not be, or `null`.
    * @param work - counts the sites
@@ -72,8 +73,14 @@ export class CountedArming implements Arming {
     return null
   }
 
-  async resume(signal: AbortSignal): Promise<readonly string[]> {
+  async resume(signal: AbortSignal, prepare?: () => Promise<void>): Promise<readonly string[]> {
     await this.attachment.registerAgain(signal)
+    try {
+      await prepare?.()
+    } catch (error) {
+      await this.disarm()
+      throw error
+    }
     this.pauseMap?.set(false)
     return []
   }
@@ -107,6 +114,7 @@ export class ClaimedArming implements Arming {
   /**
    * @param onStillHit - a paused probe goes on being hit; {@link takeOut} is wanted
    * @param onError - told what else fails; once, if nobody can see whether it does
+   * @param quiet - whether no program may run any more when it is paused, so that it is taken out each time
    */
   constructor(
     private readonly attachment: Attachment,
@@ -114,6 +122,7 @@ export class ClaimedArming implements Arming {
     private readonly pauseMap: PauseMap,
     private readonly onStillHit: () => void,
     private readonly onError: (error: unknown) => void,
+    private readonly quiet = false,
   ) {}
 
   get claims(): boolean {
@@ -141,17 +150,19 @@ export class ClaimedArming implements Arming {
     const failure = await this.#clear()
     // Once more: hits that were under way while the bits were being cleared are none of a paused probe.
     this.#ignoreHits()
-    this.#lookForHits(FIRST_LOOK_MS)
+    if (this.quiet) await this.takeOut()
+    else this.#lookForHits(FIRST_LOOK_MS)
     return failure
   }
 
-  async resume(signal: AbortSignal): Promise<readonly string[]> {
+  async resume(signal: AbortSignal, prepare?: () => Promise<void>): Promise<readonly string[]> {
     this.#stopLooking()
     const { taken } = this.held
     try {
       const warnings = taken ? await this.held.set(signal) : await this.held.take(signal)
       if (!this.#registered) await this.attachment.registerAgain(signal)
       this.#registered = true
+      await prepare?.()
       // Last, for all bits to be seen from one moment on: setting thousands takes seconds.
       this.pauseMap.set(false)
       return warnings

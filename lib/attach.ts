@@ -64,18 +64,27 @@ export interface AttachContext {
   onProgress(progress: Progress): void
 }
 
+/** What takes the hits of a probe instead of the ring. */
+export interface Taker {
+  readonly sink: HitSink
+  /** Whether the probe is one of two that are switched together: then it has a switch of its own, and no program of it runs while it is off. */
+  readonly paired: boolean
+  /** Makes of the probe's own arming the one that switches both; default: it is switched by the other. */
+  pair?(own: Arming, pauseMap: PauseMap): Arming
+}
+
 /**
- * Makes what takes the hits of a probe instead of the ring, once its sites are known and before they are registered. What it opens is its own to close, also when the
+ * Makes what takes the hits of a probe, once its sites are known and before they are registered. What it opens is its own to close, also when the
  * attach fails later.
  */
-export type MakeSink = (sites: readonly Site[], signal: AbortSignal) => Promise<HitSink>
+export type MakeTaker = (sites: readonly Site[], signal: AbortSignal) => Promise<Taker>
 
 /** Attaches a probe. Throws {@link UprobeError}, or the reason of an aborted signal; nothing is left behind then. */
 export async function attach(
   context: AttachContext,
   text: string,
   settings: AttachSettings,
-  makeSink: MakeSink | null = null,
+  makeTaker: MakeTaker | null = null,
 ): Promise<Probe> {
   const signal = settings.signal ?? new AbortController().signal
   signal.throwIfAborted()
@@ -84,7 +93,7 @@ export async function attach(
   const undo = new Undo()
   const processes: TargetProcess[] = []
   try {
-    return await attachSteps(context, spec, settings, filter, makeSink, signal, processes, undo)
+    return await attachSteps(context, spec, settings, filter, makeTaker, signal, processes, undo)
   } catch (error) {
     const explained = signal.aborted && error === signal.reason ? error : explainFailure(error, text, processes)
     await undo.run(context.log)
@@ -120,7 +129,7 @@ async function attachSteps(
   spec: ProbeSpec,
   settings: AttachSettings,
   filter: Filter | null,
-  makeSink: MakeSink | null,
+  makeTaker: MakeTaker | null,
   signal: AbortSignal,
   processes: TargetProcess[],
   undo: Undo,
@@ -146,13 +155,14 @@ async function attachSteps(
   const probed = new Set(prepared.files.map(({ file }) => file))
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
   if (filter !== null) warnings.push(...checkFilter(filter, prepared.sites))
-  const sink = makeSink === null ? null : await makeSink(prepared.sites, signal)
+  const taker = makeTaker === null ? null : await makeTaker(prepared.sites, signal)
   const ring = await context.ring()
   signal.throwIfAborted()
   const probeId = ring.newProbeId()
   const counts = await SiteCounts.open(native, prepared.sites.length)
   undo.add(() => counts.close())
-  const pauseMap = settings.counter === 'msb' || context.throttled ? new PauseMap(native) : null
+  const paired = taker?.paired === true
+  const pauseMap = settings.counter === 'msb' || context.throttled || paired ? new PauseMap(native) : null
   undo.add(() => pauseMap?.close())
   const stacks = settings.stack ? await ProbeStacks.open(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
   undo.add(() => stacks?.close())
@@ -168,7 +178,7 @@ async function attachSteps(
       ringBytes: ring.ringBytes,
       excludeTid: readerThreadToExclude(ring, processes),
       filter,
-      sink,
+      sink: taker?.sink ?? null,
       pauseFd: pauseMap?.fd ?? null,
       stacks: stacks?.program ?? null,
     },
@@ -197,8 +207,9 @@ async function attachSteps(
     counterTable,
     prepared.files.flatMap((file) => countersOf(context, file, settings.counter, () => probe.armed)),
   )
-  const arming: Arming =
+  const own: Arming =
     pauseMap !== null && settings.counter === 'msb' ? await claimCounters(pauseMap) : new CountedArming(attachment, ring, pauseMap)
+  const arming = (pauseMap === null ? null : taker?.pair?.(own, pauseMap)) ?? own
   const probe: Probe = new Probe({
     native,
     ring,
@@ -249,6 +260,7 @@ async function attachSteps(
       map,
       () => probe.stillHit(claimed),
       (error) => probe.failed(error),
+      paired,
     )
     return claimed
   }

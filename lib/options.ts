@@ -28,7 +28,7 @@ export interface TracerOptions {
    * Default: `/run/uprobe` for root, else `$XDG_RUNTIME_DIR/uprobe`.
    */
   leaseDir?: string | undefined
-  /** What all probes of the tracer together may cost; see {@link Budget}. Aggregations of one probe are among them; latencies are not counted, and not throttled. Default: no bound. */
+  /** What all probes of the tracer together may cost; see {@link Budget}. Aggregations are among them. Default: no bound. */
   budget?: Budget | undefined
 }
 

@@ -377,13 +377,21 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#tally.hits + (this.#parts.pauseMap?.allHits() ?? 0)
   }
 
-  /** @internal Takes the probe out for a while, unless it is paused or ends. */
-  sitOut(): Promise<void> {
+  /** @internal Ignores hits from now on, until it is armed again: it is about to be taken out. Only where there is a switch for that. */
+  ignoreHits(): void {
+    this.#parts.pauseMap?.set(true)
+  }
+
+  /**
+   * @internal Takes the probe out for a while, unless it is paused or ends.
+   * @param told - whether it is said that the probe is throttled; not of one that follows another, which says so
+   */
+  sitOut(told = true): Promise<void> {
     return this.#inTurn(async () => {
       if (this.#ending !== null || !this.armed) return
       const failure = await this.#disarm('out')
       this.#out = true
-      if (this.#state !== 'throttled') this.#change('throttled', { reason: 'over-budget', mayHaveMissed: false })
+      if (told && this.#state !== 'throttled') this.#change('throttled', { reason: 'over-budget', mayHaveMissed: false })
       if (failure !== null) throw failure
     })
   }

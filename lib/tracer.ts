@@ -8,10 +8,11 @@ import { EventEmitter } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import { aggregate } from './aggregate/aggregate.js'
 import type { Aggregation } from './aggregate/aggregation.js'
-import { type AggregateOptions, type AggregateSpec, captureThatCostsAsMuch, checkAggregateOptions } from './aggregate/options.js'
-import { attach, type MakeSink } from './attach.js'
+import { type AggregateOptions, type AggregateSpec, checkAggregateOptions, hitsThatCostAsMuch } from './aggregate/options.js'
+import { attach, type MakeTaker } from './attach.js'
 import { Governor } from './budget/governor.js'
 import { type HitCost, type HitKind, hitCost } from './budget/hit-cost.js'
+import type { Throttled } from './budget/member.js'
 import type { ReleasedCounter } from './counter/control.js'
 import { type HeldCounter, heldCounters } from './counter/held.js'
 import { counterTable } from './counter/table.js'
@@ -94,7 +95,10 @@ export class Tracer extends EventEmitter<TracerEvents> {
     this.#throwIfClosed()
     const settings = checkAttachOptions(options)
     const { strings, stringLimit, stack, countOnly } = settings
-    return this.#attach(spec, settings, { strings: strings.length, stringLimit, stack, countOnly }, null)
+    const cost = this.#hitCost(settings, () => [{ probe: parseSpec(spec).kind, strings: strings.length, stringLimit, stack, countOnly }])
+    const probe = await this.#attach(spec, settings, cost, null)
+    await this.#govern(probe, probe, settings, cost)
+    return probe
   }
 
   /**
@@ -109,12 +113,12 @@ export class Tracer extends EventEmitter<TracerEvents> {
   async aggregate(spec: AggregateSpec, options: AggregateOptions = {}): Promise<Aggregation> {
     this.#throwIfClosed()
     const settings = checkAggregateOptions(spec, options)
-    const capture = captureThatCostsAsMuch(settings)
+    const cost = this.#hitCost(settings.attach, () => hitsThatCostAsMuch(settings))
     const work = aggregate(
       { native: loadNative(), log: this.#log, onEnded: (ended) => this.#aggregations.delete(ended) },
       settings,
-      async (part, partSettings, makeSink) => {
-        const probe = await this.#attach(part, partSettings, capture, makeSink)
+      async (part, partSettings, makeTaker) => {
+        const probe = await this.#attach(part, partSettings, cost, makeTaker)
         this.#aggregating.add(probe)
         return probe
       },
@@ -123,6 +127,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
     this.#attaching.add(work)
     try {
       const aggregation = await work
+      await this.#govern(aggregation.throttled, aggregation, settings.attach, cost)
       if (!aggregation.ended) this.#aggregations.add(aggregation)
       return aggregation
     } finally {
@@ -130,11 +135,10 @@ export class Tracer extends EventEmitter<TracerEvents> {
     }
   }
 
-  /** @param capture - what hits are taken to cost, if a budget may take the probe out; `null` if none may */
-  async #attach(spec: string, settings: AttachSettings, capture: Omit<HitKind, 'probe'> | null, makeSink: MakeSink | null): Promise<Probe> {
+  /** @param cost - what a hit costs, which is waited for; `null` if no budget may take the probe out */
+  async #attach(spec: string, settings: AttachSettings, cost: Promise<HitCost> | null, makeTaker: MakeTaker | null): Promise<Probe> {
     const native = loadNative()
     settings.signal?.throwIfAborted()
-    const cost = capture === null ? null : this.#hitCost(native, spec, settings, capture)
     const stop = new AbortController()
     const signals = settings.signal === null ? [this.#closing.signal] : [settings.signal, this.#closing.signal]
     const ends = signals.map((signal) => follow(signal, stop))
@@ -159,15 +163,13 @@ export class Tracer extends EventEmitter<TracerEvents> {
         },
         spec,
         { ...settings, signal: stop.signal },
-        makeSink,
+        makeTaker,
       ),
     )
     this.#attaching.add(work)
     try {
       const probe = await work
       if (probe.state === 'attached') this.#probes.add(probe)
-      const known = await cost
-      if (known !== null) await this.#govern(probe, settings, known)
       return probe
     } catch (error) {
       unfollow()
@@ -177,31 +179,42 @@ export class Tracer extends EventEmitter<TracerEvents> {
     }
   }
 
-  /** What a hit of a probe will cost its target; `null` if it has no budget. */
-  #hitCost(native: Native, spec: string, { budget }: AttachSettings, capture: Omit<HitKind, 'probe'>): Promise<HitCost> | null {
+  /**
+   * What a hit will cost its target; `null` if there is no budget.
+   * @param kinds - of several kinds of hits, each is taken to cost what the dearest does
+   */
+  #hitCost({ budget, signal }: AttachSettings, kinds: () => readonly HitKind[]): Promise<HitCost> | null {
     const budgets = [budget, this.#settings.budget].filter((given) => given !== null)
     if (budgets.length === 0) return null
-    const { kind: probe } = parseSpec(spec)
+    signal?.throwIfAborted()
+    const hits = kinds()
     // Only a bound in time needs to know.
     if (budgets.every(({ cpuPercent }) => cpuPercent === undefined)) return Promise.resolve({ ns: 0, guessed: null })
-    return hitCost(native, { probe, ...capture }, () => {
+    return dearest(loadNative(), hits, () => {
       const { leaseDir } = this.#settings
       return new Tracer(leaseDir === null ? {} : { leaseDir })
     })
   }
 
-  /** A probe whose budget nobody would keep is detached. */
-  async #govern(probe: Probe, { budget }: AttachSettings, { ns, guessed }: HitCost): Promise<void> {
+  /** Has the budgets kept. A probe, or an aggregation, whose budget nobody would keep is detached. */
+  async #govern(
+    throttled: Throttled,
+    whole: Pick<Probe, 'warn' | 'detach'> & { stats(): { readonly seenMs: number } },
+    { budget }: AttachSettings,
+    cost: Promise<HitCost> | null,
+  ): Promise<void> {
+    if (cost === null) return
+    const { ns, guessed } = await cost
     try {
       if (guessed !== null) {
         this.#log.debug({ err: guessed }, 'what a hit costs could not be measured')
-        probe.warn(
+        whole.warn(
           `what a hit costs could not be measured (${guessed.message}); ${ns} ns are assumed, so less may be seen than the budget allows`,
         )
       }
-      this.#governor.add(probe, budget, ns, probe.stats().seenMs)
+      this.#governor.add(throttled, budget, ns, whole.stats().seenMs)
     } catch (error) {
-      await probe.detach()
+      await whole.detach()
       throw error
     }
   }
@@ -279,6 +292,16 @@ export class Tracer extends EventEmitter<TracerEvents> {
   #throwIfClosed(): void {
     if (this.#closed !== null) throw closedError()
   }
+}
+
+/** Measured one after the other: a measurement takes what is traced for it as being alone. */
+async function dearest(native: Native, hits: readonly HitKind[], newTracer: () => Tracer): Promise<HitCost> {
+  let most: HitCost = { ns: 0, guessed: null }
+  for (const hit of hits) {
+    const cost = await hitCost(native, hit, newTracer)
+    if (cost.ns > most.ns) most = cost
+  }
+  return most
 }
 
 function closedError(): UprobeError {

@@ -5,8 +5,7 @@
  * the sites and their operands are known and before anything is registered.
  */
 
-import type { MakeSink } from '../attach.js'
-import type { HitSink } from '../capture/compile.js'
+import type { MakeTaker, Taker } from '../attach.js'
 import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
 import { bad } from '../option-checks.js'
@@ -22,6 +21,8 @@ import { Groups } from './groups.js'
 import { EndSink, StartSink } from './latency-code.js'
 import { layoutGroups } from './layout.js'
 import type { AggregateSettings } from './options.js'
+import { Pair } from './pair.js'
+import { PairedArming } from './paired-arming.js'
 import { Starts } from './starts.js'
 import { GroupStore } from './store.js'
 import { bindTerm, parseTermOf, type Term } from './terms.js'
@@ -36,26 +37,26 @@ export interface AggregateContext {
 }
 
 /** Attaches one probe of an aggregation. */
-export type AttachPart = (spec: string, settings: AttachSettings, makeSink: MakeSink) => Promise<Probe>
+export type AttachPart = (spec: string, settings: AttachSettings, makeTaker: MakeTaker) => Promise<Probe>
 
 /** What is made in the course of an attach. */
 interface Made {
   store: GroupStore | null
   groups: Groups | null
-  starts: Starts | null
-  end: Probe | null
+  pair: Pair | null
 }
 
 /** Starts an aggregation. Nothing is left behind when it fails. */
 export async function aggregate(context: AggregateContext, settings: AggregateSettings, attachPart: AttachPart): Promise<Aggregation> {
   const { log } = context
-  const made: Made = { store: null, groups: null, starts: null, end: null }
+  const made: Made = { store: null, groups: null, pair: null }
   const undo = new Undo()
   try {
-    const start = await attachPart(settings.spec, settings.attach, (sites) => makeSink(context, settings, attachPart, sites, made, undo))
-    const { store, groups, starts, end } = made
+    const start = await attachPart(settings.spec, settings.attach, (sites) => makeTaker(context, settings, attachPart, sites, made, undo))
+    const { store, groups, pair } = made
     if (store === null || groups === null) throw new TypeError('a probe was attached without asking what takes its hits')
-    return new Aggregation({ start, end, store, groups, starts, log, onEnded: (ended) => context.onEnded(ended) })
+    if (pair !== null) pair.start = start
+    return new Aggregation({ start, pair, store, groups, log, onEnded: (ended) => context.onEnded(ended) })
   } catch (error) {
     await undo.run(log)
     throw error
@@ -63,14 +64,14 @@ export async function aggregate(context: AggregateContext, settings: AggregateSe
 }
 
 /** Makes the maps, now that the sites are known; of a latency, where it ends is attached before where it begins: an end without a beginning does no harm. */
-async function makeSink(
+async function makeTaker(
   { native }: AggregateContext,
   settings: AggregateSettings,
   attachPart: AttachPart,
   sites: readonly Site[],
   made: Made,
   undo: Undo,
-): Promise<HitSink> {
+): Promise<Taker> {
   const layout = layoutGroups(settings.question, sites)
   const compareExchange = await hasCompareExchange(native)
   const store = await GroupStore.open(native, layout, settings.maxGroups)
@@ -79,11 +80,10 @@ async function makeSink(
   made.groups = new Groups(layout, store.maxGroups)
   const code: GroupCode = { layout, maps: store.maps, compareExchange }
   const { end } = settings
-  if (end === null) return new ValueSink(code)
+  if (end === null) return { sink: new ValueSink(code), paired: false }
   const { matching } = end
   const starts = await Starts.open(native, matching.by, layout.keyBytes, store.maps.lossFd)
   undo.add(() => starts.close())
-  made.starts = starts
   const termAt = (spec: string): Term | null => {
     if (matching.by !== 'argument') return null
     const term = parseTermOf('match', matching.text, parseSpec(spec).kind)
@@ -97,9 +97,14 @@ async function makeSink(
   const startTerm = checked(termAt(settings.spec), sites)
   const endTerm = termAt(end.spec)
   const probe = await attachPart(end.spec, { ...settings.attach, filter: null }, async (endSites) => {
-    return new EndSink(code, starts.maps, checked(endTerm, endSites))
+    return { sink: new EndSink(code, starts.maps, checked(endTerm, endSites)), paired: true }
   })
   undo.add(() => probe.detach())
-  made.end = probe
-  return new StartSink(code, starts.maps, startTerm)
+  const pair = new Pair(probe, starts, store, matching.by)
+  made.pair = pair
+  return {
+    sink: new StartSink(code, starts.maps, startTerm),
+    paired: true,
+    pair: (own, pauseMap) => new PairedArming(own, pauseMap, pair),
+  }
 }

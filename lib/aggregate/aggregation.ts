@@ -5,23 +5,22 @@
  * program runs any more, and what the maps hold is read for the last time; snapshots show it from then on.
  */
 import { EventEmitter } from 'node:events'
+import type { Throttled } from '../budget/member.js'
 import { type SeenTime, seenFractionOf } from '../budget/seen-clock.js'
 import { callGuarded } from '../delivery/consumer.js'
 import type { Logger } from '../log.js'
 import type { Probe } from '../probe.js'
 import type { ProbeSite, ProbeState, ProbeStateChange } from '../probe-types.js'
 import type { Groups } from './groups.js'
+import { lostOf, type Pair, type PairCounts } from './pair.js'
 import type { AggregationEvents, AggregationSnapshot, AggregationStats } from './snapshot.js'
-import type { Starts } from './starts.js'
 import type { GroupStore, Losses } from './store.js'
 
 /** @internal What an aggregation is made of. */
 export interface AggregationParts {
   readonly start: Probe
-  /** Of a latency, where it ends. */
-  readonly end: Probe | null
-  /** Of a latency, what has begun. */
-  readonly starts: Starts | null
+  /** Of a latency, what else belongs to it. */
+  readonly pair: Pair | null
   readonly store: GroupStore
   readonly groups: Groups
   readonly log: Logger
@@ -46,9 +45,9 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   constructor(parts: AggregationParts) {
     super()
     this.#parts = parts
-    const { start, end } = parts
+    const { start, pair } = parts
     start.on('state', (change) => this.#onState(change))
-    end?.on('state', ({ state }) => {
+    pair?.end.on('state', ({ state }) => {
       if (isOver(state)) this.#background(() => this.#end())
     })
     for (const probe of this.#probes) probe.on('error', (error) => this.#report(error))
@@ -68,6 +67,16 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   /** What the aggregation is doing. */
   get state(): ProbeState {
     return this.#parts.start.state
+  }
+
+  /** @internal What a budget takes out. */
+  get throttled(): Throttled {
+    return this.#parts.pair ?? this.#parts.start
+  }
+
+  /** @internal Something is not as asked for. */
+  warn(warning: string): void {
+    this.#parts.start.warn(warning)
   }
 
   /** @internal Whether it holds nothing any more. */
@@ -104,18 +113,18 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
 
   /** The counts of all hits. While attached they are a moment old. */
   stats(): AggregationStats {
-    const { start, end, store } = this.#parts
+    const { start, pair, store } = this.#parts
     const { hits, filtered, seenMs, seenFraction } = start.stats()
     const seen = { seenMs, seenFraction }
     const losses = this.#final ?? store.losses()
-    const known = losses.unreadable + losses.contended + losses.start
-    if (end === null) {
+    const known = lostOf(losses)
+    if (pair === null) {
       // After the end nothing is on its way any more, so whatever is not accounted for is lost.
       const aggregated = this.ended ? this.#aggregated : hits - filtered - known
-      return toStats(hits, filtered, aggregated, hits - filtered - aggregated, losses, 0, seen)
+      const counts = { aggregated, unfinished: 0, cutOff: 0, unmatched: 0, begunUnseen: 0 }
+      return toStats(hits, filtered, hits - filtered - aggregated, counts, losses, seen)
     }
-    const aggregated = this.ended ? this.#aggregated : end.stats().hits - losses.unmatched - losses.rejected - losses.contended
-    return toStats(hits, filtered, aggregated, known, losses, hits - filtered - aggregated - known, seen)
+    return toStats(hits, filtered, known, pair.counts(losses, this.ended ? this.#aggregated : undefined), losses, seen)
   }
 
   /**
@@ -132,8 +141,8 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   }
 
   get #probes(): Probe[] {
-    const { start, end } = this.#parts
-    return end === null ? [start] : [start, end]
+    const { start, pair } = this.#parts
+    return pair === null ? [start] : [start, pair.end]
   }
 
   #onState(change: ProbeStateChange): void {
@@ -156,13 +165,12 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   }
 
   async #tearDown(): Promise<void> {
-    const { start, end, onEnded } = this.#parts
+    const { start, pair, onEnded } = this.#parts
     try {
-      // What has begun may end until the last moment.
       await start.detach()
     } finally {
       try {
-        await end?.detach()
+        await pair?.end.detach()
       } finally {
         await this.#inTurn(() => this.#closeMaps()).finally(() => onEnded(this))
       }
@@ -171,12 +179,12 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
 
   /** Reads what is left, and closes the maps whatever comes of it. */
   async #closeMaps(): Promise<void> {
-    const { starts, store } = this.#parts
+    const { pair, store } = this.#parts
     try {
       await this.#readRest()
     } finally {
       try {
-        await starts?.close()
+        await pair?.starts.close()
       } finally {
         store.close()
       }
@@ -236,15 +244,14 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
 function toStats(
   hits: number,
   filtered: number,
-  aggregated: number,
   lost: number,
+  { aggregated, unfinished, cutOff, unmatched, begunUnseen }: PairCounts,
   losses: Losses,
-  unfinished: number,
   seen: Pick<AggregationStats, 'seenMs' | 'seenFraction'>,
 ): AggregationStats {
-  const { unreadable, contended, start, unmatched, unfinished: abandoned } = losses
+  const { unreadable, contended, start, unfinished: abandoned } = losses
   const reasons = { lostUnreadable: unreadable, lostContended: contended, lostStarts: start }
-  return { hits, filtered, aggregated, lost, ...reasons, unfinished, abandoned, unmatched, ...seen }
+  return { hits, filtered, aggregated, lost, ...reasons, unfinished, abandoned, cutOff, unmatched, begunUnseen, ...seen }
 }
 
 function isOver(state: ProbeState): boolean {

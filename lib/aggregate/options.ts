@@ -79,12 +79,6 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
   const asked = MEASURES.filter((name) => options[name] !== undefined)
   const latencies = asked.filter((name) => options[name] === 'latency')
   const end = endOf(spec, latencies.length > 0)
-  if (end !== null && attach.budget !== null) {
-    bad(
-      'budget',
-      'a latency is not measured for parts of the time, since an end could then meet the beginning of another. Leave it out; how often the probes are hit shows an aggregation of one of them, which may have a budget',
-    )
-  }
   const start = typeof spec === 'string' ? spec : spec.from
   const { kind } = parseSpec(start)
   const [wrong] = end === null ? [] : asked.filter((name) => options[name] !== 'latency')
@@ -116,12 +110,20 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
 }
 
 /**
- * The capture whose hits cost the target as much as those of an aggregation; `null` for a latency, which no budget takes out. Adding to one group takes no longer than counting (docs/performance.md); finding one by its key is
- * taken to be as expensive as a record.
+ * The hits that cost the target as much as those of an aggregation, or, of several kinds, as those that cost most. Adding to one group takes no longer than counting (docs/performance.md); finding one by its key, or a beginning,
+ * is taken to be as expensive as a record. Of a function whose calls are timed it is the whole call.
  */
-export function captureThatCostsAsMuch({ end, question: { by, stringLimit } }: AggregateSettings): Omit<HitKind, 'probe'> | null {
-  if (end !== null) return null
-  return { strings: by.filter(({ node }) => node.kind === 'str').length, stringLimit, stack: false, countOnly: by.length === 0 }
+export function hitsThatCostAsMuch({ spec, end, question: { by, stringLimit } }: AggregateSettings): HitKind[] {
+  const { kind: probe } = parseSpec(spec)
+  const strings = by.filter(({ node }) => node.kind === 'str').length
+  const capture = { strings, stringLimit, stack: false, countOnly: end === null && by.length === 0 }
+  if (end === null) return [{ probe, ...capture }]
+  const atEnd = parseSpec(end.spec).kind
+  if (end.matching.by === 'frame') return [{ probe: atEnd, ...capture }]
+  return [
+    { probe, ...capture },
+    { probe: atEnd, ...capture, strings: 0 },
+  ]
 }
 
 /** Where a latency ends: of a function at its return. */

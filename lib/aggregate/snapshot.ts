@@ -43,7 +43,7 @@ export interface AggregationSnapshot {
   readonly startTimeMs: number
   /** Until when. */
   readonly timeMs: number
-  /** Of this time, that in which hits were counted, in milliseconds; so `count / seenMs` is how often there were hits, also with a budget. Of a latency, that in which its beginnings were. */
+  /** Of this time, that in which hits were counted, in milliseconds; so `count / seenMs` is how often there were hits, also with a budget. Of a latency, that in which its beginnings were; what has begun then may have ended later. */
   readonly seenMs: number
   /**
    * `seenMs` as a share of the time: 1, unless a budget took the probe out for parts of it, it could not be armed again (`refused`), or it gave way to another tool (`yield`). `count / seenFraction` is
@@ -78,8 +78,12 @@ export interface AggregationStats {
   readonly unfinished: number
   /** Latency: those of `unfinished` that were given up, since their call was left, or their thread is over. */
   readonly abandoned: number
+  /** Latency: those of `unfinished` that had not ended when a budget took the probes out. Of these it is known only that they took longer than they were watched. */
+  readonly cutOff: number
   /** Latency: ends without a beginning that was kept. They are no part of `hits`. */
   readonly unmatched: number
+  /** Latency: ends without a beginning after a budget had taken the probes out, so that it may have been while nobody looked. They are part neither of `hits` nor of `unmatched`. */
+  readonly begunUnseen: number
   /** Time in which hits were counted, in milliseconds, since the attach and not since a reset. */
   readonly seenMs: number
   /** `seenMs` as a share of the time since the attach, as of a probe. */

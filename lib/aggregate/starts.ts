@@ -5,7 +5,8 @@
  * is found by a number that is its own as long as it lives; when it is over, that number is forgotten, and what it began is pushed out in time by what is used. Before Linux 6.16 a process counts as over when its leader thread is,
  * since nobody tells of the last one: what the others began before cannot end, and what they begin then is forgotten when it is pushed out.
  */
-import { EINVAL } from '../errno.js'
+import { TimeSlice } from '../elf/time-slice.js'
+import { EINVAL, ENOENT } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import {
@@ -30,6 +31,8 @@ const MOST_STARTS = 65_536
 const ENTRY_BYTES = 64
 /** The life of a process begins with the first thing that begins in it. */
 const MOST_LIVES = 16_384
+/** How many bytes of beginnings are forgotten before the event loop gets its turn. */
+const SLICE_BYTES = 256 * 1024
 
 /** The beginnings of one latency. */
 export class Starts {
@@ -38,6 +41,7 @@ export class Starts {
   private constructor(
     private readonly native: Native,
     readonly maps: StartMaps,
+    private readonly keyBytes: number,
     private readonly fds: number[],
   ) {}
 
@@ -90,9 +94,34 @@ export class Starts {
         await watch('sched_process_exit', 'leader')
       }
       await watch('sched_process_exec', 'told')
-      return new Starts(native, maps, fds)
+      return new Starts(native, maps, keyBytes, fds)
     } catch (error) {
       await closeRegistrations(native, fds)
+      throw error
+    }
+  }
+
+  /** Forgets what has begun. No program of the two probes may run; threads and processes may come to their end meanwhile. */
+  async clear(): Promise<void> {
+    const { maps, keyBytes } = this
+    const [fd, mapKeyBytes, valueBytes] =
+      maps.by === 'argument' ? [maps.startsFd, 16, 8 + keyBytes] : [maps.threadsFd, 8, stackBytes(keyBytes)]
+    const each = mapKeyBytes + valueBytes
+    const most = Math.max(1, Math.floor(SLICE_BYTES / each))
+    const slice = new TimeSlice()
+    while (!this.#closed) {
+      const taken = this.#take(fd, mapKeyBytes, valueBytes, most)
+      if (taken !== null && taken.byteLength < most * each) return
+      if (slice.isOver) await slice.rest()
+    }
+  }
+
+  /** Returns `null` if an entry went away by itself. */
+  #take(fd: number, keyBytes: number, valueBytes: number, most: number): ArrayBuffer | null {
+    try {
+      return this.native.bpfMapTake(fd, keyBytes, valueBytes, most)
+    } catch (error) {
+      if (errnoOf(error) === ENOENT) return null
       throw error
     }
   }

@@ -36,7 +36,18 @@ import { newTracer, refused } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
-const NOTHING = { filtered: 0, lost: 0, lostUnreadable: 0, lostContended: 0, lostStarts: 0, unfinished: 0, abandoned: 0, unmatched: 0 }
+const NOTHING = {
+  filtered: 0,
+  lost: 0,
+  lostUnreadable: 0,
+  lostContended: 0,
+  lostStarts: 0,
+  unfinished: 0,
+  abandoned: 0,
+  cutOff: 0,
+  unmatched: 0,
+  begunUnseen: 0,
+}
 
 /** Detaches and asserts the counts; those that are not named must be 0. */
 async function detachWith(aggregation: Aggregation, expected: Partial<AggregationStats>): Promise<void> {

@@ -4,10 +4,11 @@
  *   f_hot(long number)    a function that does next to nothing
  *   t:hot                 a probe with a semaphore that is looked at      -8@number 8@text, a string of 4,000 bytes
  *   t:ungated             and one with a semaphore that nobody looks at   -8@number
+ *   t:begin, t:end        two that follow each other, each with a semaphore of its own that is looked at   -8@number
  *
  * Commands:
  *
- *   call MS, gated MS, ungated MS    call the function, or come by the probe, for so many milliseconds of CPU time; the answer is how often
+ *   call MS, gated MS, ungated MS, paired MS    call the function, or come by the probe or the two, for so many milliseconds of CPU time; the answer is how often
  *   calls T N           T threads call f_hot N times each, with the numbers 0 to N - 1, at once; the answer is how often in all
  *   fires T N           the same with t:hot
  *   pace RATE, stop     a thread calls f_hot RATE times a second, with the numbers from 0, until told to stop; the answer is how often
@@ -25,6 +26,8 @@
 
 SEMAPHORE(t_hot_semaphore);
 SEMAPHORE(t_ungated_semaphore);
+SEMAPHORE(t_begin_semaphore);
+SEMAPHORE(t_end_semaphore);
 
 __attribute__((noinline, noclone, used, visibility("default"))) void f_hot(long number) { __asm__ volatile("" : : "r"(number)); }
 
@@ -37,6 +40,11 @@ static __attribute__((noinline)) void gated(long number) {
 
 static __attribute__((noinline)) void ungated(long number) {
   PROBE("t", "ungated", "t_ungated_semaphore", "-8@%[number]", [number] "nor"(number));
+}
+
+static __attribute__((noinline)) void paired(long number) {
+  if (t_begin_semaphore != 0) PROBE("t", "begin", "t_begin_semaphore", "-8@%[number]", [number] "nor"(number));
+  if (t_end_semaphore != 0) PROBE("t", "end", "t_end_semaphore", "-8@%[number]", [number] "nor"(number));
 }
 
 static long long nanoseconds(clockid_t clock) {
@@ -117,6 +125,8 @@ int main(void) {
       answer("executed %ld", for_time(gated, atol(argument)));
     } else if ((argument = argument_of(line, "ungated"))) {
       answer("executed %ld", for_time(ungated, atol(argument)));
+    } else if ((argument = argument_of(line, "paired"))) {
+      answer("executed %ld", for_time(paired, atol(argument)));
     } else if ((argument = argument_of(line, "pace"))) {
       start_pace(f_hot, atol(argument));
     } else if ((argument = argument_of(line, "pace-probe"))) {

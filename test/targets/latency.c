@@ -4,9 +4,10 @@
  *   f_down(n)           calls itself n times
  *   f_leave(n)          calls itself n times, and the last one leaves all of them by longjmp
  *   f_tail(n)           goes on in f_down(n), which returns for both
+ *   f_hold(n)           takes commands, and returns when it is told to
  *   t:begin, t:end      -4@id; they fire only where they are told to
  *
- * Commands: down N, leave N TIMES, tail N; begin ID, end ID; nest N (N times begin, then N times end), thread ID (a thread that begins and is over), fork ID (a child that begins and
+ * Commands: down N, leave N TIMES, tail N; hold N (the answer is `held`), return (from the last that holds, and the answer is that of its command); begin ID, end ID; nest N (N times begin, then N times end), thread ID (a thread that begins and is over), fork ID (a child that begins and
  * is over), pairs T N (T threads that N times begin, call f_down(3), and end, each with an id of its own), exec, leader-exit (another thread goes on). The answer is `done`, after leader-exit
  * `leader gone`.
  */
@@ -50,6 +51,14 @@ __asm__(".text\n.globl f_tail\n.type f_tail, @function\nf_tail: lea 0(%rdi), %rd
 #elif defined(__aarch64__)
 __asm__(".text\n.globl f_tail\n.type f_tail, %function\nf_tail: mov x1, x0\nb f_down\n.size f_tail, . - f_tail\n");
 #endif
+
+static void commands(void);
+
+EXPORT long f_hold(long n) {
+  answer("held");
+  commands();
+  return n;
+}
 
 static __attribute__((noinline)) void begin(int id) { PROBE("t", "begin", NO_SEMAPHORE, "-4@%[id]", [id] "r"(id)); }
 static __attribute__((noinline)) void end(int id) { PROBE("t", "end", NO_SEMAPHORE, "-4@%[id]", [id] "r"(id)); }
@@ -100,6 +109,10 @@ static void commands(void) {
       }
     } else if ((argument = argument_of(line, "tail"))) {
       f_tail(atol(argument));
+    } else if ((argument = argument_of(line, "hold"))) {
+      f_hold(atol(argument));
+    } else if ((argument = argument_of(line, "return"))) {
+      return;
     } else if ((argument = argument_of(line, "begin"))) {
       begin(atoi(argument));
     } else if ((argument = argument_of(line, "end"))) {

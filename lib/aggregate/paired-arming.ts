@@ -1,0 +1,137 @@
+/**
+ * How the two probes of a latency are switched together, so that no beginning ever meets the end of another.
+ *
+ * An end finds its beginning among those that are kept: the youngest of its thread, the one at its place on the stack, the one with its argument. That is right only if every beginning between the two was seen. Where beginnings are missed while
+ * ends are seen, the end of an inner call takes what an outer one has begun; where ends are missed, what has begun stays, and a later end takes it. Closing registrations, one after the other, does both for a while. So this is done instead:
+ *
+ *     taking out     where it begins, hits are marked from now on: kept as beginnings whose latency nobody wants, as those that a filter rejects. So whatever has begun before still meets its own end
+ *                    that is waited for, as long as anything can end, but not long
+ *                    where it ends, hits are ignored; then where it begins, too
+ *                    both are taken out of the targets, and no program runs any more
+ *                    what is kept is forgotten, and counted as cut off (pair.ts)
+ *     arming again   both are put in, and ignore hits
+ *                    where it ends, hits are seen; then where it begins, too
+ *
+ * A thread passes its own beginnings and ends one after the other, so for it each of these switches is between two of them; and what another thread does after it has seen of this one that something has begun, comes after the
+ * switch that this one had seen. Between the last step and the first of the next time, then, every beginning and every end is seen, and nothing is kept from before. An end that finds something finds what it would find if
+ * nobody ever took the probes out; all others have begun before, and find nothing. This holds for calls of a function and for pairs by thread or by argument, however they are nested.
+ *
+ * The same is done at the end, and at the attach: where it begins, hits are marked until all sites are in.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Arming } from '../arming.js'
+import type { ReleasedCounter } from '../counter/control.js'
+import { UprobeError } from '../errors.js'
+import type { SiteWork } from '../progress.js'
+import type { PauseMap } from '../register/pause-map.js'
+import type { TargetProcess } from '../target/process.js'
+import type { Pair } from './pair.js'
+
+/** What has begun is waited for at most half as long as beginnings were counted, since meanwhile hits cost as much; and no longer than this, in milliseconds. */
+const SHARE_OF_SEEN = 0.5
+const LONGEST_WAIT_MS = 50
+/** Between two looks at what is still open; a look that takes long is not taken more often than every other moment. */
+const LOOK_MS = 1
+
+/** The arming of the probe at which latencies begin. It switches the one at which they end, too. */
+export class PairedArming implements Arming {
+  /** Since when beginnings are counted; `null` while they are not. */
+  #liveSinceMs: number | null = null
+  /** Whether something may be kept from before. */
+  #uncut = false
+
+  /**
+   * @param own - switches the probe at which latencies begin
+   * @param pauseMap - what its programs look at
+   */
+  constructor(
+    private readonly own: Arming,
+    private readonly pauseMap: PauseMap,
+    private readonly pair: Pair,
+  ) {}
+
+  get claims(): boolean {
+    return this.own.claims
+  }
+
+  claimedCounters(): ReleasedCounter[] {
+    return this.own.claimedCounters()
+  }
+
+  async arm(work: SiteWork): ReturnType<Arming['arm']> {
+    this.pauseMap.mark()
+    const result = await this.own.arm(work)
+    this.pauseMap.set(false)
+    this.#liveSinceMs = performance.now()
+    return result
+  }
+
+  async pause(): Promise<unknown> {
+    const failure = await this.#takeOut(() => this.own.pause())
+    this.#uncut = true
+    await this.#cut()
+    return failure
+  }
+
+  async resume(signal: AbortSignal): Promise<readonly string[]> {
+    const warnings = await this.own.resume(signal, async () => {
+      if (this.#uncut) await this.#cut()
+      await this.pair.end.comeBack()
+      if (this.pair.end.armed) return
+      throw new UprobeError(
+        'ERR_UPROBE_CLOSED',
+        'The probe at which the latency ends has ended or given way, so its beginnings are of no use. Detach the aggregation, and start another.',
+      )
+    })
+    this.#liveSinceMs = performance.now()
+    return warnings
+  }
+
+  disarm(work?: SiteWork): Promise<unknown> {
+    return this.#takeOut(() => this.own.disarm(work))
+  }
+
+  finish(): Promise<void> {
+    return this.own.finish()
+  }
+
+  endTarget(target: TargetProcess): Promise<void> {
+    return this.own.endTarget(target)
+  }
+
+  /** For how long ends are waited for, when beginnings were counted for so long; both in milliseconds. */
+  patienceMs(seenMs: number): number {
+    return Math.min(LONGEST_WAIT_MS, SHARE_OF_SEEN * seenMs)
+  }
+
+  /** Takes both out, whatever fails. Returns the first failure, or `null`. */
+  async #takeOut(takeOwn: () => Promise<unknown>): Promise<unknown> {
+    const { end } = this.pair
+    const results = await Promise.allSettled([this.#waitForEnds()])
+    // It may be about something else at the moment, and must have let go of beginnings before the other one does.
+    results.push(...(await Promise.allSettled([(async () => end.ignoreHits())()])))
+    const [own, others] = await Promise.allSettled([takeOwn(), end.sitOut(false)])
+    for (const result of [own, others, ...results]) if (result.status === 'rejected') return result.reason
+    return own.status === 'fulfilled' ? own.value : null
+  }
+
+  /** From now on nothing begins; waits for the ends of what has. */
+  async #waitForEnds(): Promise<void> {
+    if (this.#liveSinceMs === null) return
+    const startMs = performance.now()
+    const longestMs = this.patienceMs(startMs - this.#liveSinceMs)
+    this.#liveSinceMs = null
+    this.pauseMap.mark()
+    for (let nowMs = startMs; nowMs - startMs < longestMs; ) {
+      const { open } = this.pair
+      if (open <= 0) return
+      await delay(Math.max(LOOK_MS, performance.now() - nowMs))
+      nowMs = performance.now()
+    }
+  }
+
+  async #cut(): Promise<void> {
+    await this.pair.cut()
+    this.#uncut = false
+  }
+}

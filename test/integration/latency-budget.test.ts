@@ -1,0 +1,267 @@
+/**
+ * Latencies whose probes a budget takes out and arms again: whatever is nested in what, an end never meets the beginning of another, and what has no end or no beginning for it is counted as that.
+ *
+ * The probes are taken out and armed again by hand, so that it is known what comes before and after. test/budget has the rest.
+ */
+import assert from 'node:assert/strict'
+import test, { type TestContext } from 'node:test'
+import { PairedArming } from '../../lib/aggregate/paired-arming.js'
+import { Governor } from '../../lib/budget/governor.js'
+import type { Throttled } from '../../lib/budget/member.js'
+import type { AggregateOptions, AggregateSpec, Aggregation, AggregationStats } from '../../lib/index.js'
+import { Attachment } from '../../lib/register/attachment.js'
+import { buildTarget } from '../support/build.js'
+import { REGISTRATIONS } from '../support/features.js'
+import { needs } from '../support/needs.js'
+import { Target } from '../support/target.js'
+import { newTracer } from '../support/tracing.js'
+import { turns, waitFor } from '../support/wait.js'
+
+const GCC = needs({ programs: ['gcc'] })
+const PAIR = { from: 'usdt:t:begin', to: 'usdt:t:end' }
+const BUDGET = { hitsPerSecond: 1 }
+
+interface Governed {
+  readonly target: Target
+  readonly aggregation: Aggregation
+  /** What the budget would take out; nobody else does. */
+  readonly throttled: Throttled
+  run(...commands: readonly string[]): Promise<void>
+}
+
+async function govern(t: TestContext, spec: AggregateSpec, options: AggregateOptions = {}): Promise<Governed> {
+  const added: Throttled[] = []
+  t.mock.method(Governor.prototype, 'add', (throttled: Throttled) => added.push(throttled))
+  const target = await Target.start(t, buildTarget(t, 'latency'))
+  const aggregation = await newTracer(t).aggregate(spec, { pid: target.pid, by: 'arg0', max: 'latency', budget: BUDGET, ...options })
+  const [throttled] = added
+  assert.ok(throttled !== undefined && added.length === 1, 'a latency is one thing to its budget')
+  const run = async (...commands: readonly string[]): Promise<void> => {
+    for (const command of commands) assert.equal(await target.ask(command), command.startsWith('hold') ? 'held' : 'done')
+  }
+  return { target, aggregation, throttled, run }
+}
+
+async function outAndBack({ throttled }: Governed, meanwhile: () => Promise<void>): Promise<void> {
+  await throttled.sitOut()
+  assert.deepEqual([throttled.armed, throttled.out], [false, true])
+  await meanwhile()
+  await throttled.comeBack()
+  assert.deepEqual([throttled.armed, throttled.out], [true, false])
+}
+
+/** Detaches, and asserts how often each beginning was measured, by its argument, and the counts; those that are not named must be 0. */
+async function assertSeen(aggregation: Aggregation, groups: Record<string, number>, expected: Partial<AggregationStats>): Promise<void> {
+  await aggregation.detach()
+  const snapshot = await aggregation.snapshot()
+  assert.deepEqual(Object.fromEntries(snapshot.groups.map(({ key, count }) => [String(key[0]), count])), groups)
+  const none = { filtered: 0, lost: 0, lostUnreadable: 0, lostContended: 0, lostStarts: 0 }
+  const { seenMs, seenFraction, ...counts } = aggregation.stats()
+  assert.ok(seenMs > 0 && seenFraction > 0 && seenFraction < 1 && snapshot.seenFraction === seenFraction)
+  const others = { hits: 0, aggregated: 0, ...none, unfinished: 0, abandoned: 0, cutOff: 0, unmatched: 0, begunUnseen: 0 }
+  assert.deepEqual(counts, { ...others, ...expected })
+}
+
+/**
+ * How many ends are told of calls that began unseen. A link is told of all; so is a perf event before Linux 6.13, and since then of none, as the kernel then keeps which of its consumers have seen a call begin
+ * (handle_uretprobe_chain, kernel/events/uprobes.c).
+ */
+async function assertReturns(aggregation: Aggregation, registration: 'perf' | 'multi', calls: number): Promise<{ begunUnseen: number }> {
+  await aggregation.detach()
+  const { begunUnseen } = aggregation.stats()
+  assert.ok(begunUnseen === calls || (registration === 'perf' && begunUnseen === 0), `${begunUnseen} of ${calls}`)
+  return { begunUnseen }
+}
+
+/** Without waiting for the ends of what has begun. */
+function hurry(t: TestContext): void {
+  t.mock.method(PairedArming.prototype, 'patienceMs', () => 0)
+}
+
+for (const registration of REGISTRATIONS) {
+  test(`in a thread, what begins while the probes are out, or has begun before, ends nothing (${registration})`, GCC, async (t) => {
+    hurry(t)
+    const governed = await govern(t, PAIR, { registration })
+    const { aggregation, run } = governed
+    await run('begin 1', 'nest 2')
+    await outAndBack(governed, () => run('begin 2', 'nest 3'))
+    // From the inside to the outside: begun since then, unseen, and before.
+    await run('begin 3', 'end 3', 'end 2', 'end 1')
+    await assertSeen(aggregation, { 0: 1, 1: 1, 3: 1 }, { hits: 4, aggregated: 3, unfinished: 1, cutOff: 1, begunUnseen: 2 })
+  })
+
+  test(`by an argument, an end takes no beginning from before the probes were out (${registration})`, GCC, async (t) => {
+    hurry(t)
+    const governed = await govern(t, { ...PAIR, match: 'arg0' }, { registration })
+    const { aggregation, run } = governed
+    await run('begin 1', 'begin 2', 'begin 3', 'end 3')
+    await outAndBack(governed, () => run('end 1', 'begin 1'))
+    await run('end 1', 'begin 1', 'end 1', 'end 2')
+    await assertSeen(aggregation, { 1: 1, 3: 1 }, { hits: 4, aggregated: 2, unfinished: 2, cutOff: 2, begunUnseen: 2 })
+  })
+
+  test(
+    `of a recursive function, no call returns for another across the time in which the probes are out (${registration})`,
+    GCC,
+    async (t) => {
+      hurry(t)
+      const governed = await govern(t, 'uprobe:f_hold', { histogram: 'latency', registration })
+      const { aggregation, target, run } = governed
+      // It has the kernel notice the return of calls that begin while the others are out.
+      await newTracer(t).attach('uretprobe:f_hold', { pid: target.pid, countOnly: true })
+      await run('hold 1')
+      await outAndBack(governed, () => run('hold 2'))
+      await run('hold 3', 'return', 'return', 'return')
+      const unseen = await assertReturns(aggregation, registration, 2)
+      await assertSeen(aggregation, { 3: 1 }, { hits: 2, aggregated: 1, unfinished: 1, cutOff: 1, ...unseen })
+    },
+  )
+
+  test(
+    `a call that begins while the probes are out does not end the one that was at its place before (${registration})`,
+    GCC,
+    async (t) => {
+      hurry(t)
+      const governed = await govern(t, 'uprobe:f_hold', { registration })
+      const { aggregation, target, run } = governed
+      await newTracer(t).attach('uretprobe:f_hold', { pid: target.pid, countOnly: true })
+      await run('hold 1')
+      await outAndBack(governed, () => run('return', 'hold 2'))
+      await run('return', 'hold 3', 'return')
+      const unseen = await assertReturns(aggregation, registration, 1)
+      await assertSeen(aggregation, { 3: 1 }, { hits: 2, aggregated: 1, unfinished: 1, cutOff: 1, ...unseen })
+    },
+  )
+}
+
+test('what has begun is waited for, and what begins meanwhile is not taken for it', GCC, async (t) => {
+  for (const match of ['thread', 'arg0']) {
+    t.mock.method(PairedArming.prototype, 'patienceMs', () => Number.POSITIVE_INFINITY)
+    const governed = await govern(t, { ...PAIR, match }, { filter: 'arg0 != 5' })
+    const { aggregation, throttled, run } = governed
+    await run('begin 1', 'begin 5')
+    const out = throttled.sitOut()
+    await turns(2)
+    await run('begin 2', 'begin 3', 'end 3', 'end 2', 'end 5', 'end 1')
+    await out
+    await throttled.comeBack()
+    await run('nest 1')
+    await assertSeen(aggregation, { 0: 1, 1: 1 }, { hits: 3, filtered: 1, aggregated: 2 })
+    t.mock.reset()
+  }
+})
+
+test('no longer is waited than half of the time that was seen, nor than 50 ms', () => {
+  const { patienceMs } = PairedArming.prototype
+  assert.deepEqual([0, 10, 100, 1e6].map(patienceMs), [0, 5, 50, 50])
+})
+
+test('calls that were left are told apart from those that were cut off, also of threads that are over', GCC, async (t) => {
+  hurry(t)
+  const governed = await govern(t, 'uprobe:f_*')
+  const { aggregation, run } = governed
+  // That the last four were left, nobody has noticed yet.
+  await run('leave 3 2')
+  await outAndBack(governed, () => run('leave 3 2', 'down 2'))
+  await run('down 2')
+  await outAndBack(governed, async () => undefined)
+  await run('down 0')
+  await assertSeen(aggregation, { 0: 2, 1: 1, 2: 1 }, { hits: 12, aggregated: 4, unfinished: 8, abandoned: 4, cutOff: 4 })
+})
+
+test('what a thread or a process that is over had begun does not come back with the probes', GCC, async (t) => {
+  hurry(t)
+  for (const match of ['thread', 'arg0']) {
+    const governed = await govern(t, { ...PAIR, match })
+    const { aggregation, target, run } = governed
+    await run('thread 1')
+    await outAndBack(governed, () => run('thread 2'))
+    await run('thread 3', 'begin 4')
+    await outAndBack(governed, async () => assert.equal(await target.ask('begin 5'), 'done'))
+    await run('end 4', 'end 3')
+    const abandoned = match === 'thread' ? { abandoned: 2, cutOff: 1 } : { cutOff: 3 }
+    await assertSeen(aggregation, {}, { hits: 3, unfinished: 3, ...abandoned, begunUnseen: 2 })
+    t.mock.reset()
+    hurry(t)
+  }
+})
+
+for (const refusal of ['the first', 'the second'] as const) {
+  test(`a latency of which ${refusal} probe cannot be armed again is paused, and neither is in the target`, GCC, async (t) => {
+    hurry(t)
+    const governed = await govern(t, PAIR)
+    const { aggregation, throttled, run } = governed
+    const told: unknown[] = []
+    aggregation.on('state', ({ state, reason }) => told.push(`${state} ${reason}`))
+    aggregation.on('error', (error) => told.push(error))
+    await run('begin 1', 'end 1', 'begin 2')
+    await throttled.sitOut()
+    const failure = new Error('refused')
+    const { registerAgain } = Attachment.prototype
+    let calls = 0
+    const mocked = t.mock.method(Attachment.prototype, 'registerAgain', function (this: Attachment, signal: AbortSignal) {
+      calls += 1
+      if (calls === (refusal === 'the first' ? 1 : 2)) throw failure
+      return registerAgain.call(this, signal)
+    })
+    await assert.rejects(throttled.comeBack(), failure)
+    mocked.mock.restore()
+    assert.deepEqual([aggregation.state, throttled.armed, throttled.out], ['paused', false, false])
+    assert.deepEqual(told, ['throttled over-budget', 'paused refused'])
+    const trapped = throttled.trapped()
+    await run('end 2', 'begin 1', 'end 1')
+    assert.equal(throttled.trapped(), trapped)
+    await assertSeen(aggregation, { 1: 1 }, { hits: 2, aggregated: 1, unfinished: 1, cutOff: 1 })
+  })
+}
+
+test('what was begun is forgotten before the probes come back, also when that failed at first', GCC, async (t) => {
+  hurry(t)
+  const governed = await govern(t, PAIR)
+  const { aggregation, throttled, run } = governed
+  const failure = new Error('the map cannot be read')
+  const { starts } = throttled as unknown as { starts: { clear(): Promise<void> } }
+  await run('begin 1')
+  t.mock.method(starts, 'clear').mock.mockImplementationOnce(async () => {
+    throw failure
+  })
+  await assert.rejects(throttled.sitOut(), failure)
+  assert.equal(throttled.out, true)
+  await throttled.comeBack()
+  await run('end 1')
+  await assertSeen(aggregation, {}, { hits: 1, unfinished: 1, cutOff: 1, begunUnseen: 1 })
+})
+
+test('at the end, too, an end is not taken for that of another, and what has begun may end', GCC, async (t) => {
+  t.mock.method(PairedArming.prototype, 'patienceMs', () => Number.POSITIVE_INFINITY)
+  const target = await Target.start(t, buildTarget(t, 'latency'))
+  const aggregation = await newTracer(t).aggregate(PAIR, { pid: target.pid, by: 'arg0' })
+  assert.equal(await target.ask('begin 1'), 'done')
+  const detached = aggregation.detach()
+  await turns(2)
+  for (const command of ['begin 2', 'end 2', 'end 1']) assert.equal(await target.ask(command), 'done')
+  await detached
+  const { hits, aggregated, unfinished, unmatched } = aggregation.stats()
+  assert.deepEqual([hits, aggregated, unfinished, unmatched], [1, 1, 0, 0])
+  const [group] = (await aggregation.snapshot()).groups
+  assert.deepEqual(group?.key, [1])
+})
+
+test('a snapshot tells what part of the time beginnings were counted in', GCC, async (t) => {
+  const governed = await govern(t, 'uprobe:f_down')
+  const { aggregation, throttled, run } = governed
+  await run('down 1')
+  await throttled.sitOut()
+  const first = await aggregation.snapshot({ reset: true })
+  await waitFor('time to pass', async () => (await aggregation.snapshot()).timeMs > first.timeMs)
+  const second = await aggregation.snapshot({ reset: true })
+  await throttled.comeBack()
+  await run('down 2')
+  const third = await aggregation.snapshot()
+  const countOf = ({ groups }: typeof first): number => groups.reduce((sum, { count }) => sum + count, 0)
+  assert.deepEqual([first, second, third].map(countOf), [2, 0, 3])
+  assert.ok(first.seenMs > 0 && first.seenFraction < 1)
+  assert.deepEqual([second.seenMs, second.seenFraction], [0, 0])
+  assert.ok(third.seenMs > 0 && third.seenFraction < 1)
+  await aggregation.detach()
+})
