@@ -77,14 +77,15 @@ export function displayKey(by: readonly string[], key: readonly ArgumentValue[])
 
 /** The counts of an aggregation as JSON closes with them. */
 export function countsToJson({ name, aggregation, snapshot, budget }: Answer): object {
-  const { hits, filtered, aggregated, lost, unfinished, unmatched } = aggregation.stats()
+  const { hits, filtered, aggregated, lost, unfinished, unmatched, cutOff, begunUnseen } = aggregation.stats()
   const { seenMs, seenFraction } = snapshot
-  return { spec: name, hits, filtered, aggregated, lost, unfinished, unmatched, ...(budget && { seenMs, seenFraction }) }
+  const counts = { spec: name, hits, filtered, aggregated, lost, unfinished, unmatched }
+  return budget ? { ...counts, cutOff, begunUnseen, seenMs, seenFraction } : counts
 }
 
 /** As in `100 hits, 3 filtered, 97 aggregated, 0 lost`; what there is none of is left out, but for losses. With a budget the part of the time that was seen follows. */
 export function displayCounts({ aggregation, snapshot, budget }: Answer): string {
-  const { hits, filtered, aggregated, lost, unfinished, unmatched } = aggregation.stats()
+  const { hits, filtered, aggregated, lost, unfinished, unmatched, cutOff, begunUnseen } = aggregation.stats()
   const some = (count: number, what: string): string => (count === 0 ? '' : `, ${count} ${what}`)
-  return `${plural(hits, 'hit')}${some(filtered, 'filtered')}, ${aggregated} aggregated, ${lost} lost${some(unfinished, 'unfinished')}${some(unmatched, unmatched === 1 ? 'end unmatched' : 'ends unmatched')}${displaySeen(budget ? snapshot.seenFraction : undefined)}`
+  return `${plural(hits, 'hit')}${some(filtered, 'filtered')}, ${aggregated} aggregated, ${lost} lost${some(unfinished, cutOff === 0 ? 'unfinished' : `unfinished (${cutOff} cut off)`)}${some(unmatched, unmatched === 1 ? 'end unmatched' : 'ends unmatched')}${some(begunUnseen, 'begun unseen')}${displaySeen(budget ? snapshot.seenFraction : undefined)}`
 }

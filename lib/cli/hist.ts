@@ -58,12 +58,9 @@ function specsOf(specs: readonly string[], { to, match, arg }: HistFlags): Aggre
 }
 
 function optionsOf(flags: HistFlags): AggregateOptions {
-  const { arg, latency, to, by, scale, pid, counter, filter, maxSites, budgetCpu, budgetHits } = flags
+  const { arg, latency, to, by, scale, pid, counter, filter, maxSites } = flags
   const timed = latency === true || to !== undefined
   if (timed && arg !== undefined) throw new InvalidArgumentError('Give --arg or --latency, not both.')
-  if (timed && (budgetCpu !== undefined || budgetHits !== undefined)) {
-    throw new InvalidArgumentError('A latency is not measured for parts of the time; leave --budget-cpu and --budget-hits out.')
-  }
   const measured = timed ? 'latency' : (arg ?? 'arg0')
   return {
     ...{ histogram: measured, sum: measured, min: measured, max: measured },

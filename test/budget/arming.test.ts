@@ -3,7 +3,10 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { PairedArming } from '../../lib/aggregate/paired-arming.js'
 import { ClaimedArming, CountedArming } from '../../lib/arming.js'
+import { SiteWork } from '../../lib/progress.js'
+import { refused } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
 
 /** The parts of an arming. They note what is asked of them. */
@@ -17,6 +20,7 @@ class Parts {
       this.calls.push(paused ? 'ignore hits' : 'count hits')
       if (this.failure !== null) throw this.failure
     },
+    mark: () => this.calls.push('mark hits'),
     hits: () => {
       this.calls.push('look for hits')
       if (this.failure !== null) throw this.failure
@@ -31,18 +35,38 @@ class Parts {
     releaseLeases: () => undefined,
   }
   readonly attachment = {
+    register: async () => this.#note('register', []),
     registerAgain: async () => this.#note('register', undefined),
     unregister: async () => this.#note('unregister', undefined),
   }
 
-  claimed(): ClaimedArming {
-    const parts: unknown[] = [this.attachment, this.held, this.pauseMap, () => undefined, (error: unknown) => this.errors.push(error)]
+  claimed(quiet = false): ClaimedArming {
+    const onError = (error: unknown): unknown => this.errors.push(error)
+    const parts: unknown[] = [this.attachment, this.held, this.pauseMap, () => undefined, onError, quiet]
     return new ClaimedArming(...(parts as ConstructorParameters<typeof ClaimedArming>))
   }
 
   counted(): CountedArming {
     const parts: unknown[] = [this.attachment, { drain: async () => undefined }, this.pauseMap]
     return new CountedArming(...(parts as ConstructorParameters<typeof CountedArming>))
+  }
+
+  /** Where a latency begins, with the other end, which has so many open. */
+  paired(open: number[] = []): PairedArming {
+    const pair = {
+      end: {
+        armed: true,
+        ignoreHits: () => this.calls.push('ignore ends'),
+        sitOut: async () => this.#note('end out', undefined),
+        comeBack: async () => this.#note('count ends', undefined),
+      },
+      get open() {
+        return open.shift() ?? 0
+      },
+      cut: async () => this.#note('cut', undefined),
+    }
+    const parts: unknown[] = [this.counted(), this.pauseMap, pair]
+    return new PairedArming(...(parts as ConstructorParameters<typeof PairedArming>))
   }
 
   #note<T>(call: string, answer: T): T {
@@ -78,6 +102,51 @@ test('hits of a counted probe are counted from when all is registered until befo
   parts.calls.length = 0
   await arming.disarm()
   assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'unregister'])
+})
+
+test('a claimed probe that has to be quiet is taken out at each pause', async () => {
+  const parts = new Parts()
+  const arming = parts.claimed(true)
+  await arming.resume(signal)
+  parts.calls.length = 0
+  await arming.pause()
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'clear', 'ignore hits', 'unregister'])
+  await arming.resume(signal)
+  assert.deepEqual(parts.calls.splice(0), ['set', 'register', 'count hits'])
+})
+
+const OUT = ['mark hits', 'ignore ends', 'ignore hits', 'unregister', 'end out']
+
+test('the probes of a latency: beginnings are marked first, and seen last, and what is kept is cut when both are out', async () => {
+  const parts = new Parts()
+  const arming = parts.paired()
+  await arming.arm(SiteWork.quietly(signal))
+  assert.deepEqual(parts.calls.splice(0), ['mark hits', 'register', 'count hits'])
+  await arming.pause()
+  assert.deepEqual(parts.calls.splice(0), [...OUT, 'cut'])
+  await arming.resume(signal)
+  assert.deepEqual(parts.calls.splice(0), ['register', 'count ends', 'count hits'])
+  await arming.disarm()
+  assert.deepEqual(parts.calls.splice(0), OUT)
+})
+
+test('what has begun in a latency is waited for until nothing is open', async (t) => {
+  const parts = new Parts()
+  const open = [3, 2, 1, 0, -1]
+  const arming = parts.paired(open)
+  t.mock.method(arming, 'patienceMs', () => Number.POSITIVE_INFINITY)
+  await arming.arm(SiteWork.quietly(signal))
+  await arming.pause()
+  assert.deepEqual(open, [-1])
+})
+
+test('a latency whose end cannot be counted is taken out again', async () => {
+  const parts = new Parts()
+  const arming = parts.paired()
+  const { pair } = arming as unknown as { pair: { end: { armed: boolean } } }
+  pair.end.armed = false
+  await refused(arming.resume(signal), 'ERR_UPROBE_CLOSED')
+  assert.deepEqual(parts.calls.splice(0), ['register', 'count ends', 'ignore hits', 'unregister'])
 })
 
 test('a probe whose switch fails is taken out all the same', async () => {

@@ -68,8 +68,11 @@ test('count does, too, and that all was seen where a budget is kept, and nothing
 for (const args of [
   ['hist', 'uprobe:f_hot'],
   ['count', 'uprobe:f_hot', '--by', 'arg0 % 2'],
+  ['hist', 'uprobe:f_hot', '--latency'],
+  ['hist', 'uprobe:f_hot', '--to', 'uretprobe:f_hot'],
 ]) {
-  test(`${args[0]} of what is added up says so, too, and nothing without a budget`, GCC, async (t) => {
+  const latency = args.length === 3 || args.includes('--to')
+  test(`${args.join(' ')} says so, too, and nothing without a budget`, GCC, async (t) => {
     const target = await Target.start(t, buildTarget(t, 'hot'))
     const ofTarget = [...args, '-p', String(target.pid)]
     for (const flags of [[], ['--json']]) {
@@ -79,7 +82,11 @@ for (const args of [
       cli.kill('SIGTERM')
       const end = await endOf(cli)
       if (flags.length === 0) {
-        assert.match(linesOf(end)[0] ?? '', /^uprobe:f_hot: (\d+) hits, \1 aggregated, 0 lost, (less than )?\d+\.\d % of the time seen$/)
+        const counts = latency
+          ? String.raw`\d+ hits, \d+ aggregated, 0 lost(, (\d+) unfinished \(\3 cut off\))?(, \d+ begun unseen)?`
+          : String.raw`(\d+) hits, \2 aggregated, 0 lost`
+        const pattern = new RegExp(String.raw`^uprobe:f_hot( -> uretprobe:f_hot)?: ${counts}, (less than )?\d+\.\d % of the time seen$`)
+        assert.match(linesOf(end)[0] ?? '', pattern)
         continue
       }
       const { summary } = jsonOf(end).at(-1) as { summary: Array<{ seenMs?: number; seenFraction?: number }> }
@@ -97,8 +104,9 @@ for (const args of [
       const { summary } = jsonOf(succeeded(await kept.ended)).at(-1) as { summary: Array<{ seenMs?: number }> }
       const { seenMs, ...counts } = summary[0] ?? {}
       assert.equal(seenMs !== undefined, flags.length > 0)
-      const none = { filtered: 0, lost: 0, unfinished: 0, unmatched: 0 }
-      assert.deepEqual(counts, { spec: 'uprobe:f_hot', hits: 10, aggregated: 10, ...none, ...seen })
+      const none = { filtered: 0, lost: 0, unfinished: 0, unmatched: 0, ...(flags.length > 0 && { cutOff: 0, begunUnseen: 0 }) }
+      const spec = args.includes('--to') ? 'uprobe:f_hot -> uretprobe:f_hot' : 'uprobe:f_hot'
+      assert.deepEqual(counts, { spec, hits: 10, aggregated: 10, ...none, ...seen })
     }
   })
 }
@@ -127,13 +135,12 @@ test('a part of the time is not rounded to all of it, nor to nothing', () => {
   }
 })
 
-test('what is no budget is wrong usage, and so is a budget for a latency', async (t) => {
+test('what is no budget is wrong usage', async (t) => {
   for (const args of [
     ['trace', '--budget-cpu', '0'],
     ['trace', '--budget-hits', 'many'],
     ['hist', '--budget-hits', '0.5'],
-    ['hist', '--budget-hits', '5', '--latency'],
-    ['hist', '--budget-cpu', '5', '--to', 'uprobe:g'],
+    ['hist', '--budget-cpu', '0', '--latency'],
   ]) {
     assert.match(failed(await uprobe(t, ...args, 'uprobe:f_hot'), 2, 'ERR_UPROBE_BAD_OPTION'), /--budget-(cpu|hits)/)
   }

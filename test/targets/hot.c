@@ -2,6 +2,7 @@
  * A program that is hit as often as it can be, or as often as it is told.
  *
  *   f_hot(long number)    a function that does next to nothing
+ *   f_long(long number)   one that calls it before and after a sleep of 5 ms, with t:begin and t:end around each call
  *   t:hot                 a probe with a semaphore that is looked at      -8@number 8@text, a string of 4,000 bytes
  *   t:ungated             and one with a semaphore that nobody looks at   -8@number
  *   t:begin, t:end        two that follow each other, each with a semaphore of its own that is looked at   -8@number
@@ -13,6 +14,7 @@
  *   fires T N           the same with t:hot
  *   pace RATE, stop     a thread calls f_hot RATE times a second, with the numbers from 0, until told to stop; the answer is how often
  *   pace-probe RATE     the same with t:hot
+ *   pace-nested RATE    the same with f_long(1), in which everything else has the number 2, and t:begin and t:end with the number 1 around it
  */
 #include "probe.h"
 #include "protocol.h"
@@ -42,9 +44,34 @@ static __attribute__((noinline)) void ungated(long number) {
   PROBE("t", "ungated", "t_ungated_semaphore", "-8@%[number]", [number] "nor"(number));
 }
 
-static __attribute__((noinline)) void paired(long number) {
+/* Each in two places, which do not come and go at once. */
+static inline __attribute__((always_inline)) void begin(long number) {
   if (t_begin_semaphore != 0) PROBE("t", "begin", "t_begin_semaphore", "-8@%[number]", [number] "nor"(number));
+}
+
+static inline __attribute__((always_inline)) void end(long number) {
   if (t_end_semaphore != 0) PROBE("t", "end", "t_end_semaphore", "-8@%[number]", [number] "nor"(number));
+}
+
+static __attribute__((noinline)) void paired(long number) {
+  begin(number);
+  f_hot(number);
+  end(number);
+}
+
+__attribute__((noinline, noclone, used, visibility("default"))) void f_long(long number) {
+  const struct timespec nap = {.tv_nsec = 5000000};
+  __asm__ volatile("" : : "r"(number));
+  for (int i = 0; i < 20; i++) paired(2);
+  nanosleep(&nap, NULL);
+  for (int i = 0; i < 20; i++) paired(2);
+}
+
+static __attribute__((noinline)) void nested(long unused) {
+  (void)unused;
+  begin(1);
+  f_long(1);
+  end(1);
 }
 
 static long long nanoseconds(clockid_t clock) {
@@ -131,6 +158,8 @@ int main(void) {
       start_pace(f_hot, atol(argument));
     } else if ((argument = argument_of(line, "pace-probe"))) {
       start_pace(gated, atol(argument));
+    } else if ((argument = argument_of(line, "pace-nested"))) {
+      start_pace(nested, atol(argument));
     } else if ((argument = argument_of(line, "stop"))) {
       paced = 0;
       pthread_join(pacer, NULL);
