@@ -2,7 +2,7 @@
  * A program that is hit as often as it can be, or as often as it is told.
  *
  *   f_hot(long number)    a function that does next to nothing
- *   f_long(long number)   one that calls it before and after a sleep of 5 ms, with t:begin and t:end around each call
+ *   f_long(long number)   one that calls it again and again, with t:begin and t:end around each call, and sleeps 5 ms in between, in two parts
  *   t:hot                 a probe with a semaphore that is looked at      -8@number 8@text, a string of 4,000 bytes
  *   t:ungated             and one with a semaphore that nobody looks at   -8@number
  *   t:begin, t:end        two that follow each other, each with a semaphore of its own that is looked at   -8@number
@@ -60,11 +60,12 @@ static __attribute__((noinline)) void paired(long number) {
 }
 
 __attribute__((noinline, noclone, used, visibility("default"))) void f_long(long number) {
-  const struct timespec nap = {.tv_nsec = 5000000};
+  const struct timespec nap = {.tv_nsec = 2500000};
   __asm__ volatile("" : : "r"(number));
-  for (int i = 0; i < 20; i++) paired(2);
-  nanosleep(&nap, NULL);
-  for (int i = 0; i < 20; i++) paired(2);
+  for (int i = 0; i < 45; i++) {
+    if (i == 15 || i == 30) nanosleep(&nap, NULL);
+    paired(2);
+  }
 }
 
 static __attribute__((noinline)) void nested(long unused) {
