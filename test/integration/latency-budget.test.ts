@@ -12,7 +12,10 @@ import type { AggregateOptions, AggregateSpec, Aggregation, AggregationStats } f
 import { Attachment } from '../../lib/register/attachment.js'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
+import { leaseDirectory } from '../support/leases.js'
+import { isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
+import { notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { newTracer } from '../support/tracing.js'
 import { turns, waitFor } from '../support/wait.js'
@@ -84,6 +87,7 @@ for (const registration of REGISTRATIONS) {
     const governed = await govern(t, PAIR, { registration })
     const { aggregation, run } = governed
     await run('begin 1', 'nest 2')
+    assert.equal(governed.throttled.trapped(), 5, 'each hit of either probe is paid for')
     await outAndBack(governed, () => run('begin 2', 'nest 3'))
     // From the inside to the outside: begun since then, unseen, and before.
     await run('begin 3', 'end 3', 'end 2', 'end 1')
@@ -125,11 +129,12 @@ for (const registration of REGISTRATIONS) {
       const governed = await govern(t, 'uprobe:f_hold', { registration })
       const { aggregation, target, run } = governed
       await newTracer(t).attach('uretprobe:f_hold', { pid: target.pid, countOnly: true })
-      await run('hold 1')
+      await run('hold 0', 'return', 'hold 1')
+      assert.equal(governed.throttled.trapped(), 2, 'each call is paid for once')
       await outAndBack(governed, () => run('return', 'hold 2'))
       await run('return', 'hold 3', 'return')
       const unseen = await assertReturns(aggregation, registration, 1)
-      await assertSeen(aggregation, { 3: 1 }, { hits: 2, aggregated: 1, unfinished: 1, cutOff: 1, ...unseen })
+      await assertSeen(aggregation, { 0: 1, 3: 1 }, { hits: 3, aggregated: 2, unfinished: 1, cutOff: 1, ...unseen })
     },
   )
 }
@@ -246,6 +251,24 @@ test('at the end, too, an end is not taken for that of another, and what has beg
   const [group] = (await aggregation.snapshot()).groups
   assert.deepEqual(group?.key, [1])
 })
+
+for (const counter of ['kernel', 'msb'] as const) {
+  test(`the probes of a latency that is out are not in the target, so that no program of theirs runs (${counter})`, GCC, async (t) => {
+    t.mock.method(Governor.prototype, 'add', (added: Throttled) => throttled.push(added))
+    const throttled: Throttled[] = []
+    const target = await Target.start(t, buildTarget(t, 'hot'))
+    const sites = ['t:begin', 't:end'].flatMap((name) => notesOf(target.program, name))
+    const armed = (): boolean[] => sites.map(({ fileOffset }) => isArmed(target.pid, target.program, fileOffset))
+    const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+    const aggregation = await tracer.aggregate(PAIR, { pid: target.pid, counter, budget: BUDGET })
+    assert.deepEqual(armed(), [true, true, true, true])
+    await throttled[0]?.sitOut()
+    assert.deepEqual(armed(), [false, false, false, false])
+    await throttled[0]?.comeBack()
+    assert.deepEqual(armed(), [true, true, true, true])
+    await aggregation.detach()
+  })
+}
 
 test('a snapshot tells what part of the time beginnings were counted in', GCC, async (t) => {
   const governed = await govern(t, 'uprobe:f_down')
