@@ -12,11 +12,15 @@
  *     arming again   both are put in, and ignore hits
  *                    where it ends, hits are seen; then where it begins, too
  *
- * A thread passes its own beginnings and ends one after the other, so for it each of these switches is between two of them; and what another thread does after it has seen of this one that something has begun, comes after the
- * switch that this one had seen. Between the last step and the first of the next time, then, every beginning and every end is seen, and nothing is kept from before. An end that finds something finds what it would find if
- * nobody ever took the probes out; all others have begun before, and find nothing. This holds for calls of a function and for pairs by thread or by argument, however they are nested.
+ * A thread comes by its beginnings and ends one after the other, so for it each of these switches lies between two of them. By an argument, another thread may end what this one has begun; it does so later, and so sees every
+ * switch that this one has seen. Between the last step and the first of the next time, then, every beginning and every end is seen, and nothing is kept from before. An end that finds something finds what it would find if
+ * nobody ever took the probes out; what all others end has begun before, and they find nothing. This holds for calls of a function and for pairs by thread or by argument, however they are nested. (Calls that are left by
+ * longjmp are noticed as ever, by where the next ones are on the stack: stack-code.ts.)
  *
- * The same is done at the end, and at the attach: where it begins, hits are marked until all sites are in.
+ * Which returns the kernel tells of, of calls that began while the return probe was out, depends on its version and on the way of registration: all through a link, and before Linux 6.13 through a perf event, too, if something else had the
+ * kernel watch the call; else none (`handle_uretprobe_chain`, kernel/events/uprobes.c). They find nothing either way.
+ *
+ * The same is done at the end, and at the attach: where it begins, hits are marked until all sites are in, since of several one is in before another.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Arming } from '../arming.js'
