@@ -10,7 +10,7 @@ export interface Budget {
    * measured in this process when it is first needed; see docs/guide.md.
    */
   cpuPercent?: number | undefined
-  /** Hits a second, from 1 to 10^9. */
+  /** Hits a second, from 1 to 10^9. Of the latency of a function calls, and of that between two probes the hits of both. */
   hitsPerSecond?: number | undefined
 }
 
