@@ -270,6 +270,46 @@ for (const counter of ['kernel', 'msb'] as const) {
   })
 }
 
+for (const how of ['detached', 'target-exited', 'aborted'] as const) {
+  test(`a latency that ends while it is out or on its way out leaves nothing, and its counts add up (${how})`, GCC, async (t) => {
+    for (const moment of ['out', 'on its way'] as const) {
+      const controller = new AbortController()
+      const { aggregation, target, throttled, run } = await govern(t, PAIR, { signal: controller.signal })
+      const told: unknown[] = []
+      aggregation.on('error', (error) => told.push(error))
+      await run('begin 1', 'end 1', 'begin 2')
+      const out = throttled.sitOut()
+      if (moment === 'out') await out
+      if (how === 'detached') await aggregation.detach()
+      else if (how === 'aborted') controller.abort()
+      else await target.end()
+      await waitFor('the end', () => aggregation.state === (how === 'target-exited' ? how : 'detached'))
+      await out
+      await throttled.comeBack()
+      assert.deepEqual([throttled.armed, throttled.out, told], [false, false, []])
+      await aggregation.detach()
+      const { hits, aggregated, unfinished, unmatched } = aggregation.stats()
+      assert.deepEqual([hits, aggregated, unfinished, unmatched], [2, 1, 1, 0])
+      t.mock.reset()
+    }
+  })
+}
+
+test('a latency gives way to another tool as a whole, and its budget does not bring it back', GCC, async (t) => {
+  const throttled: Throttled[] = []
+  t.mock.method(Governor.prototype, 'add', (added: Throttled) => throttled.push(added))
+  const target = await Target.start(t, buildTarget(t, 'hot'))
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  const pair = { from: 'uprobe:f_hot', to: 'usdt:t:end' }
+  const aggregation = await tracer.aggregate(pair, { pid: target.pid, counter: 'msb', budget: BUDGET })
+  assert.equal((await tracer.yield()).length, 1)
+  await throttled[0]?.sitOut()
+  await throttled[0]?.comeBack()
+  assert.deepEqual([aggregation.state, throttled[0]?.armed, throttled[0]?.out], ['paused', false, false])
+  assert.ok((await target.askNumber('paired 1')) > 0)
+  assert.equal(throttled[0]?.trapped(), 0)
+})
+
 test('a snapshot tells what part of the time beginnings were counted in', GCC, async (t) => {
   const governed = await govern(t, 'uprobe:f_down')
   const { aggregation, throttled, run } = governed
