@@ -42,8 +42,8 @@ export const LOSS = {
   unmatched: 24,
   /** Latency: beginnings that were given up, since their end cannot come any more. */
   unfinished: 32,
-  /** Latency: ends whose beginning the filter rejected. */
-  rejected: 40,
+  /** Latency: ends that have found a beginning which counts. Those that are not lost are added; it is here that they can be counted before. */
+  ended: 40,
 } as const
 
 /** Size of the entry of losses. */
@@ -179,6 +179,15 @@ export function emitLoss(asm: Assembler, { lossFd }: Pick<GroupMaps, 'lossFd'>, 
   asm.load(1, 1)
   asm.atomicAdd(0, reason, 1)
   asm.jump(leave)
+}
+
+/** Counts an end that has found its beginning, and goes on. */
+export function emitEnded(asm: Assembler, { lossFd }: Pick<GroupMaps, 'lossFd'>): void {
+  const none = new Label()
+  emitFindLosses(asm, lossFd, none)
+  asm.load(1, 1)
+  asm.atomicAdd(0, LOSS.ended, 1)
+  asm.place(none)
 }
 
 /** Counts the beginnings that were given up, as many as SCRATCH.count says, and goes on. */

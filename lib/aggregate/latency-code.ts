@@ -11,7 +11,7 @@ import { CTX, FRAME, type ReadingProgram, STACK } from '../capture/frame.js'
 import { emitDelete, emitInsert, emitLookup } from '../capture/lookup-code.js'
 import type { CaptureShape } from '../capture/shape.js'
 import { GENERATION, GROUP, KEY, SCRATCH } from './frame.js'
-import { emitAdd, emitLoss, emitUnfinished, type GroupCode, LOSS } from './group-code.js'
+import { emitAdd, emitEnded, emitLoss, emitUnfinished, type GroupCode, LOSS } from './group-code.js'
 import { emitKey } from './key-code.js'
 import { emitDrop, emitLeaveDead, emitPlace, emitPop, emitPush, type Place } from './stack-code.js'
 import { bindTerm, type Term } from './terms.js'
@@ -167,14 +167,13 @@ export class EndSink implements HitSink {
 
   emit(asm: Assembler, program: ReadingProgram, shape: CaptureShape, leave: Label): void {
     const unmatched = new Label()
-    const rejected = new Label()
     const contended = new Label()
     const later = new Label()
     emitNow(asm, true)
     if (this.maps.by === 'argument') this.#endByArgument(asm, program, shape, unmatched)
     else this.#endByThread(asm, program, unmatched)
-    // r1 is when it began.
-    asm.jumpIf(1, 'jeq', 0, rejected)
+    // r1 is when it began; 0 if that does not count.
+    asm.jumpIf(1, 'jeq', 0, leave)
     asm.loadMemory(2, FRAME, SCRATCH.now, 8)
     // Its beginning may be later: the clock that programs read may step back a little from one CPU to another (ktime_get_mono_fast_ns, kernel/time/timekeeping.c), and by an argument it may have begun
     // while we were looking.
@@ -183,10 +182,10 @@ export class EndSink implements HitSink {
     asm.place(later)
     asm.operate(2, 'subtract', 1)
     asm.storeMemory(FRAME, SCRATCH.values, 2, 8)
+    emitEnded(asm, this.code.maps)
     emitAdd(asm, this.code, leave, contended)
     const places = [
       [unmatched, LOSS.unmatched],
-      [rejected, LOSS.rejected],
       [contended, LOSS.contended],
     ] as const
     emitLosses(asm, this.code, places, leave)

@@ -49,7 +49,7 @@ export class Pair implements Throttled {
    * The counts at the moment.
    * @param aggregated - where that is known, and not to be found from what the kernel counts
    */
-  counts(losses: Losses = this.store.losses(), aggregated = this.#aggregated(losses)): PairCounts {
+  counts(losses: Losses = this.store.losses(), aggregated = losses.ended - losses.contended): PairCounts {
     const { hits = 0, filtered = 0 } = this.start?.stats() ?? {}
     const unmatched = Math.min(this.#unmatched ?? losses.unmatched, losses.unmatched)
     return {
@@ -61,7 +61,10 @@ export class Pair implements Throttled {
     }
   }
 
-  /** How many have begun and may still end. While programs run it is a moment old. */
+  /**
+   * How many have begun and may still end. While programs run, none is missing for it: a beginning counts before it is kept, and an end when it has found it. So it is read from what counts for that alone, and not from all ends, of
+   * which there may be a hundred thousand a second that have nothing to do with it.
+   */
   get open(): number {
     const losses = this.store.losses()
     const { unfinished, cutOff } = this.counts(losses)
@@ -115,10 +118,6 @@ export class Pair implements Throttled {
 
   failed(error: unknown): void {
     this.start?.failed(error)
-  }
-
-  #aggregated({ unmatched, rejected, contended }: Losses): number {
-    return this.end.stats().hits - unmatched - rejected - contended
   }
 }
 

@@ -155,14 +155,14 @@ export class GroupStore {
   losses(): Losses {
     this.#throwIfClosed()
     const sum = this.#read(this.maps.lossFd, LOSS_BYTES)
-    const { unreadable, contended, start, unmatched, unfinished, rejected } = LOSS
+    const { unreadable, contended, start, unmatched, unfinished, ended } = LOSS
     return {
       unreadable: sum(unreadable),
       contended: sum(contended),
       start: sum(start),
       unmatched: sum(unmatched),
       unfinished: sum(unfinished),
-      rejected: sum(rejected),
+      ended: sum(ended),
     }
   }
 

@@ -14,7 +14,7 @@ test('an end that fails is reported, and the last state and the end of the aggre
   const calls: string[] = []
   const store = {
     takeRest: () => Promise.reject(new Error('the maps cannot be read')),
-    losses: () => ({ unreadable: 0, contended: 0, start: 0, unmatched: 0, unfinished: 0, rejected: 0 }),
+    losses: () => ({ unreadable: 0, contended: 0, start: 0, unmatched: 0, unfinished: 0, ended: 0 }),
     close: () => calls.push('maps closed'),
   }
   const parts = { start, pair: null, groups: {}, store, log: childLogger(false, 'test'), onEnded: () => calls.push('ended') }
