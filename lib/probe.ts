@@ -298,12 +298,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     )
   }
 
-  async #resume(): Promise<readonly string[]> {
+  async #resume(prepare?: () => Promise<void>): Promise<readonly string[]> {
     const { arming, holds } = this.#parts
     const hadGivenWay = holds.enter()
     try {
       const { state } = this.#seen
-      const warnings = await arming.resume(this.#abort.signal)
+      const warnings = await arming.resume(this.#abort.signal, prepare)
       this.#seen.turn('seen')
       await this.#moveToLivingThreads(state)
       return warnings
@@ -396,12 +396,15 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     })
   }
 
-  /** @internal Arms again what {@link sitOut} took out. If it is refused, the probe is paused. */
-  comeBack(): Promise<void> {
+  /**
+   * @internal Arms again what {@link sitOut} took out. If it is refused, the probe is paused.
+   * @param prepare - as of `Arming.resume`
+   */
+  comeBack(prepare?: () => Promise<void>): Promise<void> {
     return this.#inTurn(async () => {
       if (this.#ending !== null || !this.#out) return
       try {
-        this.#cameBackInPart = !(await this.#rearm())
+        this.#cameBackInPart = !(await this.#rearm(prepare))
         this.#out = false
       } catch (error) {
         // The end of the probe, or of a process, is told by itself, and it goes on with those that are left.
@@ -459,8 +462,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   /** Switches on. Returns whether all is as asked for. */
-  async #rearm(): Promise<boolean> {
-    const warnings = await this.#resume()
+  async #rearm(prepare?: () => Promise<void>): Promise<boolean> {
+    const warnings = await this.#resume(prepare)
     for (const warning of warnings) this.warn(warning)
     return warnings.length === 0
   }

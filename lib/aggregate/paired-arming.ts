@@ -9,7 +9,7 @@
  *                    where it ends, hits are ignored; then where it begins, too
  *                    both are taken out of the targets, and no program runs any more
  *                    what is kept is forgotten, and counted as cut off (pair.ts)
- *     arming again   both are put in, and ignore hits
+ *     arming again   both are put in, and ignore hits: first where it ends, for whoever runs into the other one to find it (the kernel adds to the front of its list: consumer_add, kernel/events/uprobes.c)
  *                    where it ends, hits are seen; then where it begins, too
  *
  * A thread comes by its beginnings and ends one after the other, so for it each of these switches lies between two of them. By an argument, another thread may end what this one has begun; it does so later, and so sees every
@@ -78,17 +78,28 @@ export class PairedArming implements Arming {
   }
 
   async resume(signal: AbortSignal): Promise<readonly string[]> {
-    const warnings = await this.own.resume(signal, async () => {
-      if (this.#uncut) await this.#cut()
-      await this.pair.end.comeBack()
-      if (this.pair.end.armed) return
-      throw new UprobeError(
-        'ERR_UPROBE_CLOSED',
-        'The probe at which the latency ends has ended or given way, so its beginnings are of no use. Detach the aggregation, and start another.',
-      )
+    if (this.#uncut) await this.#cut()
+    const { end } = this.pair
+    const [endIn, bothIn] = [new Turnstile(), new Turnstile()]
+    const endBack = end.comeBack(async () => {
+      endIn.open()
+      await bothIn.passed
     })
-    this.#liveSinceMs = performance.now()
-    return warnings
+    try {
+      // It may also fail, or have no reason to come back.
+      await Promise.race([endIn.passed, endBack])
+      const warnings = await this.own.resume(signal, async () => {
+        bothIn.open()
+        await endBack
+        if (!end.armed) throw endedError()
+      })
+      this.#liveSinceMs = performance.now()
+      return warnings
+    } catch (error) {
+      bothIn.fail(error)
+      await endBack.catch(() => undefined)
+      throw error
+    }
   }
 
   disarm(work?: SiteWork): Promise<unknown> {
@@ -138,4 +149,25 @@ export class PairedArming implements Arming {
     await this.pair.cut()
     this.#uncut = false
   }
+}
+
+/** What somebody waits for until another opens it. Nobody need wait. */
+class Turnstile {
+  open: () => void = () => undefined
+  fail: (reason: unknown) => void = () => undefined
+  readonly passed = new Promise<void>((resolve, reject) => {
+    this.open = resolve
+    this.fail = reject
+  })
+
+  constructor() {
+    this.passed.catch(() => undefined)
+  }
+}
+
+function endedError(): UprobeError {
+  return new UprobeError(
+    'ERR_UPROBE_CLOSED',
+    'The probe at which the latency ends has ended or given way, so its beginnings are of no use. Detach the aggregation, and start another.',
+  )
 }

@@ -58,7 +58,11 @@ class Parts {
         armed: true,
         ignoreHits: () => this.calls.push('ignore ends'),
         sitOut: async () => this.#note('end out', undefined),
-        comeBack: async () => this.#note('count ends', undefined),
+        comeBack: async (prepare: () => Promise<void>) => {
+          this.#note('end in', undefined)
+          await prepare()
+          this.#note('count ends', undefined)
+        },
       },
       get open() {
         return open.shift() ?? 0
@@ -125,7 +129,7 @@ test('the probes of a latency: beginnings are marked first, and seen last, and w
   await arming.pause()
   assert.deepEqual(parts.calls.splice(0), [...OUT, 'cut'])
   await arming.resume(signal)
-  assert.deepEqual(parts.calls.splice(0), ['register', 'count ends', 'count hits'])
+  assert.deepEqual(parts.calls.splice(0), ['end in', 'register', 'count ends', 'count hits'])
   await arming.disarm()
   assert.deepEqual(parts.calls.splice(0), OUT)
 })
@@ -146,7 +150,7 @@ test('a latency whose end cannot be counted is taken out again', async () => {
   const { pair } = arming as unknown as { pair: { end: { armed: boolean } } }
   pair.end.armed = false
   await refused(arming.resume(signal), 'ERR_UPROBE_CLOSED')
-  assert.deepEqual(parts.calls.splice(0), ['register', 'count ends', 'ignore hits', 'unregister'])
+  assert.deepEqual(parts.calls.splice(0), ['end in', 'register', 'count ends', 'ignore hits', 'unregister'])
 })
 
 test('a probe whose switch fails is taken out all the same', async () => {
