@@ -123,7 +123,7 @@ export class PairedArming implements Arming {
   async #takeOut(takeOwn: () => Promise<unknown>): Promise<unknown> {
     const { end } = this.pair
     const results = await Promise.allSettled([this.#waitForEnds()])
-    // It may be about something else at the moment, and must have let go of beginnings before the other one does.
+    // At once: its own turn may have to wait for something else that is done with it, and beginnings must not be missed while ends are seen.
     results.push(...(await Promise.allSettled([(async () => end.ignoreHits())()])))
     const [own, others] = await Promise.allSettled([takeOwn(), end.sitOut(false)])
     for (const result of [own, others, ...results]) if (result.status === 'rejected') return result.reason

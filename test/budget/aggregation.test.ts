@@ -82,6 +82,13 @@ const WAYS: readonly {
   { name: 'groups by a string', command: 'gated', spec: HOT, whose: 'its own', options: { by: 'str(arg1)', stringLimit: 240 } },
   { name: 'a sum of a claimed probe', command: 'gated', spec: HOT, whose: "the tracer's", options: { sum: 'arg0', counter: 'msb' } },
   { name: 'how long calls take', command: 'call', spec: 'uprobe:f_hot', whose: 'its own', options: { histogram: 'latency', by: 'comm' } },
+  {
+    name: 'how long calls take, by perf events',
+    command: 'call',
+    spec: 'uprobe:f_hot',
+    whose: 'its own',
+    options: { max: 'latency', registration: 'perf' },
+  },
   { name: 'the time between two probes, by thread', command: 'paired', spec: PAIR, whose: 'its own', options: {} },
   {
     name: 'the time between two claimed probes, by an argument',
