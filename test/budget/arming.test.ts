@@ -7,7 +7,7 @@ import { PairedArming } from '../../lib/aggregate/paired-arming.js'
 import { ClaimedArming, CountedArming } from '../../lib/arming.js'
 import { SiteWork } from '../../lib/progress.js'
 import { refused } from '../support/tracing.js'
-import { waitFor } from '../support/wait.js'
+import { turns, waitFor } from '../support/wait.js'
 
 /** The parts of an arming. They note what is asked of them. */
 class Parts {
@@ -59,6 +59,7 @@ class Parts {
         ignoreHits: () => this.calls.push('ignore ends'),
         sitOut: async () => this.#note('end out', undefined),
         comeBack: async (prepare: () => Promise<void>) => {
+          await turns(1)
           this.#note('end in', undefined)
           await prepare()
           this.#note('count ends', undefined)
