@@ -121,7 +121,7 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     if (pair === null) {
       // After the end nothing is on its way any more, so whatever is not accounted for is lost.
       const aggregated = this.ended ? this.#aggregated : hits - filtered - known
-      const counts = { aggregated, unfinished: 0, cutOff: 0, unmatched: 0, begunUnseen: 0 }
+      const counts = { aggregated, unfinished: 0, abandoned: losses.unfinished, cutOff: 0, unmatched: 0, begunUnseen: 0 }
       return toStats(hits, filtered, hits - filtered - aggregated, counts, losses, seen)
     }
     return toStats(hits, filtered, known, pair.counts(losses, this.ended ? this.#aggregated : undefined), losses, seen)
@@ -245,11 +245,11 @@ function toStats(
   hits: number,
   filtered: number,
   lost: number,
-  { aggregated, unfinished, cutOff, unmatched, begunUnseen }: PairCounts,
+  { aggregated, unfinished, abandoned, cutOff, unmatched, begunUnseen }: PairCounts,
   losses: Losses,
   seen: Pick<AggregationStats, 'seenMs' | 'seenFraction'>,
 ): AggregationStats {
-  const { unreadable, contended, start, unfinished: abandoned } = losses
+  const { unreadable, contended, start } = losses
   const reasons = { lostUnreadable: unreadable, lostContended: contended, lostStarts: start }
   return { hits, filtered, aggregated, lost, ...reasons, unfinished, abandoned, cutOff, unmatched, begunUnseen, ...seen }
 }

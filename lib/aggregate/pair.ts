@@ -19,6 +19,8 @@ export interface PairCounts {
   readonly aggregated: number
   /** Beginnings without an end. */
   readonly unfinished: number
+  /** Of these, those that were given up. */
+  readonly abandoned: number
   /** Of these, those that had not ended when the probes were taken out. */
   readonly cutOff: number
   /** Ends without a beginning. */
@@ -32,6 +34,10 @@ export class Pair implements Throttled {
   /** Where latencies begin; `null` until it is attached. */
   start: Probe | null = null
   #cutOff = 0
+  /** How many were given up before ends were ignored; `null` while they are seen. */
+  #abandonedBefore: number | null = null
+  /** Those that a marked beginning took the place of, while ends were ignored. */
+  #displaced = 0
   /** Ends without a beginning when the probes were first taken out. */
   #unmatched: number | null = null
   #trapped = 0
@@ -55,6 +61,7 @@ export class Pair implements Throttled {
     return {
       aggregated,
       unfinished: hits - filtered - aggregated - lostOf(losses),
+      abandoned: losses.unfinished - this.#displaced,
       cutOff: this.#cutOff,
       unmatched,
       begunUnseen: losses.unmatched - unmatched,
@@ -66,9 +73,20 @@ export class Pair implements Throttled {
    * which there may be a hundred thousand a second that have nothing to do with it.
    */
   get open(): number {
-    const losses = this.store.losses()
-    const { unfinished, cutOff } = this.counts(losses)
-    return unfinished - losses.unfinished - cutOff
+    const { unfinished, abandoned, cutOff } = this.counts()
+    return unfinished - abandoned - cutOff
+  }
+
+  /** From now on no end is seen. A thread may go by its end and begin anew before beginnings are ignored as well, and what it had begun is then given up for it, by no fault of its own. */
+  endsIgnored(): void {
+    this.#abandonedBefore = this.store.losses().unfinished
+  }
+
+  /** Both are out, and no program of either runs. */
+  bothOut(): void {
+    if (this.#abandonedBefore === null) return
+    this.#displaced += this.store.losses().unfinished - this.#abandonedBefore
+    this.#abandonedBefore = null
   }
 
   /** Both are out, and no program of either runs: gives up what has not ended. */

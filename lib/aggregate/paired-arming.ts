@@ -123,9 +123,11 @@ export class PairedArming implements Arming {
   async #takeOut(takeOwn: () => Promise<unknown>): Promise<unknown> {
     const { end } = this.pair
     const results = await Promise.allSettled([this.#waitForEnds()])
+    this.pair.endsIgnored()
     // At once: its own turn may have to wait for something else that is done with it, and beginnings must not be missed while ends are seen.
     results.push(...(await Promise.allSettled([(async () => end.ignoreHits())()])))
     const [own, others] = await Promise.allSettled([takeOwn(), end.sitOut(false)])
+    this.pair.bothOut()
     for (const result of [own, others, ...results]) if (result.status === 'rejected') return result.reason
     return own.status === 'fulfilled' ? own.value : null
   }

@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { PairedArming } from '../../lib/aggregate/paired-arming.js'
 import type { AggregateOptions, AggregateSpec, AggregationSnapshot } from '../../lib/index.js'
+import { Probe } from '../../lib/probe.js'
 import { buildTarget } from '../support/build.js'
 import { leaseDirectory } from '../support/leases.js'
 import { needs } from '../support/needs.js'
@@ -18,6 +19,7 @@ const GCC = needs({ programs: ['gcc'] })
 const PAIR = { from: 'usdt:t:begin', to: 'usdt:t:end' }
 /** The outer ones sleep for so long, and whatever meets the beginning of one too soon has taken it for its own. */
 const OUTER_NS = 5_000_000n
+const BETWEEN_MS = 2
 /** How many of each kind there have to be. */
 const ENOUGH = 3
 
@@ -35,6 +37,12 @@ for (const { name, spec, options } of WAYS) {
     // Every other time what has begun is cut off, and not waited for.
     const { patienceMs } = PairedArming.prototype
     let times = 0
+    // And what is between two switches takes its time, in which threads end and begin.
+    const { ignoreHits } = Probe.prototype
+    t.mock.method(Probe.prototype, 'ignoreHits', function (this: Probe) {
+      ignoreHits.call(this)
+      for (const until = performance.now() + BETWEEN_MS; performance.now() < until; );
+    })
     t.mock.method(PairedArming.prototype, 'patienceMs', (seenMs: number) => (times++ % 2 === 0 ? 0 : patienceMs(seenMs)))
     const tracer = newTracer(t, { leaseDir: leaseDirectory() })
     const measured = { min: 'latency', max: 'latency', by: 'arg0' }
