@@ -77,11 +77,11 @@ export class CountedArming implements Arming {
     await this.attachment.registerAgain(signal)
     try {
       await prepare?.()
+      this.pauseMap?.set(false)
     } catch (error) {
       await this.disarm()
       throw error
     }
-    this.pauseMap?.set(false)
     return []
   }
 

@@ -403,12 +403,13 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   comeBack(prepare?: () => Promise<void>): Promise<void> {
     return this.#inTurn(async () => {
       if (this.#ending !== null || !this.#out) return
+      const targets = this.#targets.size
       try {
         this.#cameBackInPart = !(await this.#rearm(prepare))
         this.#out = false
       } catch (error) {
         // The end of the probe, or of a process, is told by itself, and it goes on with those that are left.
-        if (this.#abort.signal.aborted || [...this.#targets].some((target) => target.addressSpaceGone())) return
+        if (this.#abort.signal.aborted || this.#targets.size < targets || isGone(error)) return
         this.#out = false
         this.#change('paused', { reason: 'refused', mayHaveMissed: true })
         throw error
@@ -611,4 +612,9 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     this.#parts.log.error({ err: failure }, 'probe failed in the background')
     if (this.listenerCount('error') > 0) callGuarded(() => this.emit('error', failure))
   }
+}
+
+/** Whether a failure says that a process is gone. It may be told of before the watch of the process, or after that. */
+function isGone(error: unknown): boolean {
+  return error instanceof UprobeError && error.code === 'ERR_UPROBE_TARGET_GONE'
 }

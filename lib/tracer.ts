@@ -127,8 +127,8 @@ export class Tracer extends EventEmitter<TracerEvents> {
     this.#attaching.add(work)
     try {
       const aggregation = await work
-      await this.#govern(aggregation.throttled, aggregation, settings.attach, cost)
       if (!aggregation.ended) this.#aggregations.add(aggregation)
+      await this.#govern(aggregation.throttled, aggregation, settings.attach, cost)
       return aggregation
     } finally {
       this.#attaching.delete(work)

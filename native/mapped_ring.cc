@@ -8,6 +8,7 @@
 
 #include "arguments.h"
 #include "async.h"
+#include "errors.h"
 
 namespace uprobe {
 
@@ -26,11 +27,10 @@ Napi::Value MapRing(const Napi::CallbackInfo& info) {
   const std::int64_t ring_bytes = arguments.Integer(arguments.At(1), "ringBytes", sysconf(_SC_PAGESIZE), kMaxRingBytes);
   if (!arguments.Failed() && (ring_bytes & (ring_bytes - 1)) != 0) arguments.Fail("ringBytes", "a power of two");
   if (arguments.Failed()) return Napi::Value();
-  return RunForRing(info.Env(), "mmap", [=]() -> Result<BpfRing> {
-    Fd map(fcntl(map_fd, F_DUPFD_CLOEXEC, 0));
-    if (!map.valid()) return LastFailure("fcntl(F_DUPFD_CLOEXEC)");
-    return BpfRing::Map(std::move(map), static_cast<std::size_t>(ring_bytes));
-  });
+  // Now: by the time the thread comes to it, the number may be another's. Shared, since a std::function wants what it holds to be copied.
+  auto map = std::make_shared<Fd>(fcntl(map_fd, F_DUPFD_CLOEXEC, 0));
+  if (!map->valid()) return ThrowFailure(info.Env(), LastFailure("fcntl(F_DUPFD_CLOEXEC)"));
+  return RunForRing(info.Env(), "mmap", [=]() -> Result<BpfRing> { return BpfRing::Map(std::move(*map), static_cast<std::size_t>(ring_bytes)); });
 }
 
 }  // namespace

@@ -91,9 +91,10 @@ export class Pair implements Throttled {
 
   /** Both are out, and no program of either runs: gives up what has not ended. */
   async cut(): Promise<void> {
-    this.#cutOff += this.open
     this.#unmatched ??= this.store.losses().unmatched
     await this.starts.clear()
+    // Behind it: what a thread takes along that ends meanwhile is counted as given up.
+    this.#cutOff += this.open
   }
 
   get armed(): boolean {

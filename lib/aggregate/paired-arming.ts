@@ -91,13 +91,14 @@ export class PairedArming implements Arming {
       const warnings = await this.own.resume(signal, async () => {
         bothIn.open()
         await endBack
-        if (!end.armed) throw endedError()
+        if (!end.armed) throw end.out ? notYetError() : endedError()
       })
       this.#liveSinceMs = performance.now()
       return warnings
     } catch (error) {
       bothIn.fail(error)
       await endBack.catch(() => undefined)
+      if (end.armed) await end.sitOut(false).catch(() => undefined)
       throw error
     }
   }
@@ -122,12 +123,11 @@ export class PairedArming implements Arming {
   /** Takes both out, whatever fails. Returns the first failure, or `null`. */
   async #takeOut(takeOwn: () => Promise<unknown>): Promise<unknown> {
     const { end } = this.pair
-    const results = await Promise.allSettled([this.#waitForEnds()])
-    this.pair.endsIgnored()
+    const results = [await outcome(() => this.#waitForEnds()), await outcome(() => this.pair.endsIgnored())]
     // At once: its own turn may have to wait for something else that is done with it, and beginnings must not be missed while ends are seen.
-    results.push(...(await Promise.allSettled([(async () => end.ignoreHits())()])))
-    const [own, others] = await Promise.allSettled([takeOwn(), end.sitOut(false)])
-    this.pair.bothOut()
+    results.push(await outcome(() => end.ignoreHits()))
+    const [own, others] = await Promise.all([outcome(takeOwn), outcome(() => end.sitOut(false))])
+    results.push(await outcome(() => this.pair.bothOut()))
     for (const result of [own, others, ...results]) if (result.status === 'rejected') return result.reason
     return own.status === 'fulfilled' ? own.value : null
   }
@@ -153,6 +153,12 @@ export class PairedArming implements Arming {
   }
 }
 
+/** How some work ends, also if it fails at once. */
+async function outcome<T>(work: () => T): Promise<PromiseSettledResult<Awaited<T>>> {
+  const [result] = await Promise.allSettled([(async () => await work())()])
+  return result
+}
+
 /** What somebody waits for until another opens it. Nobody need wait. */
 class Turnstile {
   open: () => void = () => undefined
@@ -165,6 +171,11 @@ class Turnstile {
   constructor() {
     this.passed.catch(() => undefined)
   }
+}
+
+/** Of what is tried again, as where a process has ended in the middle of it. */
+function notYetError(): UprobeError {
+  return new UprobeError('ERR_UPROBE_TARGET_GONE', 'Where the latency ends cannot be armed again yet, since a process of it has ended.')
 }
 
 function endedError(): UprobeError {

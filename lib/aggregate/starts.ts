@@ -31,8 +31,9 @@ const MOST_STARTS = 65_536
 const ENTRY_BYTES = 64
 /** The life of a process begins with the first thing that begins in it. */
 const MOST_LIVES = 16_384
-/** How many bytes of beginnings are forgotten before the event loop gets its turn. */
+/** How many bytes of beginnings, and how many of them, are forgotten in one call: each takes three system calls. */
 const SLICE_BYTES = 256 * 1024
+const SLICE_ENTRIES = 512
 
 /** The beginnings of one latency. */
 export class Starts {
@@ -107,7 +108,7 @@ export class Starts {
     const [fd, mapKeyBytes, valueBytes] =
       maps.by === 'argument' ? [maps.startsFd, 16, 8 + keyBytes] : [maps.threadsFd, 8, stackBytes(keyBytes)]
     const each = mapKeyBytes + valueBytes
-    const most = Math.max(1, Math.floor(SLICE_BYTES / each))
+    const most = Math.max(1, Math.min(SLICE_ENTRIES, Math.floor(SLICE_BYTES / each)))
     const slice = new TimeSlice()
     while (!this.#closed) {
       const taken = this.#take(fd, mapKeyBytes, valueBytes, most)

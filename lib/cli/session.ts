@@ -22,6 +22,7 @@ import { plural } from './text.js'
 export interface Attached {
   readonly sites: readonly ProbeSite[]
   readonly warnings: readonly string[]
+  detach(): Promise<void>
   on(event: 'error', listener: (error: Error) => void): unknown
   on(event: 'state', listener: (change: ProbeStateChange) => void): unknown
 }
@@ -100,6 +101,8 @@ export async function runSessionOf<T extends Attached>(
     // Iterators of the probes end once everything is detached and what was captured is taken; a reader who is slow or gone must not delay detaching.
     const consumed = consume(probes, stop)
     const detached = whenStopped(stop).then(async () => {
+      // Each by itself first: what has begun in a latency is waited for then.
+      await Promise.allSettled(probes.map((probe) => probe.detach()))
       await tracer.close()
       stop.detached()
     })

@@ -157,8 +157,12 @@ export class Ring {
   }
 
   async #close(): Promise<void> {
-    const unmapped = this.reader.close()
-    this.native.closeFd(this.mapFd)
+    let unmapped: Promise<void>
+    try {
+      unmapped = this.reader.close()
+    } finally {
+      this.native.closeFd(this.mapFd)
+    }
     await unmapped
   }
 

@@ -68,6 +68,11 @@ class Parts {
       get open() {
         return open.shift() ?? 0
       },
+      endsIgnored: () => {
+        this.calls.push('note what is abandoned')
+        if (this.failure !== null) throw this.failure
+      },
+      bothOut: () => this.calls.push('see what was displaced'),
       cut: async () => this.#note('cut', undefined),
     }
     const parts: unknown[] = [this.counted(), this.pauseMap, pair]
@@ -120,7 +125,7 @@ test('a claimed probe that has to be quiet is taken out at each pause', async ()
   assert.deepEqual(parts.calls.splice(0), ['set', 'register', 'count hits'])
 })
 
-const OUT = ['mark hits', 'ignore ends', 'ignore hits', 'unregister', 'end out']
+const OUT = ['mark hits', 'note what is abandoned', 'ignore ends', 'ignore hits', 'unregister', 'end out', 'see what was displaced']
 
 test('the probes of a latency: beginnings are marked first, and seen last, and what is kept is cut when both are out', async () => {
   const parts = new Parts()
@@ -133,6 +138,19 @@ test('the probes of a latency: beginnings are marked first, and seen last, and w
   assert.deepEqual(parts.calls.splice(0), ['end in', 'register', 'count ends', 'count hits'])
   await arming.disarm()
   assert.deepEqual(parts.calls.splice(0), OUT)
+})
+
+test('the probes of a latency are taken out whatever fails', async () => {
+  const parts = new Parts()
+  const arming = parts.paired()
+  await arming.arm(SiteWork.quietly(signal))
+  parts.calls.length = 0
+  parts.failure = new Error('bpf')
+  assert.equal(await arming.disarm(), parts.failure)
+  assert.deepEqual(
+    parts.calls.filter((call) => call === 'unregister' || call === 'end out'),
+    ['unregister', 'end out'],
+  )
 })
 
 test('what has begun in a latency is waited for until nothing is open', async (t) => {

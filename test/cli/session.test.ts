@@ -68,7 +68,7 @@ test(
 
 test('a warning of a probe does not stand behind the bar of the one that is being attached', async (t) => {
   const terminal = onTerminal(t, true)
-  const first = Object.assign(new EventEmitter(), { sites: [], warnings: [] }) as Attached & EventEmitter
+  const first = Object.assign(new EventEmitter(), { sites: [], warnings: [], detach: async () => undefined }) as Attached & EventEmitter
   await runSessionOf(
     { durationMs: undefined, json: false, output: new Output(process.stdout) },
     async function* (tracer) {

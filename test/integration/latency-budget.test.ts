@@ -328,3 +328,48 @@ test('a snapshot tells what part of the time beginnings were counted in', GCC, a
   assert.ok(third.seenMs > 0 && third.seenFraction < 1)
   await aggregation.detach()
 })
+
+for (const spec of ['usdt:t:end', PAIR] as const) {
+  test(
+    `a process that exits while the probes are armed again does not pause them for the others (${typeof spec === 'string' ? 'one probe' : 'a latency'})`,
+    GCC,
+    async (t) => {
+      const program = buildTarget(t, 'latency')
+      const [stays, goes] = [await Target.start(t, program), await Target.start(t, program)]
+      const added: Throttled[] = []
+      t.mock.method(Governor.prototype, 'add', (throttled: Throttled) => added.push(throttled))
+      const options: AggregateOptions = {
+        pid: [stays.pid, goes.pid],
+        budget: BUDGET,
+        registration: 'perf',
+        ...(typeof spec === 'string' ? {} : { max: 'latency' }),
+      }
+      const aggregation = await newTracer(t).aggregate(spec, options)
+      const [throttled] = added
+      assert.ok(throttled !== undefined)
+      const told: string[] = []
+      aggregation.on('state', ({ state, reason }) => told.push(`${state} ${reason}`))
+      await throttled.sitOut()
+      // Its end is told of in the middle of the registration, so that the probe knows of it before that has failed.
+      const { registerAgain } = Attachment.prototype
+      let first = true
+      t.mock.method(Attachment.prototype, 'registerAgain', async function (this: Attachment, signal: AbortSignal) {
+        if (!first) return registerAgain.call(this, signal)
+        first = false
+        goes.kill('SIGKILL')
+        await goes.exited
+        return registerAgain.call(this, signal)
+      })
+      await throttled.comeBack().catch(() => undefined)
+      await waitFor('the probes to be armed', async () => {
+        await throttled.comeBack()
+        return throttled.armed
+      })
+      assert.ok(!told.some((change) => change.startsWith('paused')), told.join(', '))
+      assert.equal(await stays.ask('begin 1'), 'done')
+      assert.equal(await stays.ask('end 1'), 'done')
+      await aggregation.detach()
+      assert.equal(aggregation.stats().aggregated, 1)
+    },
+  )
+}
