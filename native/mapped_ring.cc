@@ -8,7 +8,6 @@
 
 #include "arguments.h"
 #include "async.h"
-#include "errors.h"
 
 namespace uprobe {
 
@@ -29,8 +28,11 @@ Napi::Value MapRing(const Napi::CallbackInfo& info) {
   if (arguments.Failed()) return Napi::Value();
   // Now: by the time the thread comes to it, the number may be another's. Shared, since a std::function wants what it holds to be copied.
   auto map = std::make_shared<Fd>(fcntl(map_fd, F_DUPFD_CLOEXEC, 0));
-  if (!map->valid()) return ThrowFailure(info.Env(), LastFailure("fcntl(F_DUPFD_CLOEXEC)"));
-  return RunForRing(info.Env(), "mmap", [=]() -> Result<BpfRing> { return BpfRing::Map(std::move(*map), static_cast<std::size_t>(ring_bytes)); });
+  const Failure refusal = LastFailure("fcntl(F_DUPFD_CLOEXEC)");
+  return RunForRing(info.Env(), "mmap", [=]() -> Result<BpfRing> {
+    if (!map->valid()) return refusal;
+    return BpfRing::Map(std::move(*map), static_cast<std::size_t>(ring_bytes));
+  });
 }
 
 }  // namespace
