@@ -27,7 +27,8 @@ Napi::Value MapRing(const Napi::CallbackInfo& info) {
   if (!arguments.Failed() && (ring_bytes & (ring_bytes - 1)) != 0) arguments.Fail("ringBytes", "a power of two");
   if (arguments.Failed()) return Napi::Value();
   // Now: by the time the thread comes to it, the number may be another's. Shared, since a std::function wants what it holds to be copied.
-  auto map = std::make_shared<Fd>(fcntl(map_fd, F_DUPFD_CLOEXEC, 0));
+  // Not make_shared: what that asks of the library came with GLIBCXX_3.4.26.
+  const std::shared_ptr<Fd> map(new Fd(fcntl(map_fd, F_DUPFD_CLOEXEC, 0)));
   const Failure refusal = LastFailure("fcntl(F_DUPFD_CLOEXEC)");
   return RunForRing(info.Env(), "mmap", [=]() -> Result<BpfRing> {
     if (!map->valid()) return refusal;
