@@ -83,7 +83,7 @@ async function captureCost(
   const added = await once(JSON.stringify({ stringLimit, stack }), async () => {
     const withString = await nopCost(native, newTracer, { stringLimit, stack, countOnly })
     // Once more, behind it: a machine that was busy with something else at first would make the string look cheap.
-    const without = await costOf(newTracer, 'demo', { stringLimit: null, stack, countOnly }, () => native.fireDemo(0, 0n, 't'))
+    const without = await measureNop(native, newTracer, { stringLimit: null, stack, countOnly })
     return Math.max(0, withString - Math.min(nop, without))
   })
   return { nop, strings: strings * added }
@@ -102,9 +102,13 @@ async function once(key: string, measure: () => Promise<number>): Promise<number
 }
 
 function nopCost(native: Native, newTracer: () => MeasuringTracer, trial: Trial): Promise<number> {
+  return once(JSON.stringify(trial), () => measureNop(native, newTracer, trial))
+}
+
+function measureNop(native: Native, newTracer: () => MeasuringTracer, trial: Trial): Promise<number> {
   // Longer than is read, so that all that may be read is.
   const text = 't'.repeat((trial.stringLimit ?? 0) + 1)
-  return once(JSON.stringify(trial), () => costOf(newTracer, 'demo', trial, () => native.fireDemo(0, 0n, text)))
+  return costOf(newTracer, 'demo', trial, () => native.fireDemo(0, 0n, text))
 }
 
 /** What it adds to a hit that its instruction is executed out of line. */

@@ -25,6 +25,7 @@ import {
   createMap,
   loadProgram,
 } from '../../lib/register/bpf-objects.js'
+import { NOTHING_ELSE } from '../aggregate/counts.js'
 import { histogramOf, nearBounds } from '../aggregate/model.js'
 import { buildTarget } from '../support/build.js'
 import { HAS_MULTI, REGISTRATIONS } from '../support/features.js'
@@ -36,25 +37,13 @@ import { newTracer, refused } from '../support/tracing.js'
 import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
-const NOTHING = {
-  filtered: 0,
-  lost: 0,
-  lostUnreadable: 0,
-  lostContended: 0,
-  lostStarts: 0,
-  unfinished: 0,
-  abandoned: 0,
-  cutOff: 0,
-  unmatched: 0,
-  begunUnseen: 0,
-}
 
 /** Detaches and asserts the counts; those that are not named must be 0. */
 async function detachWith(aggregation: Aggregation, expected: Partial<AggregationStats>): Promise<void> {
   await aggregation.detach()
   const { seenMs, ...counts } = aggregation.stats()
   assert.ok(seenMs > 0)
-  assert.deepEqual(counts, { hits: 0, aggregated: 0, seenFraction: 1, ...NOTHING, ...expected })
+  assert.deepEqual(counts, { hits: 0, aggregated: 0, seenFraction: 1, ...NOTHING_ELSE, ...expected })
 }
 
 async function only(aggregation: Aggregation): Promise<AggregateGroup> {

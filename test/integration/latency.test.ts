@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import type { Aggregation, AggregationStats } from '../../lib/index.js'
+import { NOTHING_ELSE } from '../aggregate/counts.js'
 import { buildTarget } from '../support/build.js'
 import { HAS_LAST_THREAD, REGISTRATIONS } from '../support/features.js'
 import { needs } from '../support/needs.js'
@@ -25,21 +26,9 @@ async function run(target: Target, ...commands: readonly string[]): Promise<void
 
 /** Asserts the counts; those that are not named must be 0. */
 function assertCounts(aggregation: Aggregation, expected: Partial<AggregationStats>): void {
-  const none = {
-    filtered: 0,
-    lost: 0,
-    lostUnreadable: 0,
-    lostContended: 0,
-    lostStarts: 0,
-    unfinished: 0,
-    abandoned: 0,
-    cutOff: 0,
-    unmatched: 0,
-    begunUnseen: 0,
-  }
   const { seenMs, ...counts } = aggregation.stats()
   assert.ok(seenMs > 0)
-  assert.deepEqual(counts, { hits: 0, aggregated: 0, seenFraction: 1, ...none, ...expected })
+  assert.deepEqual(counts, { hits: 0, aggregated: 0, seenFraction: 1, ...NOTHING_ELSE, ...expected })
 }
 
 for (const registration of REGISTRATIONS) {

@@ -11,7 +11,7 @@ import { buildTarget } from '../support/build.js'
 import { mappedRings } from '../support/leftovers.js'
 import { notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
-import { waitFor } from '../support/wait.js'
+import { countTurns, waitFor } from '../support/wait.js'
 import {
   attach,
   load,
@@ -357,14 +357,10 @@ test('a large ring is mapped in pieces, of which a child gets none, and unmapped
 
 /** How often the event loop turns while `work` is under way. */
 async function turnsDuring(work: () => Promise<unknown>): Promise<number> {
-  let turns = 0
-  let timer = setImmediate(function next() {
-    turns++
-    timer = setImmediate(next)
-  })
+  const loop = countTurns()
   await work()
-  clearImmediate(timer)
-  return turns
+  loop.stop()
+  return loop.turns
 }
 
 test('the event loop turns while a large ring is mapped, and while it is unmapped', { skip: withoutRights }, async (t) => {

@@ -16,6 +16,7 @@ import { codeAddress, type Mapping, mappingAt } from '../../lib/target/maps.js'
 import { OffsetTable } from '../../lib/target/offset-table.js'
 import { PagedMemory } from '../../lib/target/paged-memory.js'
 import { refused } from '../support/tracing.js'
+import { countTurns } from '../support/wait.js'
 
 test('a window gives the bytes of the file, wherever they are and in whatever order they are asked for', async (t) => {
   const elf = await ElfFile.open(process.execPath)
@@ -211,33 +212,25 @@ test('loops that follow each other in a turn share its slice of time, and each t
 test('a long step of work begins within a slice, and counts for what follows it', async (t) => {
   const clock = standingClock(t)
   await nextTurn()
-  let turns = 0
-  let timer = setImmediate(function next() {
-    turns++
-    timer = setImmediate(next)
-  })
-  t.after(() => clearImmediate(timer))
+  const loop = countTurns()
+  t.after(() => loop.stop())
   const work = SiteWork.quietly(new AbortController().signal)
   await work.beforeLongStep()
-  assert.equal(turns, 0)
+  assert.equal(loop.turns, 0)
   clock.pass(4)
   await work.beforeLongStep()
-  assert.equal(turns, 1)
+  assert.equal(loop.turns, 1)
 })
 
 test('elements are worked through in their order, with turns of the event loop in between', async (t) => {
   const clock = standingClock(t)
   await nextTurn()
-  let turns = 0
-  let timer = setImmediate(function next() {
-    turns++
-    timer = setImmediate(next)
-  })
-  t.after(() => clearImmediate(timer))
+  const loop = countTurns()
+  t.after(() => loop.stop())
   const seen: number[] = []
   const doubled = await inSlices([...Array(1000).keys()], (element) => {
     clock.pass(1)
-    seen.push(turns)
+    seen.push(loop.turns)
     return 2 * element
   })
   assert.deepEqual(

@@ -17,6 +17,7 @@ import { needs } from '../support/needs.js'
 import { notesOf } from '../support/notes.js'
 import { registerForOwnProcess } from '../support/other-tracer.js'
 import { detachComplete, newTracer, refused } from '../support/tracing.js'
+import { countTurns } from '../support/wait.js'
 import { assertSemaphores, numberOf, SITES, startThousands, type Thousands, variedHits } from './thousands.js'
 
 const GCC = needs({ programs: ['gcc'] })
@@ -221,18 +222,14 @@ test('are put on record in slices, and are reached through one object of the add
       memories++
     }
   }
-  let turn = 0
-  let timer = setImmediate(function next() {
-    turn++
-    timer = setImmediate(next)
-  })
+  const loop = countTurns()
   const at = new Map<string, number>()
   setStepHook((step) => {
-    if (!at.has(step)) at.set(step, turn)
+    if (!at.has(step)) at.set(step, loop.turns)
   })
   t.after(() => {
     native.CounterMemory = CounterMemory
-    clearImmediate(timer)
+    loop.stop()
     setStepHook(null)
   })
   countedClock(t)

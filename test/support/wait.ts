@@ -24,3 +24,18 @@ export async function waitFor<T>(what: string, condition: () => T | undefined | 
 export async function turns(turns: number): Promise<void> {
   for (let turn = 0; turn < turns; turn++) await new Promise(setImmediate)
 }
+
+/** Counts how often the event loop turns from now on, until it is told to `stop`. */
+export function countTurns(): { readonly turns: number; stop(): void } {
+  let turns = 0
+  let timer = setImmediate(function next() {
+    turns++
+    timer = setImmediate(next)
+  })
+  return {
+    get turns() {
+      return turns
+    },
+    stop: () => clearImmediate(timer),
+  }
+}
