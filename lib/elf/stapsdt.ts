@@ -120,27 +120,46 @@ interface State {
   readonly text: string
   readonly textStart: number
   readonly textEnd: number
-  // What the next note mostly has as well; texts also as their bytes.
+  // What the next note mostly has as well; texts also as their bytes, with the zero behind them.
   readonly provider: string
   readonly providerBytes: string
   readonly args: string
   readonly argsBytes: string
   readonly base: bigint
+  /** The base as it is stored: its first 4 bytes, and its last. */
+  readonly baseStart: number
+  readonly baseRest: number
   /** How far the program was moved since then. */
   readonly moved: bigint
 }
 
-const START = { next: 0, text: '', textStart: 0, textEnd: 0, provider: '', providerBytes: '', args: '', argsBytes: '', base: 0n }
+/** No byte is such a character, and no half of an address is negative. */
+const START: Omit<State, 'moved'> = {
+  next: 0,
+  text: '',
+  textStart: 0,
+  textEnd: 0,
+  provider: '',
+  providerBytes: '\u0100',
+  args: '',
+  argsBytes: '\u0100',
+  base: 0n,
+  baseStart: -1,
+  baseRest: -1,
+}
 
 /**
  * Goes through the notes of a section.
  *
- * A file may have ten thousand, and the first time V8 has no optimized code yet. What then counts is how many steps its interpreter takes, so there is one loop, and texts
- * are found and compared by methods of strings, which are compiled code; and how much is made, which its collector copies twice if it stays, so a text or a number that
- * notes have in common is kept as one. The loop is not in the async function that waits between its parts, since V8 optimizes that later, and a process that ends waits for it.
+ * A file may have ten thousand, and the first time V8 has no optimized code yet. What then counts is how many steps its interpreter takes, so there is one loop, numbers are
+ * read as elements of an array, and texts are found and compared by methods of strings, which are compiled code; and how much is made, which its collector copies twice if it stays, so a text
+ * or a number that notes have in common is kept as one. The loop is not in the async function that waits between its parts, since V8 optimizes that later, and a process that ends waits for it.
  */
 class NoteReader<T> {
   #state: State
+  /** All of the section, and the owner, in units of 4 bytes. */
+  readonly #words: Uint32Array
+  readonly #owner: Uint32Array
 
   constructor(
     private readonly elf: ElfFile,
@@ -151,61 +170,67 @@ class NoteReader<T> {
     private readonly make: NoteMaker<T>,
   ) {
     this.#state = { ...START, moved: baseSection?.address ?? 0n }
+    this.#words = wordsOf(view.buffer, view.littleEndian)
+    this.#owner = wordsOf(Buffer.from(OWNER, 'latin1'), view.littleEndian)
   }
 
   /** Goes through some notes; false if there were no more. */
   readSome(): boolean {
     const { elf, baseSection, work, make } = this
     const { buffer, data, littleEndian } = this.view
+    const words = this.#words
+    const [ownerStart, ownerRest] = this.#owner
     const isWide = elf.bits === 64
-    const word = elf.bits / 8
+    const addressWords = elf.bits / 32
+    const minBytes = 12 * addressWords
     // Local variables, which V8 reaches sooner than fields.
-    let { next, text, textStart, textEnd, provider, providerBytes, args, argsBytes, base, moved } = this.#state
+    let { next, text, textStart, textEnd, provider, providerBytes, args, argsBytes, base, baseStart, baseRest, moved } = this.#state
     for (let left = NOTES_AT_ONCE; left > 0; left--) {
       const at = next
       if (at + HEAD_BYTES > buffer.length) {
-        if (buffer.subarray(at).some((byte) => byte !== 0)) throw this.#bad(`the last note of ${SECTION} is cut off`, at)
+        this.#checkEnd(at)
         return false
       }
-      const ownerBytes = data.getUint32(at, littleEndian)
-      const descBytes = data.getUint32(at + 4, littleEndian)
+      const word = at >> 2
+      const ownerBytes = words[word] ?? 0
+      const descBytes = words[word + 1] ?? 0
       const start = at + HEAD_BYTES + ownerBytes + (-ownerBytes & 3)
       const end = start + descBytes
       next = end + (-descBytes & 3)
       if (end > buffer.length) throw this.#bad(`a note reaches beyond its section ${SECTION}`, at)
-      if (ownerBytes !== OWNER.length || data.getUint32(at + 8, littleEndian) !== TYPE) continue
+      if (ownerBytes !== OWNER.length || words[word + 2] !== TYPE || words[word + 3] !== ownerStart || words[word + 4] !== ownerRest)
+        continue
+      if (++work.notes > MAX_NOTES) throw this.#bad(`more than the ${MAX_NOTES} USDT notes that are accepted`, start)
+      if (descBytes < minBytes || descBytes > MAX_NOTE_BYTES) throw this.#badSize(descBytes, minBytes, start)
       if (end > textEnd) {
         textStart = at
         textEnd = Math.min(Math.max(at + WINDOW_BYTES, end), buffer.length)
         text = buffer.toString('latin1', at, textEnd)
       }
-      if (!text.startsWith(OWNER, at + HEAD_BYTES - textStart)) continue
-      if (++work.notes > MAX_NOTES) throw this.#bad(`more than the ${MAX_NOTES} USDT notes that are accepted`, start)
-      if (descBytes < 3 * word) throw this.#bad(`a USDT note of ${descBytes} bytes is too short for its addresses`, start)
-      if (descBytes > MAX_NOTE_BYTES)
-        throw this.#bad(`a USDT note of ${descBytes} bytes is longer than the ${MAX_NOTE_BYTES} that are accepted`, start)
 
-      // Where each text begins, and behind the zero of the last one.
-      const providerAt = start + 3 * word - textStart
-      const nameAt = text.indexOf('\0', providerAt) + 1
-      const argsAt = nameAt === 0 ? 0 : text.indexOf('\0', nameAt) + 1
-      const textsEnd = argsAt === 0 ? 0 : text.indexOf('\0', argsAt) + 1
-      if (textsEnd === 0 || textsEnd > end - textStart)
+      // Where each text begins.
+      const providerAt = start + minBytes - textStart
+      if (!text.startsWith(providerBytes, providerAt)) {
+        providerBytes = withZero(text, providerAt)
+        provider = decoded(providerBytes.slice(0, -1))
+      }
+      const nameAt = providerAt + providerBytes.length
+      const argsAt = text.indexOf('\0', nameAt) + 1
+      if (!text.startsWith(argsBytes, argsAt)) {
+        argsBytes = withZero(text, argsAt)
+        args = decoded(argsBytes.slice(0, -1))
+      }
+      if (argsAt === 0 || argsAt + argsBytes.length > end - textStart)
         throw this.#bad(`a USDT note has ${unended(nameAt, argsAt, end - textStart)} that does not end within it`, start)
-      if (nameAt - 1 - providerAt !== providerBytes.length || !text.startsWith(providerBytes, providerAt)) {
-        providerBytes = text.slice(providerAt, nameAt - 1)
-        provider = decoded(providerBytes)
-      }
-      if (textsEnd - 1 - argsAt !== argsBytes.length || !text.startsWith(argsBytes, argsAt)) {
-        argsBytes = text.slice(argsAt, textsEnd - 1)
-        args = decoded(argsBytes)
-      }
       const name = decoded(text.slice(nameAt, argsAt - 1))
-      const pc = isWide ? data.getBigUint64(start, littleEndian) : BigInt(data.getUint32(start, littleEndian))
-      const storedBase = isWide ? data.getBigUint64(start + 8, littleEndian) : BigInt(data.getUint32(start + 4, littleEndian))
-      const semaphore = isWide ? data.getBigUint64(start + 16, littleEndian) : BigInt(data.getUint32(start + 8, littleEndian))
-      if (storedBase !== base) {
-        base = storedBase
+
+      const addresses = start >> 2
+      const pc = isWide ? data.getBigUint64(start, littleEndian) : BigInt(words[addresses] ?? 0)
+      const semaphore = isWide ? data.getBigUint64(start + 16, littleEndian) : BigInt(words[addresses + 2] ?? 0)
+      if (words[addresses + addressWords] !== baseStart || words[addresses + 2 * addressWords - 1] !== baseRest) {
+        baseStart = words[addresses + addressWords] ?? 0
+        baseRest = words[addresses + 2 * addressWords - 1] ?? 0
+        base = isWide ? data.getBigUint64(start + 8, littleEndian) : BigInt(baseStart)
         moved = baseSection === undefined ? 0n : baseSection.address - base
       }
       const vaddr = moved === 0n ? pc : wrap(elf, pc + moved)
@@ -213,8 +238,18 @@ class NoteReader<T> {
       const item = make(provider, name, args, pc, base, semaphore, vaddr, semaphoreVaddr)
       if (item !== null) work.made.push(item)
     }
-    this.#state = { next, text, textStart, textEnd, provider, providerBytes, args, argsBytes, base, moved }
+    this.#state = { next, text, textStart, textEnd, provider, providerBytes, args, argsBytes, base, baseStart, baseRest, moved }
     return true
+  }
+
+  /** Whether what is left of the section is padding. */
+  #checkEnd(at: number): void {
+    if (this.view.buffer.subarray(at).some((byte) => byte !== 0)) throw this.#bad(`the last note of ${SECTION} is cut off`, at)
+  }
+
+  #badSize(bytes: number, minBytes: number, start: number): Error {
+    const wrong = bytes < minBytes ? 'too short for its addresses' : `longer than the ${MAX_NOTE_BYTES} that are accepted`
+    return this.#bad(`a USDT note of ${bytes} bytes is ${wrong}`, start)
   }
 
   #bad(what: string, at: number): Error {
@@ -224,8 +259,25 @@ class NoteReader<T> {
 
 /** Which text of a note does not end before `end`: the name begins behind the zero of the provider, and the arguments behind that of the name, or at 0. */
 function unended(nameAt: number, argsAt: number, end: number): string {
-  if (nameAt === 0 || nameAt > end) return 'a provider'
+  if (nameAt > end) return 'a provider'
   return argsAt === 0 || argsAt > end ? 'a name' : 'a list of arguments'
+}
+
+/** A text of a note, from where it begins, with the zero behind it; longer than what there is if there is none. */
+function withZero(text: string, at: number): string {
+  const end = text.indexOf('\0', at)
+  return end === -1 ? `${text.slice(at)}\0` : text.slice(at, end + 1)
+}
+
+/** Bytes as numbers of 4, in their byte order; what is left over at the end is not among them. */
+function wordsOf(bytes: Buffer, littleEndian: boolean): Uint32Array {
+  const whole = bytes.subarray(0, bytes.length & ~3)
+  // An array of numbers begins at a multiple of their size, and has the byte order of the machine, which is little-endian wherever this package runs.
+  if (littleEndian && whole.byteOffset % 4 === 0) return new Uint32Array(whole.buffer, whole.byteOffset, whole.length / 4)
+  const copy = Buffer.allocUnsafeSlow(whole.length)
+  whole.copy(copy)
+  if (!littleEndian) copy.swap32()
+  return new Uint32Array(copy.buffer, copy.byteOffset, copy.length / 4)
 }
 
 /** The text that these bytes are, each given as a character. */
