@@ -1,8 +1,8 @@
 /**
  * Milliseconds from `attach()` until every site is armed, and from `detach()` until every one is gone.
  *
- * One site and a hundred as perf events, and one to ten thousand, each with its counter, through a uprobe_multi link; each beside a C program that makes the same registrations (floor.c). The package does more
- * in that time: it reads the file, looks for hazards, compiles and loads a program, and reads back in the target that the sites are armed. That they
+ * One site and a hundred as perf events, and one to ten thousand, each with its counter, through a uprobe_multi link; each beside a C program (floor.c) that makes the same registrations. Through a link it does so
+ * twice: alone, and with the other calls that make an attach, which read the process, the file and its notes, load a program, and read back in the target that the sites are armed. That they
  * are, and that nothing is left, is looked up here once more, outside the measured time.
  */
 import { execFileSync } from 'node:child_process'
@@ -21,6 +21,9 @@ import { ratios, showMedian, showQuartiles, summarise } from './support/statisti
 import { Workshop } from './support/workshop.js'
 
 type Registration = 'perf' | 'multi'
+
+/** What the C program does: registers only, or makes all the calls that the package makes. */
+type Floor = Registration | 'whole'
 
 /** Sites of one name in one process. */
 interface Subject {
@@ -96,16 +99,20 @@ function assertArmed({ pid, path, notes: all }: Subject, armed: boolean): void {
   if (wrong.length > 0) throw new Error(`${wrong.length} of ${notes.length} sites are ${armed ? 'not armed' : 'still armed'}`)
 }
 
-function timeFloor(floor: string, { pid, path, notes }: Subject, registration: Registration): Times {
+function timeFloor(floor: string, { pid, path, notes }: Subject, mode: Floor): Times {
   const offsets = notes.map(({ fileOffset, refCtrOffset }) => `${fileOffset}${refCtrOffset === null ? '' : `:${refCtrOffset}`}`)
-  const [attach, detach] = execFileSync(floor, [registration, path, String(pid), ...offsets], { encoding: 'utf8' })
+  const [attach, detach] = execFileSync(floor, [mode, path, String(pid), ...offsets], { encoding: 'utf8' })
     .split(' ')
     .map(Number)
   if (attach === undefined || detach === undefined) throw new Error('floor gave no times')
   return { attachMs: attach / 1e6, detachMs: detach / 1e6, stallMs: null }
 }
 
-/** Measures both sides in turn, so that both meet the same noise. */
+/** Beside which floors a registration is measured, and what they are called. */
+const FLOORS: Record<Registration, readonly Floor[]> = { perf: ['perf'], multi: ['multi', 'whole'] }
+const FLOOR_NAMES: Record<Floor, string> = { perf: 'C', multi: 'C, the link alone', whole: 'C, the same calls' }
+
+/** Measures all sides in turn, so that they meet the same noise. */
 async function compare(
   tracer: TracerType,
   floor: string | null,
@@ -114,25 +121,31 @@ async function compare(
   rounds: number,
 ): Promise<Comparison> {
   const ours: Times[] = []
-  const floors: Times[] = []
+  const floors =
+    floor === null
+      ? []
+      : FLOORS[registration].map((mode) => ({ mode, measure: () => timeFloor(floor, subject, mode), times: [] as Times[] }))
   // The first round is not counted.
   for (let round = 0; round <= rounds; round++) {
+    const counted = round > 0 || rounds <= SLOW_ROUNDS
     const time = await timeOurs(tracer, subject, registration)
-    const floorTime = floor === null ? null : timeFloor(floor, subject, registration)
-    if (round === 0 && rounds > SLOW_ROUNDS) continue
-    ours.push(time)
-    if (floorTime !== null) floors.push(floorTime)
+    if (counted) ours.push(time)
+    for (const { measure, times } of floors) {
+      const floorTime = measure()
+      if (counted) times.push(floorTime)
+    }
   }
   const sites = String(subject.notes.length)
   const rows = [['uprobe', registration, sites, ...cells(ours)]]
-  if (floors.length > 0) rows.push(['C', registration, sites, ...cells(floors)])
-  return { rows, goals: floors.length > 0 ? goalsOf(subject.notes.length, ours, floors) : [] }
+  for (const { mode, times } of floors) rows.push([FLOOR_NAMES[mode], registration, sites, ...cells(times)])
+  const same = floors.find(({ mode }) => mode === 'whole')
+  return { rows, goals: same === undefined ? [] : goalsOf(subject.notes.length, ours, same.times) }
 }
 
 function goalsOf(sites: number, ours: readonly Times[], floors: readonly Times[]): GoalResult[] {
   const goal = (what: string, of: (times: Times) => number): GoalResult =>
     judge(
-      { what: `${what} ${grouped(sites)} ${sites === 1 ? 'site' : 'sites'}, ratio to C`, limit: GOAL },
+      { what: `${what} ${grouped(sites)} ${sites === 1 ? 'site' : 'sites'}, ratio to C with the same calls`, limit: GOAL },
       summarise(ratios(ours.map(of), floors.map(of))),
     )
   return [goal('Attaching', ({ attachMs }) => attachMs), goal('Detaching', ({ detachMs }) => detachMs)]

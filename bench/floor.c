@@ -14,10 +14,13 @@
  *
  *   floor perf PATH PID OFFSET...    registers a perf event for each offset, each with a BPF program, and closes them
  *   floor multi PATH PID OFFSET...   the same through one uprobe_multi link
+ *   floor whole PATH PID OFFSET...   that, with all the other calls that make an attach: they read the process, its file and the notes in it, make a map, load a program, and read back what is armed
  *       Answers with the nanoseconds until all are registered, and those until all are gone. An OFFSET may be followed by that of its counter, as OFFSET:COUNTER.
  */
 #define _GNU_SOURCE
+#include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/perf_event.h>
 #include <pthread.h>
@@ -28,6 +31,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -127,12 +131,12 @@ enum { READ_TEXT_INSNS = 5 };
 #define SUBMIT MOV_REG(BPF_REG_1, BPF_REG_7), MOV_IMM(BPF_REG_2, BPF_RB_NO_WAKEUP), CALL(BPF_FUNC_ringbuf_submit)
 enum { SUBMIT_INSNS = 3 };
 
-static int ints_program(int ring) {
+static int ints_program(int ring, int attach_type) {
   const insn insns[] = {
       MOV_REG(BPF_REG_6, BPF_REG_1), RESERVE(ring, AT_TEXT), JUMP_IF_ZERO(BPF_REG_0, FILL_INSNS + SUBMIT_INSNS), FILL, SUBMIT,
       MOV_IMM(BPF_REG_0, 0),         EXIT,
   };
-  return LOAD_PROGRAM(insns, 0);
+  return LOAD_PROGRAM(insns, attach_type);
 }
 
 static int text_program(int ring) {
@@ -301,7 +305,7 @@ static void hold(const char *mode, const char *path, uint64_t offset, pid_t pid,
     set_program(open_probe(uprobe_type(), path, second, pid), done_program(starts));
   } else if (strcmp(mode, "count") != 0) {
     ring = create_ring();
-    program = strcmp(mode, "text") == 0 ? text_program(ring) : ints_program(ring);
+    program = strcmp(mode, "text") == 0 ? text_program(ring) : ints_program(ring, 0);
     pthread_t thread;
     check(pthread_create(&thread, NULL, discard, &ring) == 0, "pthread_create");
   }
@@ -340,8 +344,7 @@ static void time_perf(const char *path, pid_t pid, const uint64_t *offsets, cons
   report(attach, now_ns() - start);
 }
 
-static void time_multi(const char *path, pid_t pid, const uint64_t *offsets, const uint64_t *counters, int count) {
-  int program = empty_program(TRACE_UPROBE_MULTI);
+static int create_link(int program, const char *path, pid_t pid, const uint64_t *offsets, const uint64_t *counters, int count) {
   struct link_create_multi attr = {
       .prog_fd = (uint32_t)program,
       .attach_type = TRACE_UPROBE_MULTI,
@@ -351,26 +354,172 @@ static void time_multi(const char *path, pid_t pid, const uint64_t *offsets, con
       .count = (uint32_t)count,
       .pid = (uint32_t)pid,
   };
-  wait_for_any_moment();
-  int64_t start = now_ns();
   int link = bpf(BPF_LINK_CREATE, &attr, offsetof(struct link_create_multi, padding));
   check(link >= 0, "BPF_LINK_CREATE");
-  int64_t attach = now_ns() - start;
+  return link;
+}
+
+static void report_closing(int link, int64_t attach) {
   wait_for_any_moment();
-  start = now_ns();
+  int64_t start = now_ns();
   close(link);
   report(attach, now_ns() - start);
+}
+
+static void time_multi(const char *path, pid_t pid, const uint64_t *offsets, const uint64_t *counters, int count) {
+  int program = empty_program(TRACE_UPROBE_MULTI);
+  wait_for_any_moment();
+  int64_t start = now_ns();
+  int link = create_link(program, path, pid, offsets, counters, count);
+  report_closing(link, now_ns() - start);
+}
+
+/* --- An attach with all that is read for it. What is read is used for nothing, but to know what to read next. --- */
+
+#define PAGE_BYTES UINT64_C(4096)
+#define WINDOW_BYTES (32 << 10)
+#define MAX_SECTIONS 64
+#define MAX_MAPPINGS 64
+
+static char scratch[16 << 20];
+
+struct mapping {
+  uint64_t start, end, offset;
+  char permissions[5];
+};
+static struct mapping mappings[MAX_MAPPINGS];
+static int mapping_count;
+
+static int open_of(pid_t pid, const char *name, int flags) {
+  char path[96];
+  snprintf(path, sizeof path, "/proc/%d/%s", pid, name);
+  int fd = open(path, flags | O_CLOEXEC);
+  check(fd >= 0, path);
+  return fd;
+}
+
+static void read_of(pid_t pid, const char *name) {
+  int fd = open_of(pid, name, O_RDONLY);
+  size_t got = 0;
+  for (ssize_t bytes; (bytes = read(fd, scratch + got, 16 << 10)) > 0;) got += (size_t)bytes;
+  scratch[got] = 0;
+  close(fd);
+}
+
+/* Reads the mappings, keeps those of the file, and looks at what it is that is mapped. */
+static void read_mappings(pid_t pid, const struct stat *file) {
+  read_of(pid, "maps");
+  mapping_count = 0;
+  for (char *line = scratch; line != NULL && mapping_count < MAX_MAPPINGS; line = strchr(line, '\n') == NULL ? NULL : strchr(line, '\n') + 1) {
+    struct mapping *mapping = &mappings[mapping_count];
+    uint64_t inode = 0;
+    int fields = sscanf(line, "%lx-%lx %4s %lx %*s %lu", &mapping->start, &mapping->end, mapping->permissions, &mapping->offset, &inode);
+    if (fields == 5 && inode == file->st_ino) mapping_count++;
+  }
+  check(mapping_count > 0, "mappings");
+  char name[64];
+  struct stat mapped;
+  snprintf(name, sizeof name, "/proc/%d/map_files/%lx-%lx", pid, mappings[0].start, mappings[0].end);
+  check(stat(name, &mapped) == 0, name);
+}
+
+/* What tells when the process calls exec. */
+static void open_watch(pid_t pid) {
+  struct perf_event_attr attr = {.type = PERF_TYPE_SOFTWARE, .size = sizeof attr, .config = PERF_COUNT_SW_DUMMY, .watermark = 1, .comm_exec = 1, .comm = 1, .task = 1};
+  check(syscall(SYS_perf_event_open, &attr, pid, -1, -1, PERF_FLAG_FD_CLOEXEC) >= 0, "perf_event_open");
+}
+
+static void read_at(int fd, uint64_t offset, size_t bytes) { check(pread(fd, scratch, bytes, (off_t)offset) > 0, "pread"); }
+
+/* The headers, and the sections of notes. */
+static void read_notes(int file) {
+  read_at(file, 0, PAGE_BYTES);
+  Elf64_Ehdr head;
+  memcpy(&head, scratch, sizeof head);
+  Elf64_Shdr sections[MAX_SECTIONS];
+  check(head.e_shnum <= MAX_SECTIONS, "section headers");
+  read_at(file, head.e_shoff, head.e_shnum * sizeof *sections);
+  memcpy(sections, scratch, head.e_shnum * sizeof *sections);
+  read_at(file, sections[head.e_shstrndx].sh_offset, sections[head.e_shstrndx].sh_size);
+  uint64_t at = 0, bytes = 0;
+  for (int i = 0; i < head.e_shnum; i++) {
+    if (strcmp(scratch + sections[i].sh_name, ".note.stapsdt") != 0) continue;
+    at = sections[i].sh_offset;
+    bytes = sections[i].sh_size;
+  }
+  check(bytes > 0 && bytes <= sizeof scratch, "notes");
+  read_at(file, at, bytes);
+}
+
+static void read_code(int file, const uint64_t *offsets, int count) {
+  uint64_t end = 0;
+  for (int i = 0; i < count; i++) {
+    if (offsets[i] < end) continue;
+    read_at(file, offsets[i], WINDOW_BYTES);
+    end = offsets[i] + WINDOW_BYTES;
+  }
+}
+
+/* The pages of the process in which these places of the file are, each once: those that are executed, or those that are written. */
+static void read_pages(int memory, const uint64_t *offsets, int count, int permission, char letter) {
+  uint64_t last = 0;
+  for (int i = 0; i < count; i++) {
+    for (int m = 0; m < mapping_count; m++) {
+      const struct mapping *mapping = &mappings[m];
+      if (mapping->permissions[permission] != letter || offsets[i] < mapping->offset || offsets[i] - mapping->offset >= mapping->end - mapping->start) continue;
+      uint64_t page = (mapping->start + offsets[i] - mapping->offset) & ~(PAGE_BYTES - 1);
+      if (page != last) read_at(memory, page, PAGE_BYTES);
+      last = page;
+    }
+  }
+}
+
+static void time_whole(const char *path, pid_t pid, const uint64_t *offsets, const uint64_t *counters, int count) {
+  int ring = create_ring();
+  wait_for_any_moment();
+  int64_t start = now_ns();
+  int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+  check(pidfd >= 0, "pidfd_open");
+  char name[64];
+  snprintf(name, sizeof name, "fdinfo/%d", pidfd);
+  read_of(getpid(), name);
+  snprintf(name, sizeof name, "task/%d/stat", pid);
+  int state = open_of(pid, name, O_RDONLY);
+  for (int i = 0; i < 3; i++) read_at(state, 0, PAGE_BYTES);
+  int memory = open_of(pid, "mem", O_RDONLY);
+  int root = open_of(pid, "root", O_PATH | O_DIRECTORY);
+  int file = openat(root, path + 1, O_RDONLY | O_CLOEXEC);
+  struct stat identity;
+  check(file >= 0 && fstat(file, &identity) == 0, path);
+  close(root);
+  read_mappings(pid, &identity);
+  read_notes(file);
+  read_code(file, offsets, count);
+  read_mappings(pid, &identity);
+  read_of(pid, "status");
+  read_pages(memory, counters, count, 1, 'w');
+  create_map(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 64 * 24, (uint32_t)(count + 63) / 64);
+  for (int i = 0; i < 2; i++) read_at(state, 0, PAGE_BYTES);
+  open_watch(pid);
+  int program = ints_program(ring, TRACE_UPROBE_MULTI);
+  snprintf(name, sizeof name, "/proc/self/fd/%d", file);
+  int link = create_link(program, name, pid, offsets, counters, count);
+  read_mappings(pid, &identity);
+  read_pages(memory, offsets, count, 2, 'x');
+  read_pages(memory, counters, count, 1, 'w');
+  for (int i = 0; i < 3; i++) read_at(state, 0, PAGE_BYTES);
+  report_closing(link, now_ns() - start);
 }
 
 int main(int argc, char **argv) {
   static uint64_t offsets[MAX_SITES], counters[MAX_SITES];
   if (argc < 5 || argc - 4 > MAX_SITES) {
-    fputs("usage: floor count|empty|ints|text|tally|filter|histogram|stack PATH OFFSET PID, floor pair PATH OFFSET PID OFFSET, or floor perf|multi PATH PID OFFSET...\n", stderr);
+    fputs("usage: floor count|empty|ints|text|tally|filter|histogram|stack PATH OFFSET PID, floor pair PATH OFFSET PID OFFSET, or floor perf|multi|whole PATH PID OFFSET...\n", stderr);
     return 2;
   }
   const char *mode = argv[1];
   const char *path = argv[2];
-  int timing = strcmp(mode, "perf") == 0 || strcmp(mode, "multi") == 0;
+  int timing = strcmp(mode, "perf") == 0 || strcmp(mode, "multi") == 0 || strcmp(mode, "whole") == 0;
   if (!timing) {
     hold(mode, path, strtoull(argv[3], NULL, 0), atoi(argv[4]), argc > 5 ? strtoull(argv[5], NULL, 0) : 0);
     return 0;
@@ -381,6 +530,6 @@ int main(int argc, char **argv) {
     offsets[i] = strtoull(argv[4 + i], &end, 0);
     if (*end == ':') counters[i] = strtoull(end + 1, NULL, 0);
   }
-  (strcmp(mode, "perf") == 0 ? time_perf : time_multi)(path, atoi(argv[3]), offsets, counters, count);
+  (strcmp(mode, "perf") == 0 ? time_perf : strcmp(mode, "multi") == 0 ? time_multi : time_whole)(path, atoi(argv[3]), offsets, counters, count);
   return 0;
 }
