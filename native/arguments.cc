@@ -79,10 +79,13 @@ Napi::Function Arguments::Function(const Napi::Value& value, const char* name) {
 }
 
 std::vector<std::uint8_t> Arguments::Bytes(const Napi::Value& value, const char* name) {
-  if (value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint8_array) {
-    const auto array = value.As<Napi::Uint8Array>();
-    return std::vector<std::uint8_t>(array.Data(), array.Data() + array.ElementLength());
-  }
+  const Napi::Uint8Array array = Room(value, name);
+  if (failed_) return {};
+  return std::vector<std::uint8_t>(array.Data(), array.Data() + array.ElementLength());
+}
+
+Napi::Uint8Array Arguments::Room(const Napi::Value& value, const char* name) {
+  if (value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint8_array) return value.As<Napi::Uint8Array>();
   Fail(name, "a Uint8Array");
   return {};
 }

@@ -39,6 +39,8 @@ class Arguments {
   Napi::Function Function(const Napi::Value& value, const char* name);
   // Copies: what a worker thread reads must not move under it.
   std::vector<std::uint8_t> Bytes(const Napi::Value& value, const char* name);
+  // Not a copy: for a call that has ended when it returns. Empty if it is wrong.
+  Napi::Uint8Array Room(const Napi::Value& value, const char* name);
   std::vector<std::uint64_t> Uint64Array(const Napi::Value& value, const char* name);
   std::vector<int> Int32Array(const Napi::Value& value, const char* name);
   std::vector<int> FdNumbers(const Napi::Value& value, const char* name);

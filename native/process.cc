@@ -2,8 +2,10 @@
 
 #include <fcntl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cctype>
 #include <cstring>
 
@@ -83,6 +85,21 @@ Napi::Value CloseFd(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// RWF_NOWAIT, Linux 4.14: what is not in the page cache is not waited for (EAGAIN). File systems that cannot tell refuse it (EOPNOTSUPP).
+constexpr int kNoWait = 0x8;
+
+// What is wrong with the file, the next read says that may wait.
+Napi::Value ReadCached(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const int fd = arguments.FdNumber(arguments.At(0), "fd");
+  Napi::Uint8Array room = arguments.Room(arguments.At(1), "bytes");
+  const std::int64_t position = arguments.Int64(arguments.At(2), "position");
+  if (arguments.Failed()) return Napi::Value();
+  const iovec piece{room.Data(), room.ElementLength()};
+  const ssize_t bytes = preadv2(fd, &piece, 1, position, kNoWait);
+  return Napi::Number::New(info.Env(), static_cast<double>(std::max<ssize_t>(bytes, 0)));
+}
+
 // Longer texts are refused: what a target maps, and under which names, is the target's to choose.
 constexpr std::size_t kMaxTextBytes = 64 << 20;
 
@@ -150,6 +167,7 @@ void InitProcess(Napi::Env env, Napi::Object exports) {
   exports.Set("pidfdOpen", Napi::Function::New<PidfdOpen>(env, "pidfdOpen"));
   exports.Set("openFile", Napi::Function::New<OpenFile>(env, "openFile"));
   exports.Set("openInRoot", Napi::Function::New<OpenInRoot>(env, "openInRoot"));
+  exports.Set("readCached", Napi::Function::New<ReadCached>(env, "readCached"));
   exports.Set("readText", Napi::Function::New<ReadText>(env, "readText"));
   exports.Set("closeFd", Napi::Function::New<CloseFd>(env, "closeFd"));
   exports.Set("uprobeSyscallErrno", Napi::Function::New<UprobeSyscallErrno>(env, "uprobeSyscallErrno"));

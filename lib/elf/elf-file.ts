@@ -52,6 +52,21 @@ const AHEAD_BYTES = 4096
 /** Longest piece that is read at once. */
 export const MAX_READ_BYTES = 16 * 1024 * 1024
 
+/** Longest piece that is copied from the page cache on the event loop: some tenths of a millisecond. */
+const MAX_CACHED_BYTES = 1024 * 1024
+
+/** Reads what can be had without waiting; see `Native.readCached`. */
+export type ReadCached = (fd: number, bytes: Uint8Array, position: bigint) => number
+
+/** An open file. */
+interface Source {
+  readonly fd: number
+  /** For messages. */
+  readonly path: string
+  /** `null` where every read takes a thread: listing a file needs no addon. */
+  readonly readCached: ReadCached | null
+}
+
 /** Addresses, from `start` to before `end`, that lie in the file at a distance of `shift`. */
 interface Stretch {
   readonly start: bigint
@@ -71,10 +86,8 @@ export class ElfFile {
   #ahead: Array<{ readonly offset: bigint; readonly bytes: Buffer }> = []
 
   private constructor(
-    private readonly fd: number,
+    private readonly source: Source,
     private readonly ownsFd: boolean,
-    /** As it was given; escape it before it is shown. */
-    readonly path: string,
     /** Size of the file in bytes, when it was opened. */
     readonly size: bigint,
     /** Width of an address: the class. */
@@ -94,7 +107,7 @@ export class ElfFile {
     // Non-blocking, so that a FIFO in the place of a file does not hang us.
     const fd = await onFile(path, 'opened', () => openFd(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY))
     try {
-      return await ElfFile.#parse(fd, path, true, await sizeOf(fd, path))
+      return await ElfFile.#parse({ fd, path, readCached: null }, true, await sizeOf(fd, path))
     } catch (error) {
       await closeFd(fd)
       throw error
@@ -104,16 +117,22 @@ export class ElfFile {
   /**
    * Reads from a descriptor that the caller keeps open as long as this object is used, and closes.
    * @param path - for messages, and as {@link path}; never opened
-   * @param size - of the file, which is known to be a regular one; it is asked for if it is left out
+   * @param size - of the file, which is known to be a regular one
+   * @param readCached - reads what is in the page cache
    * @throws {UprobeError} as {@link open}
    */
-  static async fromFd(fd: number, path: string, size?: bigint): Promise<ElfFile> {
-    return ElfFile.#parse(fd, path, false, size ?? (await sizeOf(fd, path)))
+  static async fromFd(
+    fd: number,
+    path: string,
+    { size, readCached }: { readonly size: bigint; readonly readCached: ReadCached },
+  ): Promise<ElfFile> {
+    return ElfFile.#parse({ fd, path, readCached }, false, size)
   }
 
-  static async #parse(fd: number, path: string, ownsFd: boolean, size: bigint): Promise<ElfFile> {
+  static async #parse(source: Source, ownsFd: boolean, size: bigint): Promise<ElfFile> {
+    const { path } = source
     const head = Buffer.alloc(AHEAD_BYTES)
-    const got = await readFully(fd, path, head, 0n)
+    const got = await readFully(source, head, 0n)
     if (got < 16 || head.readUInt32BE(0) !== 0x7f454c46) throw badElf(path, 'not an ELF file: it does not begin with \\x7fELF')
     const elfClass = head[4]
     const data = head[5]
@@ -122,7 +141,7 @@ export class ElfFile {
     const bits = elfClass === 2 ? 64 : 32
     if (got < headerBytes(bits).elf) throw badElf(path, 'the ELF header is cut off', got)
     const view = new ElfView(head, data === 1, bits)
-    const elf = new ElfFile(fd, ownsFd, path, size, bits, data === 1, view.u16(16), view.u16(18))
+    const elf = new ElfFile(source, ownsFd, size, bits, data === 1, view.u16(16), view.u16(18))
     elf.#ahead.push({ offset: 0n, bytes: head.subarray(0, got) })
     await elf.#readHeaders(view)
     elf.#ahead = []
@@ -210,6 +229,11 @@ export class ElfFile {
 
   #view(buffer: Buffer): ElfView {
     return new ElfView(buffer, this.littleEndian, this.bits)
+  }
+
+  /** As it was given; escape it before it is shown. */
+  get path(): string {
+    return this.source.path
   }
 
   /** Program headers, in the order of the file. */
@@ -323,7 +347,7 @@ export class ElfFile {
     if (fileOffset < 0n || fileOffset + BigInt(buffer.length) > this.size) {
       throw badElf(this.path, `${buffer.length} bytes reach beyond the end of the file`, fileOffset)
     }
-    const got = await readFully(this.fd, this.path, buffer, fileOffset)
+    const got = await readFully(this.source, buffer, fileOffset)
     if (got !== buffer.length) throw badElf(this.path, 'the file became shorter while it was read', fileOffset + BigInt(got))
   }
 
@@ -336,7 +360,7 @@ export class ElfFile {
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
-    if (this.ownsFd) await closeFd(this.fd)
+    if (this.ownsFd) await closeFd(this.source.fd)
   }
 }
 
@@ -373,8 +397,8 @@ async function onFile<T>(path: string, verb: string, call: () => Promise<T>): Pr
 }
 
 /** Reads until the buffer is full or the file ends; returns the number of bytes. */
-async function readFully(fd: number, path: string, buffer: Buffer, position: bigint): Promise<number> {
-  let done = 0
+async function readFully({ fd, path, readCached }: Source, buffer: Buffer, position: bigint): Promise<number> {
+  let done = readCached !== null && buffer.length <= MAX_CACHED_BYTES ? readCached(fd, buffer, position) : 0
   while (done < buffer.length) {
     const bytes = await onFile(path, 'read', () => readOnce(fd, buffer, done, position + BigInt(done)))
     if (bytes === 0) break

@@ -79,7 +79,7 @@ export class TargetFile {
 
   /** The parsed headers; read on first use. */
   elf(): Promise<ElfFile> {
-    const elf = this.#elf ?? ElfFile.fromFd(this.fd, this.path, this.size)
+    const elf = this.#elf ?? ElfFile.fromFd(this.fd, this.path, { size: this.size, readCached: this.native.readCached })
     this.#elf = elf
     return elf
   }

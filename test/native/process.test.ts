@@ -42,6 +42,22 @@ test('opens a FIFO without waiting for its writer', (t) => {
   assert.throws(() => native.openFile(`${fifo}/x`), { syscall: 'open', code: 'ENOTDIR', errno: 20 })
 })
 
+test('reads what is in the page cache, or nothing where a file system cannot tell', (t) => {
+  const path = join(tempDirectory(t), 'text')
+  writeFileSync(path, 'cached')
+  const fd = native.openFile(path)
+  t.after(() => native.closeFd(fd))
+  const bytes = Buffer.alloc(10)
+  const got = native.readCached(fd, bytes, 2n)
+  assert.equal(bytes.toString('latin1', 0, got), got === 0 ? '' : 'ched')
+  assert.equal(native.readCached(fd, bytes, 6n), 0, 'behind its end')
+  const state = native.openFile('/proc/self/stat')
+  t.after(() => native.closeFd(state))
+  assert.equal(native.readCached(state, bytes, 0n), 0, 'what is no file of a disk')
+  assert.equal(native.readCached(0x7fffffff, bytes, 0n), 0, 'no descriptor')
+  assert.throws(() => native.readCached(fd, new Uint16Array(2) as unknown as Uint8Array, 0n), /bytes must be a Uint8Array/)
+})
+
 test('every fd is close-on-exec', () => {
   for (const fd of [native.openFile('/'), native.openInRoot('/', '/'), native.pidfdOpen(process.pid)]) {
     const flags = Number.parseInt(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8').match(/^flags:\s+(\d+)/m)?.[1] ?? '0', 8)
