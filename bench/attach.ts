@@ -3,17 +3,15 @@
  *
  * One site and a hundred as perf events, and one to ten thousand, each with its counter, through a uprobe_multi link; each beside a C program (floor.c) that makes the same registrations. Through a link it does so
  * twice: alone, and with the other calls that make an attach, which read the process, the file and its notes, load a program, and read back in the target that the sites are armed. That they
- * are, and that nothing is left, is looked up here once more, outside the measured time.
+ * are, and that nothing is left, is looked up here once more, outside the measured time. The package is measured in an agent of its own (attacher.cjs).
  */
 import { execFileSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { monitorEventLoopDelay } from 'node:perf_hooks'
-import { setTimeout as sleep } from 'node:timers/promises'
-import type { AttachOptions, Tracer as TracerType } from '../lib/index.js'
+import type { AttachOptions } from '../lib/index.js'
 import { isArmed } from '../test/support/memory.js'
 import { type Note, notesOf } from '../test/support/notes.js'
 import { POSTGRES, Postgres } from '../test/support/postgres.js'
-import { Tracer, UprobeError } from './support/built.js'
+import type { Target } from '../test/support/target.js'
 import { table } from './support/markdown.js'
 import { type Holder, holdBpftrace, holdPerf, isInstalled, type Place } from './support/others.js'
 import { type GoalResult, grouped, judge, type Report, type Settings } from './support/report.js'
@@ -31,7 +29,14 @@ interface Subject {
   readonly path: string
   readonly spec: string
   readonly notes: readonly Note[]
+  /** The notes' places in the file, as floor.c takes them. */
+  readonly places: readonly string[]
   readonly options: AttachOptions
+}
+
+function subjectOf(subject: Omit<Subject, 'places'>): Subject {
+  const places = subject.notes.map(({ fileOffset, refCtrOffset }) => `${fileOffset}${refCtrOffset === null ? '' : `:${refCtrOffset}`}`)
+  return { ...subject, places }
 }
 
 /** Milliseconds of one attach and one detach. */
@@ -47,14 +52,6 @@ const ROUNDS = 15
 const SLOW_ROUNDS = 2
 /** What the same system calls take in plain C, times this. */
 const GOAL = 1.3
-/** A tick or two of the histogram of delays. */
-const TICKS_MS = 3
-/**
- * Before each, as in floor.c: some grace periods, since what was attached and detached before is given back in them, and what comes next would wait for those as well; and some part of a tick, with which they
- * end, since what always begins at the same part finds a millisecond more or less count for nothing, or for four.
- */
-const QUIET_MS = 60
-const ANY_MOMENT_MS = 12
 /** Of other tracers, which take seconds. */
 const PEER_ROUNDS = 5
 
@@ -64,29 +61,41 @@ interface Comparison {
   readonly goals: readonly GoalResult[]
 }
 
-async function timeOurs(tracer: TracerType, subject: Subject, registration: Registration): Promise<Times> {
-  const attach = await timed(() => tracer.attach(subject.spec, { ...subject.options, registration }))
-  assertArmed(subject, true)
-  const detach = await timed(() => attach.result.detach())
-  assertArmed(subject, false)
-  return { attachMs: attach.ms, detachMs: detach.ms, stallMs: Math.max(attach.stallMs, detach.stallMs) }
+/** What attacher.cjs answers. */
+type Answer = { readonly ms: number; readonly stallMs: number } | { readonly error: string }
+
+/** An agent that attaches one probe at a time, in a process of its own. */
+class Attacher {
+  private constructor(private readonly process: Target) {}
+
+  static async start(workshop: Workshop): Promise<Attacher> {
+    return new Attacher(await workshop.startScript('attacher.cjs'))
+  }
+
+  attach({ spec, options }: Subject, registration: Registration): Promise<Answer> {
+    return this.#ask(`attach\t${spec}\t${JSON.stringify({ ...options, registration })}`)
+  }
+
+  detach(): Promise<Answer> {
+    return this.#ask('detach')
+  }
+
+  async time(subject: Subject, registration: Registration): Promise<Times> {
+    const attach = succeeded(await this.attach(subject, registration))
+    assertArmed(subject, true)
+    const detach = succeeded(await this.detach())
+    assertArmed(subject, false)
+    return { attachMs: attach.ms, detachMs: detach.ms, stallMs: Math.max(attach.stallMs, detach.stallMs) }
+  }
+
+  async #ask(command: string): Promise<Answer> {
+    return JSON.parse(await this.process.ask(command)) as Answer
+  }
 }
 
-/**
- * Runs `work`, with a histogram of its own: one that was disabled and enabled again takes what was between for a delay. A delay is seen at the tick that comes late, so there is one before the work, and one
- * after it.
- */
-async function timed<T>(work: () => Promise<T>): Promise<{ result: T; ms: number; stallMs: number }> {
-  await sleep(QUIET_MS + Math.random() * ANY_MOMENT_MS)
-  const delays = monitorEventLoopDelay({ resolution: 1 })
-  delays.enable()
-  await sleep(TICKS_MS)
-  const before = performance.now()
-  const result = await work()
-  const ms = performance.now() - before
-  await sleep(TICKS_MS)
-  delays.disable()
-  return { result, ms, stallMs: delays.max / 1e6 }
+function succeeded(answer: Answer): { readonly ms: number; readonly stallMs: number } {
+  if ('error' in answer) throw new Error(`the agent could not: ${answer.error}`)
+  return answer
 }
 
 /** Some hundred of them are looked at, each by a reading of its own. */
@@ -99,9 +108,8 @@ function assertArmed({ pid, path, notes: all }: Subject, armed: boolean): void {
   if (wrong.length > 0) throw new Error(`${wrong.length} of ${notes.length} sites are ${armed ? 'not armed' : 'still armed'}`)
 }
 
-function timeFloor(floor: string, { pid, path, notes }: Subject, mode: Floor): Times {
-  const offsets = notes.map(({ fileOffset, refCtrOffset }) => `${fileOffset}${refCtrOffset === null ? '' : `:${refCtrOffset}`}`)
-  const [attach, detach] = execFileSync(floor, [mode, path, String(pid), ...offsets], { encoding: 'utf8' })
+function timeFloor(floor: string, { pid, path, places }: Subject, mode: Floor): Times {
+  const [attach, detach] = execFileSync(floor, [mode, path, String(pid), ...places], { encoding: 'utf8' })
     .split(' ')
     .map(Number)
   if (attach === undefined || detach === undefined) throw new Error('floor gave no times')
@@ -114,7 +122,7 @@ const FLOOR_NAMES: Record<Floor, string> = { perf: 'C', multi: 'C, the link alon
 
 /** Measures all sides in turn, so that they meet the same noise. */
 async function compare(
-  tracer: TracerType,
+  agent: Attacher,
   floor: string | null,
   subject: Subject,
   registration: Registration,
@@ -128,7 +136,7 @@ async function compare(
   // The first round is not counted.
   for (let round = 0; round <= rounds; round++) {
     const counted = round > 0 || rounds <= SLOW_ROUNDS
-    const time = await timeOurs(tracer, subject, registration)
+    const time = await agent.time(subject, registration)
     if (counted) ours.push(time)
     for (const { measure, times } of floors) {
       const floorTime = measure()
@@ -190,43 +198,41 @@ function cells(times: readonly Times[]): string[] {
 }
 
 /** Whether this kernel has a uprobe_multi link that the package uses. */
-async function hasMulti(tracer: TracerType, subject: Subject): Promise<boolean> {
-  try {
-    await (await tracer.attach(subject.spec, { ...subject.options, registration: 'multi' })).detach()
-    return true
-  } catch (error) {
-    if (error instanceof UprobeError && error.code === 'ERR_UPROBE_UNSUPPORTED') return false
-    throw error
-  }
+async function hasMulti(agent: Attacher, subject: Subject): Promise<boolean> {
+  const answer = await agent.attach(subject, 'multi')
+  if ('error' in answer && answer.error === 'ERR_UPROBE_UNSUPPORTED') return false
+  succeeded(answer)
+  succeeded(await agent.detach())
+  return true
 }
 
 /** All probes of a PostgreSQL server, in every process of it: what the package itself would choose. */
-async function comparePostgres(workshop: Workshop, tracer: TracerType): Promise<Comparison> {
+async function comparePostgres(workshop: Workshop, agent: Attacher): Promise<Comparison> {
   if (!existsSync(POSTGRES)) return { rows: [], goals: [] }
   const server = await Postgres.start(workshop)
   const path = server.path
   const notes = notesOf(path)
-  const subject: Subject = { pid: server.pid, path, spec: `usdt:${path}:postgresql:*`, notes, options: { countOnly: true } }
-  const { rows, goals } = await compare(tracer, null, subject, 'multi', ROUNDS)
+  const subject = subjectOf({ pid: server.pid, path, spec: `usdt:${path}:postgresql:*`, notes, options: { countOnly: true } })
+  const { rows, goals } = await compare(agent, null, subject, 'multi', ROUNDS)
   return { rows: rows.map(([, ...rest]) => ['uprobe, PostgreSQL', ...rest]), goals }
 }
 
 /** A file with ten thousand probes, each with a counter of its own; of which one, a hundred, … are attached. */
-async function compareThousands(workshop: Workshop, tracer: TracerType, floor: string): Promise<Comparison[]> {
+async function compareThousands(workshop: Workshop, agent: Attacher, floor: string): Promise<Comparison[]> {
   const path = workshop.build('thousands')
   const { pid } = await workshop.startTarget(path)
   const all = notesOf(path)
   const comparisons: Comparison[] = []
   for (const numbers of ['7', '7??', '7???', '*']) {
     const isMeant = new RegExp(`^site${numbers.replaceAll('?', '.').replace('*', '.*')}$`)
-    const subject: Subject = {
+    const subject = subjectOf({
       pid,
       path,
       spec: `usdt:${path}:t:site${numbers}`,
       notes: all.filter(({ name }) => isMeant.test(name)),
       options: { pid, maxSites: all.length },
-    }
-    const { rows, goals } = await compare(tracer, floor, subject, 'multi', ROUNDS)
+    })
+    const { rows, goals } = await compare(agent, floor, subject, 'multi', ROUNDS)
     comparisons.push({ rows: rows.map(([who = '', ...rest]) => [`${who}, of 10,000`, ...rest]), goals })
   }
   return comparisons
@@ -238,22 +244,19 @@ export function attachTime({ quick }: Settings): Promise<Report> {
     const path = workshop.build('target')
     const floor = workshop.build('floor')
     const { pid } = await workshop.startTarget(path)
-    const tracer = new Tracer()
-    workshop.after(() => tracer.close())
-    const subjectOf = (name: string): Subject => {
-      const notes = notesOf(path, `bench:${name}`)
-      return { pid, path, spec: `usdt:${path}:bench:${name}`, notes, options: { pid } }
-    }
-    const one = subjectOf('ints0')
-    const hundred = subjectOf('hundred')
-    const ordinary: Comparison[] = [await compare(tracer, floor, one, 'perf', ROUNDS)]
+    const agent = await Attacher.start(workshop)
+    const probesNamed = (name: string): Subject =>
+      subjectOf({ pid, path, spec: `usdt:${path}:bench:${name}`, notes: notesOf(path, `bench:${name}`), options: { pid } })
+    const one = probesNamed('ints0')
+    const hundred = probesNamed('hundred')
+    const ordinary: Comparison[] = [await compare(agent, floor, one, 'perf', ROUNDS)]
     const thousands: Comparison[] = []
-    if (!quick) ordinary.push(await compare(tracer, floor, hundred, 'perf', SLOW_ROUNDS))
-    if (await hasMulti(tracer, one)) {
-      ordinary.push(await compare(tracer, floor, one, 'multi', ROUNDS))
-      ordinary.push(await compare(tracer, floor, hundred, 'multi', ROUNDS))
-      thousands.push(...(await compareThousands(workshop, tracer, floor)))
-      ordinary.push(await comparePostgres(workshop, tracer))
+    if (!quick) ordinary.push(await compare(agent, floor, hundred, 'perf', SLOW_ROUNDS))
+    if (await hasMulti(agent, one)) {
+      ordinary.push(await compare(agent, floor, one, 'multi', ROUNDS))
+      ordinary.push(await compare(agent, floor, hundred, 'multi', ROUNDS))
+      thousands.push(...(await compareThousands(workshop, agent, floor)))
+      ordinary.push(await comparePostgres(workshop, agent))
     }
     const peers = quick ? [] : await comparePeers(workshop, one, hundred)
     const rows = [...ordinary, ...thousands].flatMap((comparison) => comparison.rows)
