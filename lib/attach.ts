@@ -198,11 +198,7 @@ async function attachSteps(
 
   await work.beforeLongStep()
   // From the first registration on there can be hits, so whoever gets them must be there before.
-  const decoder = new HitDecoder(
-    prepared.sites.map((site) => site.shape),
-    (slot) => probe.siteOfSlot(slot),
-    stacks,
-  )
+  const decoder = new HitDecoder(prepared.sites, (slot) => probe.siteOfSlot(slot), stacks)
   const holds = new ProbeHolds(
     counterTable,
     prepared.files.flatMap((file) => countersOf(context, file, settings.counter, () => probe.armed)),

@@ -1,7 +1,7 @@
 /**
  * Work over thousands of sites: it leaves the event loop its turn, ends when it is aborted, and says how far it is.
  *
- * A loop asks at each site whether it is time to {@link SiteWork.rest}. Then, and at the beginning and the end of each step, whoever wants to know is told; so a short attach tells
+ * A loop asks after some sites whether it is time to {@link SiteWork.rest}. Then, and at the beginning and the end of each step, whoever wants to know is told; so a short attach tells
  * little, and a long one about once a turn.
  */
 import { TimeSlice } from './elf/time-slice.js'
@@ -40,7 +40,7 @@ export class SiteWork {
   #done = 0
   #total = 0
   #told = -1
-  #looks = 0
+  #untilLook = SITES_A_LOOK
 
   /**
    * @param signal - ends the work
@@ -78,21 +78,23 @@ export class SiteWork {
     else this.begin(step, sites)
   }
 
-  /** Whether it is time to {@link rest}; to be asked once a site. */
-  get isDue(): boolean {
-    return ++this.#looks % SITES_A_LOOK === 0 && this.#slice.isOver
-  }
-
   /**
    * Takes a step with each of some things, and rests whenever it is due. A step that has to be waited for returns a promise; of thousands few do. (`for … of` in an async function makes an
    * object at each turn, which the collector has to clear away while the event loop stands still.)
    */
   async each<T extends object>(things: readonly T[], step: (thing: T) => Promise<unknown> | undefined): Promise<void> {
-    for (let index = 0; index < things.length; index++) {
-      if (this.isDue) await this.rest()
-      const thing = things[index]
-      const waiting = thing === undefined ? undefined : step(thing)
-      if (waiting !== undefined) await waiting
+    for (let index = 0; index < things.length; ) {
+      if (this.#untilLook === 0) {
+        this.#untilLook = SITES_A_LOOK
+        if (this.#slice.isOver) await this.rest()
+      }
+      const end = Math.min(index + this.#untilLook, things.length)
+      this.#untilLook -= end - index
+      for (; index < end; index++) {
+        const thing = things[index]
+        const waiting = thing === undefined ? undefined : step(thing)
+        if (waiting !== undefined) await waiting
+      }
     }
   }
 

@@ -243,14 +243,18 @@ export class HitDecoder {
   readonly #probe: ProbeRecords
 
   /**
-   * @param shapes - by slot
+   * @param sites - by slot; their shapes
    * @param siteOf - the site of a slot, as the user sees it
    * @param stacks - where stacks are, if the shapes record them
    */
-  constructor(shapes: readonly CaptureShape[], siteOf: (slot: number) => ProbeSite, stacks: HitStacks | null = null) {
+  constructor(
+    sites: ReadonlyArray<{ readonly shape: CaptureShape }>,
+    siteOf: (slot: number) => ProbeSite,
+    stacks: HitStacks | null = null,
+  ) {
     const known = new Map<CaptureShape, RecordSource>()
     let before: { readonly shape: CaptureShape; readonly source: RecordSource } | undefined
-    const sources = shapes.map((shape) => {
+    const sources = sites.map(({ shape }) => {
       if (shape === before?.shape) return before.source
       const source = known.get(shape) ?? { layout: layoutOf(shape), stacks: shape.stack ? stacks : null, reader: new ArgumentReader(shape) }
       known.set(shape, source)

@@ -42,6 +42,9 @@ export function checkCounterOffset(
 ): UprobeError | null {
   const offset = site.refCtrOffset
   if (offset === null) return null
+  // Of thousands nearly all are so, and a number is looked at sooner than a bigint.
+  const number = Number(offset)
+  if (pmu.refCtrOffset && number % 2 === 0 && number <= 0xffff_ffff) return null
   // Only 32 bits of an offset fit into perf_event_attr: config[63:32]; the uprobe_multi link has 64.
   const tooLarge = bits === 32 && offset > 0xffff_ffffn
   if (pmu.refCtrOffset && offset % 2n === 0n && !tooLarge) return null

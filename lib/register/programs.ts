@@ -20,34 +20,39 @@ export interface MultiProgram {
   readonly servesAll: boolean
 }
 
-/** Sites whose hits are captured alike. */
-interface Kind {
-  readonly shape: CaptureShape
-  readonly slots: number[]
+/** The different shapes of a probe's sites, and which of them each has. */
+interface Kinds {
+  readonly shapes: readonly CaptureShape[]
+  /** Indexes of `shapes`, by slot. */
+  readonly bySlot: Int32Array
 }
 
-function kindsOf(sites: readonly Site[]): Kind[] {
-  const byKey = new Map<string, Kind>()
-  const byShape = new Map<CaptureShape, Kind>()
-  // Sites that follow each other are mostly of one kind.
-  let before: Kind | undefined
-  for (const { shape, slot } of sites) {
-    if (shape === before?.shape) {
-      before.slots.push(slot)
-      continue
-    }
-    let kind = byShape.get(shape)
-    if (kind === undefined) {
-      // Shapes of several files may be alike without being one.
-      const key = shapeKey(shape)
-      kind = byKey.get(key) ?? { shape, slots: [] }
-      byKey.set(key, kind)
-      byShape.set(shape, kind)
-    }
-    kind.slots.push(slot)
-    before = kind
+function kindsOf(sites: readonly Site[]): Kinds {
+  const shapes: CaptureShape[] = []
+  const bySlot = new Int32Array(sites.length)
+  const byKey = new Map<string, number>()
+  const byShape = new Map<CaptureShape, number>()
+  const find = (shape: CaptureShape): number => {
+    const found = byShape.get(shape)
+    if (found !== undefined) return found
+    // Shapes of several files may be alike without being one.
+    const key = shapeKey(shape)
+    const kind = byKey.get(key) ?? shapes.push(shape) - 1
+    byKey.set(key, kind)
+    byShape.set(shape, kind)
+    return kind
   }
-  return [...byKey.values()]
+  // Sites that follow each other are mostly of one kind.
+  let before: CaptureShape | undefined
+  let kind = 0
+  for (const { shape, slot } of sites) {
+    if (shape !== before) {
+      before = shape
+      kind = find(shape)
+    }
+    bySlot[slot] = kind
+  }
+  return { shapes, bySlot }
 }
 
 /** What all programs of a probe have in common. */
@@ -87,17 +92,13 @@ export class CapturePrograms {
     const kinds = kindsOf(this.sites)
     const programs: MultiProgram[] = []
     let first = 0
-    for (const shapes of splitShapes(
-      kinds.map((kind) => kind.shape),
-      { ...this.base, sleepable: true },
-    )) {
-      const served = new Int32Array(this.sites.length).fill(-1)
-      shapes.forEach((_, index) => {
-        for (const slot of kinds[first + index]?.slots ?? []) served[slot] = index
-      })
-      first += shapes.length
+    for (const shapes of splitShapes(kinds.shapes, { ...this.base, sleepable: true })) {
+      const servesAll = shapes.length === kinds.shapes.length
+      const [from, to] = [first, first + shapes.length]
+      first = to
+      const served = servesAll ? kinds.bySlot : kinds.bySlot.map((kind) => (kind >= from && kind < to ? kind - from : -1))
       try {
-        programs.push({ fd: await this.#load('multi', 0, shapes), shapes: served, servesAll: shapes.length === kinds.length })
+        programs.push({ fd: await this.#load('multi', 0, shapes), shapes: served, servesAll })
       } catch (error) {
         for (const { fd } of programs) this.native.closeFd(fd)
         throw error

@@ -80,7 +80,7 @@ export class FileCounters implements CounterMap {
   }
 
   isShared(vaddr: bigint): boolean {
-    this.#anyShared ??= [...this.notes.values()].some((notes) => Array.isArray(notes))
+    this.#anyShared ??= isAnyShared(this.notes)
     return this.#anyShared && Array.isArray(this.notes.get(keyOf(vaddr)))
   }
 
@@ -96,6 +96,19 @@ export class FileCounters implements CounterMap {
     const anonymousStart = refCtrOffset === null ? this.elf.anonymousStart(vaddr) : null
     return { vaddr, refCtrOffset, anonymousStart, provider, name, sites: [...sites.values()] }
   }
+}
+
+/** What was found out of the counters of notes that are kept. */
+const anyShared = new WeakMap<CounterNotes, boolean>()
+
+function isAnyShared(notes: CounterNotes): boolean {
+  let shared = anyShared.get(notes)
+  if (shared === undefined) {
+    shared = false
+    for (const sharing of notes.values()) shared ||= Array.isArray(sharing)
+    anyShared.set(notes, shared)
+  }
+  return shared
 }
 
 function notesOf(sharing: CountedNote | readonly CountedNote[]): readonly CountedNote[] {

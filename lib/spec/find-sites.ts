@@ -38,13 +38,12 @@ export interface FoundSite {
 /** A site of a note. There may be thousands, so what the note says is not copied. */
 class NoteSite implements FoundSite {
   constructor(
-    private readonly note: UsdtNote,
+    readonly note: UsdtNote,
     readonly fileOffset: bigint,
-    private readonly prefix: string,
   ) {}
 
   get probe(): string {
-    return this.prefix + this.note.name
+    return probeOf(this.note)
   }
 
   get origin(): SiteOrigin {
@@ -93,35 +92,60 @@ export async function findSites(spec: ProbeSpec, elf: ElfFile, work: SiteWork): 
   }
 }
 
+function probeOf({ provider, name }: UsdtNote): string {
+  return `usdt:${provider}:${name}`
+}
+
+/** The notes of a file whose code has a place in it, as sites, and the others. */
+interface NoteSites {
+  readonly sites: readonly NoteSite[]
+  readonly unplaced: readonly UsdtNote[]
+}
+
+/** What was made of the notes that are kept: an agent attaches to the same thousands again and again. */
+const madeOfNotes = new WeakMap<readonly UsdtNote[], NoteSites>()
+
+async function sitesOf(notes: readonly UsdtNote[], work: SiteWork): Promise<NoteSites> {
+  const made = madeOfNotes.get(notes)
+  if (made !== undefined) return made
+  const sites: NoteSite[] = []
+  const unplaced: UsdtNote[] = []
+  await work.each(notes, (note) => {
+    if (note.fileOffset === null) unplaced.push(note)
+    else sites.push(new NoteSite(note, note.fileOffset))
+    return undefined
+  })
+  madeOfNotes.set(notes, { sites, unplaced })
+  return { sites, unplaced }
+}
+
 async function findNotes(elf: ElfFile, provider: string, name: string, work: SiteWork): Promise<FoundSites> {
   const isProvider = compileGlob(provider)
   const isName = compileGlob(name)
-  const sites: FoundSite[] = []
-  const skipped: string[] = []
   const notes = await readUsdtNotes(elf)
   const candidates = hasWildcard(provider) || hasWildcard(name) ? notes : await NoteIndex.of(notes).named(provider, name)
+  const { sites: all, unplaced } = await sitesOf(candidates, work)
   // Notes that follow each other mostly have one provider.
-  let provided: string | null = null
+  let before: string | null = null
   let matches = false
-  let prefix = ''
-  await work.each(candidates, (note) => {
-    if (note.provider !== provided) {
-      provided = note.provider
-      matches = isProvider(provided)
-      prefix = `usdt:${provided}:`
+  const isMeant = (note: UsdtNote): boolean => {
+    if (note.provider !== before) {
+      before = note.provider
+      matches = isProvider(before)
     }
-    if (!matches || !isName(note.name)) return undefined
-    const { fileOffset } = note
-    if (fileOffset === null) {
-      const probe = prefix + note.name
-      skipped.push(
-        `${escapeForDisplay(probe)}: its address 0x${note.vaddr.toString(16)} has no place in the file (a file of debug symbols?)`,
-      )
-      return undefined
-    }
-    sites.push(new NoteSite(note, fileOffset, prefix))
+    return matches && isName(note.name)
+  }
+  const sites: FoundSite[] = []
+  await work.each(all, (site) => {
+    if (isMeant(site.note)) sites.push(site)
     return undefined
   })
+  const skipped = unplaced
+    .filter(isMeant)
+    .map(
+      (note) =>
+        `${escapeForDisplay(probeOf(note))}: its address 0x${note.vaddr.toString(16)} has no place in the file (a file of debug symbols?)`,
+    )
   return { sites, skipped, notes }
 }
 

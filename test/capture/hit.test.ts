@@ -22,7 +22,7 @@ function shapeOf(args: string, strings: readonly number[] = [], stringLimit = 25
 
 /** Decodes one record. */
 function hitOf(shape: CaptureShape, content: RecordContent): Hit {
-  const decoder = new HitDecoder([shape], () => site)
+  const decoder = new HitDecoder([{ shape }], () => site)
   return decoder.open(batchOf(shape, [content])).hit(8)
 }
 
@@ -215,7 +215,10 @@ test('is inspected with its fields', () => {
 
 test('decodes records of several sites by their slot', () => {
   const shapes = [shapeOf('-4@%edi'), shapeOf('8@%rsi 1@%dl')]
-  const decoder = new HitDecoder(shapes, (slot) => ({ ...site, probe: `usdt:t:p${slot}` }))
+  const decoder = new HitDecoder(
+    shapes.map((shape) => ({ shape })),
+    (slot) => ({ ...site, probe: `usdt:t:p${slot}` }),
+  )
   const [first, second] = shapes
   assert.ok(first !== undefined && second !== undefined)
   const one = decoder.open(batchOf(first, [{ slot: 0, values: [1n] }]))
@@ -274,7 +277,7 @@ for (const limit of [150, 700])
     fc.assert(
       fc.property(fc.array(fc.tuple(text, text), { minLength: 1, maxLength: 12 }), fc.infiniteStream(fc.nat(11)), (texts, order) => {
         const strings = texts.map(([first, last]) => ({ 0: { bytes: Buffer.from(first) }, 2: { bytes: Buffer.from(last) } }))
-        const records = new HitDecoder([shape], () => site).open(
+        const records = new HitDecoder([{ shape }], () => site).open(
           batchOf(
             shape,
             strings.map((both, index) => ({ values: [1n, BigInt(index), 2n], strings: both })),

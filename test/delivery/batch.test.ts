@@ -28,7 +28,10 @@ const site = { probe: 'usdt:t:probe', path: '/bin/t', fileOffset: 0n, refCtrOffs
 
 function hitsOf(contents: readonly RecordContent[], shapes: readonly CaptureShape[] = [SHAPE, SHAPE]): HitBatch {
   const buffer = batchOf(SHAPE, contents)
-  const records = new HitDecoder(shapes, () => site).open(buffer)
+  const records = new HitDecoder(
+    shapes.map((shape) => ({ shape })),
+    () => site,
+  ).open(buffer)
   const offsets = sortRecords(buffer, buffer.byteLength / contents.length).get(0)
   assert.ok(offsets)
   return new HitBatch(records, offsets)
