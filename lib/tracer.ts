@@ -170,6 +170,8 @@ export class Tracer extends EventEmitter<TracerEvents> {
     try {
       const probe = await work
       if (probe.state === 'attached') this.#probes.add(probe)
+      // What it is a part of ends it, in the right order.
+      if (makeTaker !== null) unfollow()
       return probe
     } catch (error) {
       unfollow()
@@ -237,7 +239,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
     return this.#giveWay(pid ?? null)
   }
 
-  /** Detaches every probe, ends attaches that are under way, and stops the reading thread. Idempotent. */
+  /** Detaches every probe and every aggregation, ends attaches that are under way, and stops the reading thread. Idempotent. */
   close(): Promise<void> {
     this.#closed ??= this.#close()
     return this.#closed
@@ -251,7 +253,8 @@ export class Tracer extends EventEmitter<TracerEvents> {
   async #close(): Promise<void> {
     this.#closing.abort(closedError())
     await Promise.allSettled(this.#attaching)
-    const results = await Promise.allSettled([...this.#aggregations, ...this.#probes].map((probe) => probe.detach()))
+    // Those of aggregations are not detached by themselves: the two of a latency have an order.
+    const results = await Promise.allSettled([...this.#aggregations, ...this.probes].map((each) => each.detach()))
     this.#governor.close()
     await this.#claims.close()
     // Whoever asked for it has come to an end, and been told if it could not be made.

@@ -56,7 +56,8 @@ export async function aggregate(context: AggregateContext, settings: AggregateSe
     const { store, groups, pair } = made
     if (store === null || groups === null) throw new TypeError('a probe was attached without asking what takes its hits')
     if (pair !== null) pair.start = start
-    return new Aggregation({ start, pair, store, groups, log, onEnded: (ended) => context.onEnded(ended) })
+    const { signal } = settings.attach
+    return new Aggregation({ start, pair, store, groups, signal, log, onEnded: (ended) => context.onEnded(ended) })
   } catch (error) {
     await undo.run(log)
     throw error

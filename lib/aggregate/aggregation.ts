@@ -8,6 +8,7 @@ import { EventEmitter } from 'node:events'
 import type { Throttled } from '../budget/member.js'
 import { type SeenTime, seenFractionOf } from '../budget/seen-clock.js'
 import { callGuarded } from '../delivery/consumer.js'
+import { follow } from '../follow.js'
 import type { Logger } from '../log.js'
 import type { Probe } from '../probe.js'
 import type { ProbeSite, ProbeState, ProbeStateChange } from '../probe-types.js'
@@ -23,6 +24,8 @@ export interface AggregationParts {
   readonly pair: Pair | null
   readonly store: GroupStore
   readonly groups: Groups
+  /** Ends it when it is aborted. Its probes do not follow it, since of two each has its time to go. */
+  readonly signal: AbortSignal | null
   readonly log: Logger
   readonly onEnded: (aggregation: Aggregation) => void
 }
@@ -39,18 +42,24 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
   #aggregated = 0
   #final: Losses | null = null
   #ending: Promise<void> | null = null
+  #unfollow: () => void = () => undefined
   #work: Promise<unknown> = Promise.resolve()
 
   /** @internal */
   constructor(parts: AggregationParts) {
     super()
     this.#parts = parts
-    const { start, pair } = parts
+    const { start, pair, signal } = parts
     start.on('state', (change) => this.#onState(change))
     pair?.end.on('state', ({ state }) => {
       if (isOver(state)) this.#background(() => this.#end())
     })
     for (const probe of this.#probes) probe.on('error', (error) => this.#report(error))
+    if (signal !== null) {
+      const stop = new AbortController()
+      stop.signal.addEventListener('abort', () => this.#background(() => this.#end()))
+      this.#unfollow = follow(signal, stop)
+    }
     if (this.#probes.some(({ state }) => isOver(state))) this.#background(() => this.#end())
   }
 
@@ -166,6 +175,7 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
 
   async #tearDown(): Promise<void> {
     const { start, pair, onEnded } = this.#parts
+    this.#unfollow()
     try {
       await start.detach()
     } finally {

@@ -24,6 +24,8 @@ import { turns, waitFor } from '../support/wait.js'
 const GCC = needs({ programs: ['gcc'] })
 const PAIR = { from: 'usdt:t:begin', to: 'usdt:t:end' }
 const BUDGET = { hitsPerSecond: 1 }
+/** Longer than what is waited for takes. */
+const LONG_MS = 10_000
 
 interface Governed {
   readonly target: Target
@@ -236,20 +238,26 @@ test('what was begun is forgotten before the probes come back, also when that fa
   await assertSeen(aggregation, {}, { hits: 1, unfinished: 1, cutOff: 1, begunUnseen: 1 })
 })
 
-test('at the end, too, an end is not taken for that of another, and what has begun may end', GCC, async (t) => {
-  t.mock.method(PairedArming.prototype, 'patienceMs', () => Number.POSITIVE_INFINITY)
-  const target = await Target.start(t, buildTarget(t, 'latency'))
-  const aggregation = await newTracer(t).aggregate(PAIR, { pid: target.pid, by: 'arg0' })
-  assert.equal(await target.ask('begin 1'), 'done')
-  const detached = aggregation.detach()
-  await turns(2)
-  for (const command of ['begin 2', 'end 2', 'end 1']) assert.equal(await target.ask(command), 'done')
-  await detached
-  const { hits, aggregated, unfinished, unmatched } = aggregation.stats()
-  assert.deepEqual([hits, aggregated, unfinished, unmatched], [1, 1, 0, 0])
-  const [group] = (await aggregation.snapshot()).groups
-  assert.deepEqual(group?.key, [1])
-})
+for (const how of ['detached', 'aborted', 'the tracer is closed'] as const) {
+  test(`at the end, too, an end is not taken for that of another, and what has begun may end (${how})`, GCC, async (t) => {
+    t.mock.method(PairedArming.prototype, 'patienceMs', () => LONG_MS)
+    const target = await Target.start(t, buildTarget(t, 'latency'))
+    const tracer = newTracer(t)
+    const controller = new AbortController()
+    const aggregation = await tracer.aggregate(PAIR, { pid: target.pid, by: 'arg0', signal: controller.signal })
+    assert.equal(await target.ask('begin 1'), 'done')
+    if (how === 'aborted') controller.abort()
+    const ended = how === 'the tracer is closed' ? tracer.close() : how === 'detached' ? aggregation.detach() : null
+    await turns(2)
+    for (const command of ['begin 2', 'end 2', 'end 1']) assert.equal(await target.ask(command), 'done')
+    await (ended ?? waitFor('the end', () => aggregation.state === 'detached'))
+    await aggregation.detach()
+    const { hits, aggregated, unfinished, unmatched } = aggregation.stats()
+    assert.deepEqual([hits, aggregated, unfinished, unmatched], [1, 1, 0, 0])
+    const [group] = (await aggregation.snapshot()).groups
+    assert.deepEqual(group?.key, [1])
+  })
+}
 
 for (const counter of ['kernel', 'msb'] as const) {
   test(`the probes of a latency that is out are not in the target, so that no program of theirs runs (${counter})`, GCC, async (t) => {
