@@ -41,6 +41,8 @@ export interface Arming {
    * @param work - counts the sites
    */
   disarm(work?: SiteWork): Promise<unknown>
+  /** As {@link disarm}, and gives back what was held so that others keep away, until {@link resume} takes it again. */
+  giveWay(): Promise<unknown>
   /** Gives back what was held so that others keep away. After {@link disarm}. */
   finish(): Promise<void>
   /** Ends what concerns one process, which has exited or called exec. */
@@ -92,6 +94,10 @@ export class CountedArming implements Arming {
       await this.attachment.unregister(work)
     }
     return null
+  }
+
+  giveWay(): Promise<null> {
+    return this.disarm()
   }
 
   async finish(): Promise<void> {}
@@ -190,6 +196,12 @@ export class ClaimedArming implements Arming {
     this.held.releaseLeases()
     await this.takeOut(work)
     reached('breakpoints-out')
+    return failure
+  }
+
+  async giveWay(): Promise<unknown> {
+    const failure = await this.disarm()
+    await this.finish()
     return failure
   }
 

@@ -340,17 +340,19 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     return this.#parts.arming.claimedCounters()
   }
 
-  /** @internal Gives its claims up for another tool, and pauses. Returns whether there were any. */
-  yield(): Promise<boolean> {
+  /**
+   * @internal Gives its claims up for another tool, and pauses. Returns whether there were any.
+   * @param told - as of {@link sitOut}: one that follows another is not paused, but out until that brings it back
+   */
+  yield(told = true): Promise<boolean> {
     return this.#inTurn(async () => {
       const { arming, holds, ring } = this.#parts
       if (this.#ending !== null || !arming.claims) return false
-      const failure = await this.#switchOff('out', () => arming.disarm())
-      await arming.finish()
+      const failure = await this.#switchOff('out', () => arming.giveWay())
       holds.leave()
       await ring.drain()
-      this.#out = false
-      this.#change('paused', { reason: 'yield', mayHaveMissed: false })
+      this.#out = !told
+      if (told) this.#change('paused', { reason: 'yield', mayHaveMissed: false })
       if (failure !== null) throw failure
       return true
     })
@@ -397,8 +399,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   }
 
   /**
-   * @internal Arms again what {@link sitOut} took out. If it is refused, the probe is paused.
-   * @param prepare - as of `Arming.resume`
+   * @internal Arms again what {@link sitOut} took out. If it is refused, the probe is paused; but one that follows another stays out, and the other is paused.
+   * @param prepare - as of `Arming.resume`, by whoever is followed
    */
   comeBack(prepare?: () => Promise<void>): Promise<void> {
     return this.#inTurn(async () => {
@@ -410,6 +412,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       } catch (error) {
         // The end of the probe, or of a process, is told by itself, and it goes on with those that are left.
         if (this.#abort.signal.aborted || this.#targets.size < targets || isGone(error)) return
+        if (prepare !== undefined) throw error
         this.#out = false
         this.#change('paused', { reason: 'refused', mayHaveMissed: true })
         throw error

@@ -230,7 +230,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
   }
 
   /**
-   * Gives way to another tool: clears the claims of `counter: 'msb'`, and closes the registrations and guards that keep kernel tracers away. The probes are paused;
+   * Gives way to another tool: clears the claims of `counter: 'msb'`, and closes the registrations and guards that keep kernel tracers away. The probes and aggregations are paused, a latency as a whole;
    * `resume()` tries to take the counters again. Probes with `counter: 'kernel'` share their counters with everybody and go on.
    * @param pid - only probes for this process, or for every process; default: all
    * @returns what was given up, an entry for each counter in each process
@@ -268,7 +268,8 @@ export class Tracer extends EventEmitter<TracerEvents> {
     await Promise.race([Promise.allSettled(this.#attaching), delay(ATTACH_PATIENCE_MS, undefined, { ref: false })])
     const released: ReleasedCounter[] = []
     const failures: unknown[] = []
-    for (const probe of this.#probes) {
+    // Those of aggregations do not give way by themselves: the two of a latency have an order.
+    for (const probe of [...this.#aggregations, ...this.probes]) {
       const held = probe.claimedCounters()
       if (pid !== null && !held.some((counter) => counter.pid === pid)) continue
       try {

@@ -7,6 +7,7 @@
 import { EventEmitter } from 'node:events'
 import type { Throttled } from '../budget/member.js'
 import { type SeenTime, seenFractionOf } from '../budget/seen-clock.js'
+import type { ReleasedCounter } from '../counter/control.js'
 import { callGuarded } from '../delivery/consumer.js'
 import { follow } from '../follow.js'
 import type { Logger } from '../log.js'
@@ -134,6 +135,33 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
       return toStats(hits, filtered, hits - filtered - aggregated, counts, losses, seen)
     }
     return toStats(hits, filtered, known, pair.counts(losses, this.ended ? this.#aggregated : undefined), losses, seen)
+  }
+
+  /**
+   * Switches off until `resume()`, as a probe (see `probe.pause()`). The two probes of a latency are taken out together: what has begun is waited for as at a detach, and what has not ended then is
+   * `cutOff`. The time of the pause is in no snapshot.
+   * @throws {UprobeError} as `probe.pause()`
+   */
+  pause(): Promise<void> {
+    return this.#parts.start.pause()
+  }
+
+  /**
+   * Switches on again what was paused, gave way to another tool, or could not be armed again. Does nothing if it is not paused; what is throttled comes back by itself.
+   * @throws {UprobeError} as `probe.resume()`; it stays paused then
+   */
+  resume(): Promise<void> {
+    return this.#parts.start.resume()
+  }
+
+  /** @internal The counters that it has claimed, one for each process. */
+  claimedCounters(): ReleasedCounter[] {
+    return this.#parts.start.claimedCounters()
+  }
+
+  /** @internal Gives its claims up for another tool, and pauses. Returns whether there were any. */
+  yield(): Promise<boolean> {
+    return this.#parts.start.yield()
   }
 
   /**

@@ -1,5 +1,5 @@
 /**
- * The two probes of a latency, where it begins and where it ends, as one thing that a budget takes out and arms again.
+ * The two probes of a latency, where it begins and where it ends, as one thing that is taken out and armed again: by a budget, a pause, or for another tool.
  *
  * Which is switched when, and why no latency is false for it, says paired-arming.ts. Here is what that does to the counts:
  *

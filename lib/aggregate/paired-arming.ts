@@ -20,7 +20,7 @@
  * Which returns the kernel tells of, of calls that began while the return probe was out, depends on its version and on the way of registration: all through a link, and before Linux 6.13 through a perf event, too, if something else had the
  * kernel watch the call; else none (`handle_uretprobe_chain`, kernel/events/uprobes.c). They find nothing either way.
  *
- * The same is done at the end, and at the attach: where it begins, hits are marked until all sites are in, since of several one is in before another.
+ * The same is done for a pause, for another tool that asks for a counter of either, at the end, and at the attach: where it begins, hits are marked until all sites are in, since of several one is in before another.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Arming } from '../arming.js'
@@ -59,7 +59,7 @@ export class PairedArming implements Arming {
   }
 
   claimedCounters(): ReleasedCounter[] {
-    return this.own.claimedCounters()
+    return [...this.own.claimedCounters(), ...this.pair.end.claimedCounters()]
   }
 
   async arm(work: SiteWork): ReturnType<Arming['arm']> {
@@ -75,6 +75,14 @@ export class PairedArming implements Arming {
     this.#uncut = true
     await this.#cut()
     return failure
+  }
+
+  /** Both go, whichever of them is in the way of others: one alone measures nothing. */
+  async giveWay(): Promise<unknown> {
+    const failure = await this.#takeOut(() => this.own.giveWay())
+    this.#uncut = true
+    const results = [await outcome(() => this.#cut()), await outcome(() => this.pair.end.yield(false))]
+    return failure ?? firstFailure(results)
   }
 
   async resume(signal: AbortSignal): Promise<readonly string[]> {
@@ -128,8 +136,7 @@ export class PairedArming implements Arming {
     results.push(await outcome(() => end.ignoreHits()))
     const [own, others] = await Promise.all([outcome(takeOwn), outcome(() => end.sitOut(false))])
     results.push(await outcome(() => this.pair.bothOut()))
-    for (const result of [own, others, ...results]) if (result.status === 'rejected') return result.reason
-    return own.status === 'fulfilled' ? own.value : null
+    return firstFailure([own, others, ...results]) ?? (own.status === 'fulfilled' ? own.value : null)
   }
 
   /** From now on nothing begins; waits for the ends of what has. */
@@ -159,6 +166,11 @@ async function outcome<T>(work: () => T): Promise<PromiseSettledResult<Awaited<T
   return result
 }
 
+function firstFailure(results: ReadonlyArray<PromiseSettledResult<unknown>>): unknown {
+  for (const result of results) if (result.status === 'rejected') return result.reason
+  return null
+}
+
 /** What somebody waits for until another opens it. Nobody need wait. */
 class Turnstile {
   open: () => void = () => undefined
@@ -181,6 +193,6 @@ function notYetError(): UprobeError {
 function endedError(): UprobeError {
   return new UprobeError(
     'ERR_UPROBE_CLOSED',
-    'The probe at which the latency ends has ended or given way, so its beginnings are of no use. Detach the aggregation, and start another.',
+    'The probe at which the latency ends has ended, so its beginnings are of no use. Detach the aggregation, and start another.',
   )
 }

@@ -76,9 +76,9 @@ export interface AggregationStats {
   readonly lostStarts: number
   /** Latency: beginnings without an end: given up, or not ended yet. */
   readonly unfinished: number
-  /** Latency: those of `unfinished` that were given up, since their call was left, or their thread is over. A thread that is over while a budget takes the probes out may move from here to `cutOff`. */
+  /** Latency: those of `unfinished` that were given up, since their call was left, or their thread is over. A thread that is over while the probes are taken out may move from here to `cutOff`. */
   readonly abandoned: number
-  /** Latency: those of `unfinished` that had not ended when a budget took the probes out. Of these it is known only that they took longer than they were watched. */
+  /** Latency: those of `unfinished` that had not ended when the probes were taken out: by a budget, a pause, or for another tool. Of these it is known only that they took longer than they were watched. */
   readonly cutOff: number
   /** Latency: ends without a beginning that was kept. They are no part of `hits`. */
   readonly unmatched: number

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { PairedArming } from '../../lib/aggregate/paired-arming.js'
-import { ClaimedArming, CountedArming } from '../../lib/arming.js'
+import { type Arming, ClaimedArming, CountedArming } from '../../lib/arming.js'
 import { SiteWork } from '../../lib/progress.js'
 import { refused } from '../support/tracing.js'
 import { turns, waitFor } from '../support/wait.js'
@@ -33,6 +33,7 @@ class Parts {
     set: async () => this.#note('set', []),
     clear: async () => this.#note('clear', null),
     releaseLeases: () => undefined,
+    finish: async () => this.#note('give back', undefined),
   }
   readonly attachment = {
     register: async () => this.#note('register', []),
@@ -52,12 +53,13 @@ class Parts {
   }
 
   /** Where a latency begins, with the other end, which has so many open. */
-  paired(open: number[] = []): PairedArming {
+  paired(open: number[] = [], own: Arming = this.counted()): PairedArming {
     const pair = {
       end: {
         armed: true,
         ignoreHits: () => this.calls.push('ignore ends'),
         sitOut: async () => this.#note('end out', undefined),
+        yield: async () => this.#note('end gives back', true),
         comeBack: async (prepare: () => Promise<void>) => {
           await turns(1)
           this.#note('end in', undefined)
@@ -75,7 +77,7 @@ class Parts {
       bothOut: () => this.calls.push('see what was displaced'),
       cut: async () => this.#note('cut', undefined),
     }
-    const parts: unknown[] = [this.counted(), this.pauseMap, pair]
+    const parts: unknown[] = [own, this.pauseMap, pair]
     return new PairedArming(...(parts as ConstructorParameters<typeof PairedArming>))
   }
 
@@ -138,6 +140,18 @@ test('the probes of a latency: beginnings are marked first, and seen last, and w
   assert.deepEqual(parts.calls.splice(0), ['end in', 'register', 'count ends', 'count hits'])
   await arming.disarm()
   assert.deepEqual(parts.calls.splice(0), OUT)
+})
+
+test('the probes of a latency give way together, and what both hold is given back', async () => {
+  const parts = new Parts()
+  const arming = parts.paired([], parts.claimed(true))
+  await arming.resume(signal)
+  parts.calls.length = 0
+  assert.equal(await arming.giveWay(), null)
+  const { calls } = parts
+  assert.deepEqual(calls.slice(0, 4), ['mark hits', 'note what is abandoned', 'ignore ends', 'ignore hits'])
+  assert.deepEqual(calls.slice(-3), ['see what was displaced', 'cut', 'end gives back'])
+  assert.deepEqual(calls.slice(4, -3).sort(), ['clear', 'end out', 'give back', 'unregister'])
 })
 
 test('the probes of a latency are taken out whatever fails', async () => {

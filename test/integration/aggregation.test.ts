@@ -10,6 +10,7 @@ import { LEAST_SCALE, MOST_SCALE } from '../../lib/aggregate/buckets.js'
 import { hasCompareExchange } from '../../lib/aggregate/compare-exchange.js'
 import { layoutGroups } from '../../lib/aggregate/layout.js'
 import { checkAggregateOptions } from '../../lib/aggregate/options.js'
+import { PairedArming } from '../../lib/aggregate/paired-arming.js'
 import { GroupStore } from '../../lib/aggregate/store.js'
 import { TURNS, TURNS_BYTES } from '../../lib/aggregate/turn-code.js'
 import { ValueSink } from '../../lib/aggregate/value-code.js'
@@ -29,6 +30,7 @@ import { NOTHING_ELSE } from '../aggregate/counts.js'
 import { histogramOf, nearBounds } from '../aggregate/model.js'
 import { buildTarget } from '../support/build.js'
 import { HAS_MULTI, REGISTRATIONS } from '../support/features.js'
+import { leaseDirectory } from '../support/leases.js'
 import { assertLeavesNothing } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
 import { testSeed } from '../support/random.js'
@@ -344,6 +346,46 @@ test('without reset a snapshot is all since the beginning; after the end it stay
   assert.equal(aggregation.stats().hits, 8)
   assert.deepEqual(tracer.aggregations, [])
 })
+
+for (const counter of ['kernel', 'msb'] as const) {
+  test(`an aggregation that is paused counts neither hits nor time until it is resumed (${counter})`, GCC, async (t) => {
+    for (const spec of ['usdt:t:begin', { from: 'usdt:t:begin', to: 'usdt:t:end' }]) {
+      t.mock.method(PairedArming.prototype, 'patienceMs', () => 0)
+      const target = await Target.start(t, buildTarget(t, 'mixed'))
+      const aggregation = await newTracer(t, { leaseDir: leaseDirectory() }).aggregate(spec, { pid: target.pid, by: 'arg0', counter })
+      const told: string[] = []
+      aggregation.on('state', ({ state, reason }) => told.push(`${state} ${reason}`))
+      const run = async (...commands: readonly string[]): Promise<void> => {
+        for (const command of commands) assert.equal(await target.ask(command), 'done')
+      }
+      await run('begin 1', 'end 1', 'begin 2')
+      await aggregation.pause()
+      await aggregation.pause()
+      const { seenMs } = aggregation.stats()
+      await run('end 2', 'begin 3', 'end 3')
+      assert.ok(seenMs > 0 && aggregation.stats().seenMs === seenMs)
+      await aggregation.resume()
+      await aggregation.resume()
+      await run('end 2', 'begin 4', 'end 4')
+      assert.deepEqual(told, ['paused pause', 'attached resume'])
+      const { groups, seenFraction, ...snapshot } = await aggregation.snapshot()
+      await aggregation.detach()
+      const seen = typeof spec === 'string' ? [1, 2, 4] : [1, 4]
+      assert.deepEqual(
+        groups.map(({ key, count }) => [...key, count]),
+        seen.map((id) => [id, 1]),
+      )
+      const { hits, aggregated, unfinished, cutOff, begunUnseen, ...stats } = aggregation.stats()
+      const open = 3 - seen.length
+      assert.deepEqual([hits, aggregated, unfinished, cutOff, begunUnseen], [3, seen.length, open, open, open])
+      assert.ok(snapshot.seenMs > seenMs)
+      assert.deepEqual([seenFraction, stats.seenFraction], [1, 1])
+      await refused(aggregation.pause(), 'ERR_UPROBE_CLOSED')
+      await refused(aggregation.resume(), 'ERR_UPROBE_CLOSED')
+      t.mock.reset()
+    }
+  })
+}
 
 test('a question that the probe has no answer to is refused, and points at the place', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))

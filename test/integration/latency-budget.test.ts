@@ -8,17 +8,17 @@ import test, { type TestContext } from 'node:test'
 import { PairedArming } from '../../lib/aggregate/paired-arming.js'
 import { Governor } from '../../lib/budget/governor.js'
 import type { Throttled } from '../../lib/budget/member.js'
-import type { AggregateOptions, AggregateSpec, Aggregation, AggregationStats } from '../../lib/index.js'
+import { type AggregateOptions, type AggregateSpec, type Aggregation, type AggregationStats, release } from '../../lib/index.js'
 import { Attachment } from '../../lib/register/attachment.js'
 import { NOTHING_ELSE } from '../aggregate/counts.js'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
-import { leaseDirectory } from '../support/leases.js'
+import { leaseDirectory, leaseFiles } from '../support/leases.js'
 import { isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
-import { newTracer } from '../support/tracing.js'
+import { detachComplete, newTracer, refused } from '../support/tracing.js'
 import { turns, waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
@@ -217,7 +217,10 @@ for (const refusal of ['the first', 'the second'] as const) {
     const trapped = throttled.trapped()
     await run('end 2', 'begin 1', 'end 1')
     assert.equal(throttled.trapped(), trapped)
-    await assertSeen(aggregation, { 1: 1 }, { hits: 2, aggregated: 1, unfinished: 1, cutOff: 1 })
+    await aggregation.resume()
+    assert.deepEqual([aggregation.state, throttled.armed, throttled.out, told.at(-1)], ['attached', true, false, 'attached resume'])
+    await run('end 2', 'begin 3', 'end 3')
+    await assertSeen(aggregation, { 1: 1, 3: 1 }, { hits: 3, aggregated: 2, unfinished: 1, cutOff: 1, begunUnseen: 1 })
   })
 }
 
@@ -302,19 +305,89 @@ for (const how of ['detached', 'target-exited', 'aborted'] as const) {
   })
 }
 
-test('a latency gives way to another tool as a whole, and its budget does not bring it back', GCC, async (t) => {
-  const throttled: Throttled[] = []
-  t.mock.method(Governor.prototype, 'add', (added: Throttled) => throttled.push(added))
-  const target = await Target.start(t, buildTarget(t, 'hot'))
-  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
-  const pair = { from: 'uprobe:f_hot', to: 'usdt:t:end' }
-  const aggregation = await tracer.aggregate(pair, { pid: target.pid, counter: 'msb', budget: BUDGET })
-  assert.equal((await tracer.yield()).length, 1)
-  await throttled[0]?.sitOut()
-  await throttled[0]?.comeBack()
-  assert.deepEqual([aggregation.state, throttled[0]?.armed, throttled[0]?.out], ['paused', false, false])
-  assert.ok((await target.askNumber('paired 1')) > 0)
-  assert.equal(throttled[0]?.trapped(), 0)
+/** A function and probes that are hit one after the other, round and round: t:begin, f_hot, t:end. Each pair here leaves something begun. */
+const YIELDING: readonly { pair: { from: string; to: string }; claimed: readonly string[] }[] = [
+  { pair: { from: 'uprobe:f_hot', to: 'usdt:t:begin' }, claimed: ['begin'] },
+  { pair: { from: 'usdt:t:end', to: 'uprobe:f_hot' }, claimed: ['end'] },
+  { pair: { from: 'usdt:t:end', to: 'usdt:t:begin' }, claimed: ['end', 'begin'] },
+]
+
+for (const { pair, claimed } of YIELDING) {
+  test(`a latency gives way to another tool as a whole, and is resumed as a whole (${pair.from} to ${pair.to})`, GCC, async (t) => {
+    hurry(t)
+    const throttled: Throttled[] = []
+    t.mock.method(Governor.prototype, 'add', (added: Throttled) => throttled.push(added))
+    const target = await Target.start(t, buildTarget(t, 'hot'))
+    const { pid, program: path } = target
+    const leaseDir = leaseDirectory()
+    const [tracer, others] = [newTracer(t, { leaseDir }), newTracer(t, { leaseDir })]
+    const aggregation = await tracer.aggregate(pair, { pid, counter: 'msb', max: 'latency', budget: BUDGET })
+    const told: string[] = []
+    aggregation.on('state', ({ state, reason }) => told.push(`${state} ${reason}`))
+    const before = await target.askNumber('paired 1')
+    assert.deepEqual(await tracer.yield(pid + 1), [])
+    assert.deepEqual(
+      await tracer.yield(pid),
+      claimed.map((name) => ({ pid, path, provider: 't', name })),
+    )
+    assert.deepEqual(await tracer.yield(), [])
+    assert.deepEqual(leaseFiles(leaseDir), ['locks', 'owner.json', 'owner.sock'])
+    await throttled[0]?.sitOut()
+    await throttled[0]?.comeBack()
+    assert.deepEqual([aggregation.state, throttled[0]?.armed, throttled[0]?.out], ['paused', false, false])
+    const sites = ['t:begin', 't:end'].flatMap((name) => notesOf(path, name))
+    assert.ok(sites.every(({ fileOffset }) => !isArmed(pid, path, fileOffset)))
+    const other = await others.attach(`usdt:t:${claimed[0]}`, { pid })
+    await refused(aggregation.resume(), 'ERR_UPROBE_COUNTER_MODE')
+    assert.deepEqual([aggregation.state, throttled[0]?.armed, throttled[0]?.out], ['paused', false, false])
+    const meanwhile = await target.askNumber('paired 1')
+    assert.ok(meanwhile > 0)
+    await detachComplete(other, meanwhile)
+    const trapped = throttled[0]?.trapped()
+    await aggregation.resume()
+    assert.equal(throttled[0]?.trapped(), trapped, 'nothing was hit meanwhile')
+    const after = await target.askNumber('paired 1')
+    await throttled[0]?.sitOut()
+    await throttled[0]?.comeBack()
+    const last = await target.askNumber('paired 1')
+    await aggregation.detach()
+    const { seenMs, seenFraction, ...counts } = aggregation.stats()
+    assert.ok(seenMs > 0 && seenFraction > 0 && seenFraction < 1)
+    // Each time the first end has no beginning, and the last beginning no end.
+    const hits = before + after + last
+    const unmatched = { unmatched: 1, begunUnseen: 2 }
+    assert.deepEqual(counts, { ...NOTHING_ELSE, hits, aggregated: hits - 3, unfinished: 3, cutOff: 2, ...unmatched })
+    assert.deepEqual(told, ['paused yield', 'attached resume', 'throttled over-budget'])
+  })
+}
+
+test('a latency that is asked to give way lets what has begun end first', GCC, async (t) => {
+  for (const match of ['thread', 'arg0']) {
+    t.mock.method(PairedArming.prototype, 'patienceMs', () => LONG_MS)
+    const target = await Target.start(t, buildTarget(t, 'mixed'))
+    const leaseDir = leaseDirectory()
+    const pair = { from: 'uprobe:f_begin', to: 'usdt:t:end', match }
+    const aggregation = await newTracer(t, { leaseDir }).aggregate(pair, { pid: target.pid, counter: 'msb', by: 'arg0' })
+    assert.equal(await target.ask('begin 1'), 'done')
+    const released = release({ leaseDir })
+    await waitFor('beginnings to be ignored', async () => {
+      const { hits } = aggregation.stats()
+      assert.equal(await target.ask('begin 2'), 'done')
+      assert.equal(await target.ask('end 2'), 'done')
+      return aggregation.stats().hits === hits
+    })
+    const { hits } = aggregation.stats()
+    assert.equal(await target.ask('end 1'), 'done')
+    assert.deepEqual(
+      (await released).map(({ name, released }) => [name, released]),
+      [['end', true]],
+    )
+    assert.equal(aggregation.state, 'paused')
+    await aggregation.detach()
+    const { aggregated, unfinished, unmatched } = aggregation.stats()
+    assert.deepEqual([aggregated, unfinished, unmatched], [hits, 0, 0])
+    t.mock.reset()
+  }
 })
 
 test('a snapshot tells what part of the time beginnings were counted in', GCC, async (t) => {
