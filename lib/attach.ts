@@ -71,6 +71,8 @@ export interface Taker {
   readonly paired: boolean
   /** Makes of the probe's own arming the one that switches both; default: it is switched by the other. */
   pair?(own: Arming, pauseMap: PauseMap): Arming
+  /** As of {@link ClaimsHost}; default: nobody has to know. */
+  seeLate?: ClaimsHost['seeLate']
 }
 
 /**
@@ -244,6 +246,7 @@ async function attachSteps(
       log,
       context: () => context.claimContext(),
       onArrival: (arrival) => probe.arrived(arrival),
+      seeLate: taker?.seeLate ?? ((_pid, set) => set()),
       onError: (error) => probe.failed(error),
     }
     const requests: ClaimRequest[] = []

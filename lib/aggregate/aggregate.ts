@@ -83,7 +83,9 @@ async function makeTaker(
   const { end } = settings
   if (end === null) return { sink: new ValueSink(code), paired: false }
   const { matching } = end
-  const starts = await Starts.open(native, matching.by, layout.keyBytes, store.maps.lossFd)
+  // Those of calls have no counters.
+  const endsComeLate = settings.attach.counter === 'msb' && settings.attach.pids.length === 0 && matching.by !== 'frame'
+  const starts = await Starts.open(native, matching.by, layout.keyBytes, store.maps.lossFd, endsComeLate)
   undo.add(() => starts.close())
   const termAt = (spec: string): Term | null => {
     if (matching.by !== 'argument') return null
@@ -98,7 +100,11 @@ async function makeTaker(
   const startTerm = checked(termAt(settings.spec), sites)
   const endTerm = termAt(end.spec)
   const probe = await attachPart(end.spec, { ...settings.attach, filter: null }, async (endSites) => {
-    return { sink: new EndSink(code, starts.maps, checked(endTerm, endSites)), paired: true }
+    return {
+      sink: new EndSink(code, starts.maps, checked(endTerm, endSites)),
+      paired: true,
+      seeLate: (pid, set) => starts.seeEndsLate(pid, set),
+    }
   })
   undo.add(() => probe.detach())
   const pair = new Pair(probe, starts, store, matching.by)

@@ -52,8 +52,9 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     this.#parts = parts
     const { start, pair, signal } = parts
     start.on('state', (change) => this.#onState(change))
-    pair?.end.on('state', ({ state }) => {
-      if (isOver(state)) this.#background(() => this.#end())
+    pair?.end.on('state', (change) => {
+      if (isOver(change.state)) this.#background(() => this.#end())
+      else if (change.reason === 'arrival') this.#tell({ ...change, state: this.state })
     })
     for (const probe of this.#probes) probe.on('error', (error) => this.#report(error))
     if (signal !== null) {

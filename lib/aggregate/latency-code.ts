@@ -18,7 +18,19 @@ import { bindTerm, type Term } from './terms.js'
 import { emitLosses } from './value-code.js'
 
 /** The maps in which a latency keeps what has begun. */
-export type StartMaps =
+export type StartMaps = KeptBy & {
+  /** Since when ends are seen, where that may be later than beginnings are. */
+  readonly since: SinceMap | null
+}
+
+/** Array by process, of u64: the moment from which on its ends are seen. What has begun before may have ended unseen. */
+export interface SinceMap {
+  readonly fd: number
+  /** How many entries there are, a power of two. Processes whose numbers differ by a multiple of it have one in common. */
+  readonly entries: number
+}
+
+type KeptBy =
   | {
       readonly by: Place
       /** Hash by thread: a stack of beginnings (stack-code.ts). */
@@ -174,6 +186,7 @@ export class EndSink implements HitSink {
     else this.#endByThread(asm, program, unmatched)
     // r1 is when it began; 0 if that does not count.
     asm.jumpIf(1, 'jeq', 0, leave)
+    if (this.maps.since !== null) this.#checkSince(asm, this.maps.since, unmatched)
     asm.loadMemory(2, FRAME, SCRATCH.now, 8)
     // Its beginning may be later: the clock that programs read may step back a little from one CPU to another (ktime_get_mono_fast_ns, kernel/time/timekeeping.c), and by an argument it may have begun
     // while we were looking.
@@ -189,6 +202,25 @@ export class EndSink implements HitSink {
       [contended, LOSS.contended],
     ] as const
     emitLosses(asm, this.code, places, leave)
+  }
+
+  /** Gives the beginning up if it is from when ends were not seen in this process. r1 is when it began, before and after. */
+  #checkSince(asm: Assembler, { fd, entries }: SinceMap, unmatched: Label): void {
+    const seen = new Label()
+    asm.mov(GENERATION, 1)
+    asm.call(HELPER.get_current_pid_tgid)
+    asm.shiftRight(0, 32)
+    asm.andImm(0, entries - 1)
+    asm.storeMemory(FRAME, STACK.key, 0, 4)
+    emitLookup(asm, fd, STACK.key)
+    asm.jumpIf(0, 'jeq', 0, seen)
+    asm.loadMemory(1, 0, 0, 8)
+    asm.jumpIfRegister(GENERATION, 'jgt', 1, seen)
+    asm.storeImm(FRAME, SCRATCH.count, 1, 4)
+    emitUnfinished(asm, this.code.maps)
+    asm.jump(unmatched)
+    asm.place(seen)
+    asm.mov(1, GENERATION)
   }
 
   #endByThread(asm: Assembler, program: ReadingProgram, unmatched: Label): void {

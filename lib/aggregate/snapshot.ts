@@ -76,13 +76,13 @@ export interface AggregationStats {
   readonly lostStarts: number
   /** Latency: beginnings without an end: given up, or not ended yet. */
   readonly unfinished: number
-  /** Latency: those of `unfinished` that were given up, since their call was left, or their thread is over. A thread that is over while the probes are taken out may move from here to `cutOff`. */
+  /** Latency: those of `unfinished` that were given up, since their call was left, their thread is over, or their end may have been missed in a process that came late (docs/limits.md). A thread that is over while the probes are taken out may move from here to `cutOff`. */
   readonly abandoned: number
   /** Latency: those of `unfinished` that had not ended when the probes were taken out: by a budget, a pause, or for another tool. Of these it is known only that they took longer than they were watched. */
   readonly cutOff: number
   /** Latency: ends without a beginning that was kept. They are no part of `hits`. */
   readonly unmatched: number
-  /** Latency: ends without a beginning after a budget had taken the probes out, so that it may have been while nobody looked. They are part neither of `hits` nor of `unmatched`. */
+  /** Latency: ends without a beginning after the probes had been taken out, so that it may have been while nobody looked. They are part neither of `hits` nor of `unmatched`. */
   readonly begunUnseen: number
   /** Time in which hits were counted, in milliseconds, since the attach and not since a reset. */
   readonly seenMs: number

@@ -4,7 +4,13 @@
  * Both are bounded. A thread that is over is taken out by a program at its exit, in the thread itself, so that nothing leaks and no thread that gets its number finds what was left. By an argument, what a process has begun
  * is found by a number that is its own as long as it lives; when it is over, that number is forgotten, and what it began is pushed out in time by what is used. Before Linux 6.16 a process counts as over when its leader thread is,
  * since nobody tells of the last one: what the others began before cannot end, and what they begin then is forgotten when it is pushed out.
+ *
+ * Where counters are claimed in processes that come later, things begin in these before their ends are seen: beginnings may need no counter, or have had theirs first. What began then may have ended unseen, and an end must not
+ * be taken for its: of calls within each other, the outer one's would end the inner one. So there is a moment for each process, and what began before it is given up by whatever seems to end it. While the counter is being set
+ * that moment is in the future. What begins after it is kept above all from before, and sees its end, as everything within it does.
  */
+import { readlinkSync } from 'node:fs'
+import { machineMonotonicNs } from '../counter/boot-clock.js'
 import { TimeSlice } from '../elf/time-slice.js'
 import { EINVAL, ENOENT } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
@@ -19,7 +25,7 @@ import {
   loadProgram,
 } from '../register/bpf-objects.js'
 import { closeRegistrations } from '../register/close.js'
-import { compileOver, type LastExit, type StartMaps, type Tracepoint } from './latency-code.js'
+import { compileOver, type LastExit, type SinceMap, type StartMaps, type Tracepoint } from './latency-code.js'
 import type { Matching } from './options.js'
 import { stackBytes } from './stack-code.js'
 
@@ -31,6 +37,11 @@ const MOST_STARTS = 65_536
 const ENTRY_BYTES = 64
 /** The life of a process begins with the first thing that begins in it. */
 const MOST_LIVES = 16_384
+/** The moments from which on ends are seen. Numbers of processes go up, so that two that live at once seldom have one in common; it costs them no more than what is open when one of them comes. */
+const SINCE_ENTRIES = 65_536
+const NOT_YET = 2n ** 64n - 1n
+/** Inode of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h), whose numbers programs in the kernel see. */
+const INITIAL_PID_NAMESPACE = 'pid:[4026531836]'
 /** How many bytes of beginnings, and how many of them, are forgotten in one call: each takes three system calls. */
 const SLICE_BYTES = 256 * 1024
 const SLICE_ENTRIES = 512
@@ -49,9 +60,10 @@ export class Starts {
   /**
    * Makes the maps and watches for what is over.
    * @param lossFd - where beginnings that are given up are counted
+   * @param endsComeLate - whether {@link seeEndsLate} is going to be called
    * @throws {UprobeError} as {@link createLargeMap}
    */
-  static async open(native: Native, by: Matching['by'], keyBytes: number, lossFd: number): Promise<Starts> {
+  static async open(native: Native, by: Matching['by'], keyBytes: number, lossFd: number, endsComeLate: boolean): Promise<Starts> {
     const fds: number[] = []
     const create = async (type: number, name: string, mapKeyBytes: number, valueBytes: number, maxEntries: number): Promise<number> => {
       const fd = await createLargeMap(native, { type, keyBytes: mapKeyBytes, valueBytes, maxEntries, name })
@@ -59,11 +71,18 @@ export class Starts {
       return fd
     }
     const atMost = (most: number, bytes: number): number => Math.min(most, Math.floor(MOST_BYTES / (bytes + ENTRY_BYTES)))
+    const openSince = async (): Promise<SinceMap> => {
+      // Elsewhere a program sees other numbers than we do, so all have one moment.
+      const entries = readlinkSync('/proc/self/ns/pid') === INITIAL_PID_NAMESPACE ? SINCE_ENTRIES : 1
+      return { entries, fd: await create(BPF_MAP_TYPE_ARRAY, 'uprobe_since', 4, 8, entries) }
+    }
     const openMaps = async (): Promise<StartMaps> => {
+      const since = endsComeLate ? await openSince() : null
       if (by === 'argument') {
         const bytes = 8 + keyBytes
         return {
           by,
+          since,
           startsFd: await create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_starts', 16, bytes, atMost(MOST_STARTS, bytes)),
           livesFd: await create(BPF_MAP_TYPE_LRU_HASH, 'uprobe_lives', 8, 8, MOST_LIVES),
         }
@@ -71,6 +90,7 @@ export class Starts {
       const bytes = stackBytes(keyBytes)
       return {
         by,
+        since,
         threadsFd: await create(BPF_MAP_TYPE_HASH, 'uprobe_threads', 8, bytes, atMost(MOST_THREADS, bytes)),
         zerosFd: await create(BPF_MAP_TYPE_ARRAY, 'uprobe_zeros', 4, bytes, 1),
       }
@@ -125,6 +145,23 @@ export class Starts {
       if (errnoOf(error) === ENOENT) return null
       throw error
     }
+  }
+
+  /** Has the counters set at which a process looks where something ends, after it ran without. What began there before is given up by what seems to end it. */
+  async seeEndsLate(pid: number, set: () => Promise<void>): Promise<void> {
+    this.#seeEndsSince(pid, NOT_YET)
+    try {
+      await set()
+    } finally {
+      this.#seeEndsSince(pid, machineMonotonicNs())
+    }
+  }
+
+  #seeEndsSince(pid: number, timeNs: bigint): void {
+    const { since } = this.maps
+    // Another file may have its number by now.
+    if (since === null || this.#closed) return
+    this.native.bpfMapUpdate(since.fd, pid % since.entries, new Uint8Array(BigUint64Array.of(timeNs).buffer))
   }
 
   /** Ends the watching, and forgets everything. Idempotent. */

@@ -1,8 +1,8 @@
 /**
- * The clock by which the kernel says when a process began: time since boot, time asleep included, in ticks.
+ * The clocks of the machine: the one by which the kernel says when a process began, time since boot, time asleep included, in ticks; and the monotonic one, which BPF programs read.
  *
- * A process in a time namespace sees it moved by an offset (time_namespaces(7)), and so it sees the start times of others. What one agent writes down for another to compare is
- * therefore the machine's own time.
+ * A process in a time namespace sees both moved by offsets (time_namespaces(7)), and so it sees the start times of others. What one agent writes down for another to compare is
+ * therefore the machine's own time, and so is what it tells a program in the kernel.
  */
 import { readFileSync } from 'node:fs'
 import { readTextOrNull } from '../read-text.js'
@@ -22,10 +22,17 @@ export function machineTicks(startTime: bigint): bigint {
   return startTime - OFFSET_TICKS
 }
 
-/** How far our time namespace is ahead. Kernels before 5.6 have none; a process cannot change its own. */
-const OFFSET_TICKS = readOffset()
+/** The machine's monotonic time, in nanoseconds, as bpf_ktime_get_ns has it. */
+export function machineMonotonicNs(): bigint {
+  return process.hrtime.bigint() - MONOTONIC_OFFSET_NS
+}
 
-function readOffset(): bigint {
-  const [, seconds = '0', nanoseconds = '0'] = /^boottime\s+(-?\d+)\s+(\d+)/m.exec(readTextOrNull('/proc/self/timens_offsets') ?? '') ?? []
-  return (BigInt(seconds) * 1_000_000_000n + BigInt(nanoseconds)) / NS_PER_TICK
+/** How far our time namespace is ahead. Kernels before 5.6 have none; a process cannot change its own. */
+const OFFSET_TICKS = readOffsetNs('boottime') / NS_PER_TICK
+const MONOTONIC_OFFSET_NS = readOffsetNs('monotonic')
+
+function readOffsetNs(clock: 'boottime' | 'monotonic'): bigint {
+  const offsets = readTextOrNull('/proc/self/timens_offsets') ?? ''
+  const [, seconds = '0', nanoseconds = '0'] = new RegExp(`^${clock}\\s+(-?\\d+)\\s+(\\d+)`, 'm').exec(offsets) ?? []
+  return BigInt(seconds) * 1_000_000_000n + BigInt(nanoseconds)
 }

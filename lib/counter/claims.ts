@@ -62,6 +62,8 @@ export interface ClaimsHost {
   context(): Promise<ClaimContext>
   /** A process came later and has its claim. */
   onArrival(arrival: Arrival): void
+  /** Has the bits set in a process that came later and ran without them, so that its hits are seen from then on; for whoever has to know. */
+  seeLate(pid: number, set: () => Promise<void>): Promise<void>
   onError(error: unknown): void
 }
 
@@ -391,7 +393,8 @@ export class CounterClaims {
       const inherited = this.#isInherited(claim)
       missedNothing = (await claim.read()) && inherited
       await claim.writeLease()
-      if (this.#wanted || inherited) await claim.set(inherited)
+      const set = (): Promise<void> => claim.set(inherited)
+      if (this.#wanted || inherited) await (missedNothing ? set() : this.host.seeLate(pid, set))
       // A child that was born while the bits were being cleared may have one all the same.
       if (!this.#wanted) await claim.clear()
     } catch (error) {

@@ -8,7 +8,7 @@ import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
-import { machineTicks, ticksSinceBoot } from '../../lib/counter/boot-clock.js'
+import { machineMonotonicNs, machineTicks, ticksSinceBoot } from '../../lib/counter/boot-clock.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
 import { leaseDirectory, leaseFiles } from '../support/leases.js'
@@ -27,18 +27,21 @@ test('two runs of one program have two fingerprints, also where addresses are no
   assert.notEqual(identityOf(one.pid).space.fingerprint, identityOf(two.pid).space.fingerprint)
 })
 
-test('start times and the time since boot are the same from another time namespace', NAMESPACES, async (t) => {
+test('start times, the time since boot and the monotonic clock are the same from another time namespace', NAMESPACES, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const born = machineTicks(identityOf(target.pid).startTime)
   const before = ticksSinceBoot()
+  const beforeNs = machineMonotonicNs()
   const program = `
-    const { machineTicks, ticksSinceBoot } = require(${JSON.stringify(join(__dirname, '..', '..', 'lib', 'counter', 'boot-clock'))})
+    const { machineMonotonicNs, machineTicks, ticksSinceBoot } = require(${JSON.stringify(join(__dirname, '..', '..', 'lib', 'counter', 'boot-clock'))})
     const stat = require('node:fs').readFileSync('/proc/${target.pid}/stat', 'utf8')
-    console.log(String(machineTicks(BigInt(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]))), String(ticksSinceBoot()))`
+    console.log(String(machineTicks(BigInt(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]))), String(ticksSinceBoot()), String(machineMonotonicNs()))`
   const { stdout } = spawnSync(
     'unshare',
     [
       '--time',
+      '--monotonic',
+      '43200',
       '--boottime',
       '86400',
       '--fork',
@@ -49,9 +52,10 @@ test('start times and the time since boot are the same from another time namespa
     ],
     { encoding: 'utf8', cwd: join(__dirname, '..', '..') },
   )
-  const [seenBorn = 0n, seenNow = 0n] = stdout.trim().split(' ').map(BigInt)
+  const [seenBorn = 0n, seenNow = 0n, seenNs = 0n] = stdout.trim().split(' ').map(BigInt)
   assert.equal(seenBorn, born)
   assert.ok(seenNow >= before && seenNow <= ticksSinceBoot())
+  assert.ok(seenNs >= beforeNs && seenNs <= machineMonotonicNs())
 })
 
 test('a process is not looked for in the /proc of another pid namespace, where its number is that of another one', NAMESPACES, () => {

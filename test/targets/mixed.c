@@ -4,10 +4,14 @@
  *   f_begin(long id), t:begin    -4@id, with a semaphore that is looked at
  *   f_end(long id), t:end        the same
  *
- * Commands: begin ID, end ID. The answer is `done`.
+ * Commands: begin ID, end ID; fork (a child takes the commands that follow, and the answer is its pid), leave (it ends, and its parent goes on). The answer is `done`.
  */
 #include "probe.h"
 #include "protocol.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 
 #define EXPORT __attribute__((noinline, noclone, used, visibility("default")))
 
@@ -31,6 +35,16 @@ int main(void) {
       f_begin(atol(argument));
     } else if ((argument = argument_of(line, "end"))) {
       f_end(atol(argument));
+    } else if ((argument = argument_of(line, "fork"))) {
+      pid_t child = fork();
+      if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        answer("child %d", getpid());
+        continue;
+      }
+      waitpid(child, NULL, 0);
+    } else if ((argument = argument_of(line, "leave"))) {
+      _exit(0);
     } else {
       answer("unknown");
       continue;
