@@ -15,7 +15,7 @@ import { bindFilter, comparedAsSigned } from './capture/filter-bind.js'
 import { parseFilter } from './capture/filter-parse.js'
 import { HitDecoder } from './capture/hit.js'
 import type { CaptureShape } from './capture/shape.js'
-import { type ClaimRequest, type ClaimsHost, CounterClaims } from './counter/claims.js'
+import { type ClaimRequest, type ClaimsHost, CounterClaims, type SeeLate } from './counter/claims.js'
 import type { ClaimContext } from './counter/process-claim.js'
 import { type CounterMode, counterTable, type FileHolder, ProbeHolds } from './counter/table.js'
 import type { Ring } from './delivery/ring.js'
@@ -71,8 +71,8 @@ export interface Taker {
   readonly paired: boolean
   /** Makes of the probe's own arming the one that switches both; default: it is switched by the other. */
   pair?(own: Arming, pauseMap: PauseMap): Arming
-  /** As of {@link ClaimsHost}; default: nobody has to know. */
-  seeLate?: ClaimsHost['seeLate']
+  /** See {@link SeeLate}; default: nobody has to know. */
+  seeLate?: SeeLate
 }
 
 /**
@@ -164,6 +164,7 @@ async function attachSteps(
   const counts = await SiteCounts.open(native, prepared.sites.length)
   undo.add(() => counts.close())
   const paired = taker?.paired === true
+  const seeLate: SeeLate = taker?.seeLate ?? ((_pid, work) => work())
   const pauseMap = settings.counter === 'msb' || context.throttled || paired ? new PauseMap(native) : null
   undo.add(() => pauseMap?.close())
   const stacks = settings.stack ? await ProbeStacks.open(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
@@ -187,7 +188,7 @@ async function attachSteps(
     prepared.sites,
   )
   undo.add(() => programs.close())
-  const parts = await planParts(native, prepared.files, settings, context.throttled)
+  const parts = await planParts(native, prepared.files, settings, context.throttled || paired)
   warnings.push(...checkEvents(parts))
   const attachment = new Attachment({
     native,
@@ -195,6 +196,7 @@ async function attachSteps(
     programs,
     retprobe: spec.kind === 'uretprobe',
     parts,
+    seeLate,
     onWarning: (warning) => probe.warn(warning),
   })
 
@@ -246,7 +248,7 @@ async function attachSteps(
       log,
       context: () => context.claimContext(),
       onArrival: (arrival) => probe.arrived(arrival),
-      seeLate: taker?.seeLate ?? ((_pid, set) => set()),
+      seeLate,
       onError: (error) => probe.failed(error),
     }
     const requests: ClaimRequest[] = []
@@ -358,10 +360,13 @@ function readerThreadToExclude(ring: Ring, processes: readonly TargetProcess[]):
   )
 }
 
-/** Decides how the sites of each file are registered. */
-async function planParts(native: Native, files: readonly FileSites[], settings: AttachSettings, throttled: boolean): Promise<Part[]> {
-  // A link is closed several times sooner than a perf event, so it is worth its while for a single site, too, if that is going to happen often.
-  const fewest = throttled ? 1 : 2
+/**
+ * Decides how the sites of each file are registered.
+ * @param linksForOne - whether a link is worth its while for a single site, too: it is closed several times sooner than a perf event, where that is going to happen often; and it goes on when the leader thread exits, as both
+ *   probes of a latency have to, or neither
+ */
+async function planParts(native: Native, files: readonly FileSites[], settings: AttachSettings, linksForOne: boolean): Promise<Part[]> {
+  const fewest = linksForOne ? 1 : 2
   const parts: Part[] = []
   for (const { file, facts, processes, sites } of files) {
     for (const target of processes ?? [null]) {

@@ -83,8 +83,9 @@ async function makeTaker(
   const { end } = settings
   if (end === null) return { sink: new ValueSink(code), paired: false }
   const { matching } = end
-  // Those of calls have no counters.
-  const endsComeLate = settings.attach.counter === 'msb' && settings.attach.pids.length === 0 && matching.by !== 'frame'
+  const { pids, counter } = settings.attach
+  // In processes that are named, when perf events are moved to another thread; elsewhere, when claims are made, which those of calls need not.
+  const endsComeLate = pids.length > 0 || (counter === 'msb' && matching.by !== 'frame')
   const starts = await Starts.open(native, matching.by, layout.keyBytes, store.maps.lossFd, endsComeLate)
   undo.add(() => starts.close())
   const termAt = (spec: string): Term | null => {
@@ -103,7 +104,7 @@ async function makeTaker(
     return {
       sink: new EndSink(code, starts.maps, checked(endTerm, endSites)),
       paired: true,
-      seeLate: (pid, set) => starts.seeEndsLate(pid, set),
+      seeLate: (pid, work) => starts.seeEndsLate(pid, work),
     }
   })
   undo.add(() => probe.detach())

@@ -76,7 +76,7 @@ export interface AggregationStats {
   readonly lostStarts: number
   /** Latency: beginnings without an end: given up, or not ended yet. */
   readonly unfinished: number
-  /** Latency: those of `unfinished` that were given up, since their call was left, their thread is over, or their end may have been missed in a process that came late (docs/limits.md). A thread that is over while the probes are taken out may move from here to `cutOff`. */
+  /** Latency: those of `unfinished` that were given up, since their call was left, their thread is over, or their end may have been missed, in a process that came late or whose leader thread has exited (docs/limits.md). A thread that is over while the probes are taken out may move from here to `cutOff`. */
   readonly abandoned: number
   /** Latency: those of `unfinished` that had not ended when the probes were taken out: by a budget, a pause, or for another tool. Of these it is known only that they took longer than they were watched. */
   readonly cutOff: number

@@ -5,9 +5,10 @@
  * is found by a number that is its own as long as it lives; when it is over, that number is forgotten, and what it began is pushed out in time by what is used. Before Linux 6.16 a process counts as over when its leader thread is,
  * since nobody tells of the last one: what the others began before cannot end, and what they begin then is forgotten when it is pushed out.
  *
- * Where counters are claimed in processes that come later, things begin in these before their ends are seen: beginnings may need no counter, or have had theirs first. What began then may have ended unseen, and an end must not
- * be taken for its: of calls within each other, the outer one's would end the inner one. So there is a moment for each process, and what began before it is given up by whatever seems to end it. While the counter is being set
- * that moment is in the future. What begins after it is kept above all from before, and sees its end, as everything within it does.
+ * Where counters are claimed in processes that come later, things begin in these before their ends are seen: beginnings may need no counter, or have had theirs first. And perf events on a process see nothing from when its leader
+ * thread exits until they are moved to another. What began before may have ended unseen, and an end must not be taken for its: of calls within each other, the outer one's would end the inner one. So there is a moment for each
+ * process from which on its ends are seen, and what began before it is given up by whatever seems to end it. While the counter is being set, or the events moved, that moment is in the future. What begins after it is kept above
+ * all from before, and sees its end, as everything within it does; if beginnings are seen later still, what ends until then finds only what is given up.
  */
 import { readlinkSync } from 'node:fs'
 import { machineMonotonicNs } from '../counter/boot-clock.js'
@@ -147,11 +148,11 @@ export class Starts {
     }
   }
 
-  /** Has the counters set at which a process looks where something ends, after it ran without. What began there before is given up by what seems to end it. */
-  async seeEndsLate(pid: number, set: () => Promise<void>): Promise<void> {
+  /** Does what makes the ends in a process seen that were not. What began there before is given up by what seems to end it. */
+  async seeEndsLate(pid: number, work: () => Promise<void>): Promise<void> {
     this.#seeEndsSince(pid, NOT_YET)
     try {
-      await set()
+      await work()
     } finally {
       this.#seeEndsSince(pid, machineMonotonicNs())
     }

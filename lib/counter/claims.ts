@@ -54,6 +54,9 @@ export interface ClaimWatch {
   through(counters: number): void
 }
 
+/** Does what makes hits in a process seen that were not until then, for whoever has to know from when on they are. */
+export type SeeLate = (pid: number, work: () => Promise<void>) => Promise<void>
+
 /** What claims need of their probe. */
 export interface ClaimsHost {
   readonly native: Native
@@ -62,8 +65,8 @@ export interface ClaimsHost {
   context(): Promise<ClaimContext>
   /** A process came later and has its claim. */
   onArrival(arrival: Arrival): void
-  /** Has the bits set in a process that came later and ran without them, so that its hits are seen from then on; for whoever has to know. */
-  seeLate(pid: number, set: () => Promise<void>): Promise<void>
+  /** Has the bits set in a process that came later and ran without them. */
+  readonly seeLate: SeeLate
   onError(error: unknown): void
 }
 

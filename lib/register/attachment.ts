@@ -3,6 +3,7 @@
  *
  * The attachment arms them, verifies them, ends one when its process is gone, and takes everything back. It knows nothing of hits.
  */
+import type { SeeLate } from '../counter/claims.js'
 import { refuseNegative } from '../counter/negative.js'
 import type { SiteFindings } from '../counter/site-findings.js'
 import { type FileFacts, verifySites } from '../counter/verify.js'
@@ -42,6 +43,7 @@ export interface AttachmentParts {
   readonly programs: CapturePrograms
   readonly retprobe: boolean
   readonly parts: Part[]
+  readonly seeLate: SeeLate
   /** Is told what is not as asked for, as a sentence. */
   onWarning(warning: string): void
 }
@@ -215,19 +217,22 @@ export class Attachment {
    * @returns whether anything was moved
    */
   async moveToLivingThread(target: TargetProcess, signal: AbortSignal): Promise<boolean> {
-    let moved = false
-    for (const part of this.with_.parts) {
-      if (part.target !== target || part.via !== 'perf' || part.tid === target.tid) continue
+    const left = this.with_.parts.filter((part) => part.target === target && part.via === 'perf' && part.tid !== target.tid)
+    if (left.length === 0) return false
+    await this.with_.seeLate(target.pid, () => this.#registerAnew(left, signal))
+    return true
+  }
+
+  async #registerAnew(parts: readonly Part[], signal: AbortSignal): Promise<void> {
+    for (const part of parts) {
       const old = part.fds
       // The counters are not looked at: the breakpoint is in already, so the kernel counts nothing.
       const { fds, failures } = await this.#registerPart(part, SiteWork.quietly(signal))
       part.fds = fds
-      moved = true
       await closeRegistrations(this.with_.native, old)
       const [first] = failures
       if (first !== undefined) throw first.error
     }
-    return moved
   }
 
   /**

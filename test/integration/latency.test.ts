@@ -6,14 +6,17 @@
 import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import type { Aggregation, AggregationStats } from '../../lib/index.js'
+import { Attachment } from '../../lib/register/attachment.js'
 import { NOTHING_ELSE } from '../aggregate/counts.js'
 import { buildTarget } from '../support/build.js'
-import { HAS_LAST_THREAD, REGISTRATIONS } from '../support/features.js'
+import { HAS_LAST_THREAD, HAS_MULTI, REGISTRATIONS } from '../support/features.js'
 import { needs } from '../support/needs.js'
 import { Target } from '../support/target.js'
 import { newTracer, refused } from '../support/tracing.js'
+import { waitFor } from '../support/wait.js'
 
 const GCC = needs({ programs: ['gcc'] })
+const MULTI = { ...GCC, ...(HAS_MULTI ? {} : { skip: 'the kernel has no uprobe_multi link' }) }
 const PAIR = { from: 'usdt:t:begin', to: 'usdt:t:end' }
 
 async function start(t: TestContext): Promise<Target> {
@@ -201,6 +204,64 @@ test('matched by an argument, a process lives as long as one of its threads, whe
   await aggregation.detach()
   const expected = HAS_LAST_THREAD ? { aggregated: 3 } : { aggregated: 2, unfinished: 1, unmatched: 1 }
   assertCounts(aggregation, { hits: 3, ...expected })
+})
+
+/** Has the probes moved to another thread, when that of a process they are registered on has exited, only when it is opened. Returns how often that was done. */
+function holdMoves(t: TestContext): { open(): void; moved(): number } {
+  let open: () => void = () => undefined
+  const opened = new Promise<void>((resolve) => {
+    open = resolve
+  })
+  let moved = 0
+  const { moveToLivingThread } = Attachment.prototype
+  t.mock.method(
+    Attachment.prototype,
+    'moveToLivingThread',
+    async function (this: Attachment, ...parameters: Parameters<typeof moveToLivingThread>) {
+      await opened
+      const result = await moveToLivingThread.call(this, ...parameters)
+      moved += 1
+      return result
+    },
+  )
+  return { open, moved: () => moved }
+}
+
+test('what began before the leader thread exited, and perf events with it, does not end after they are moved', GCC, async (t) => {
+  const target = await start(t)
+  const aggregation = await newTracer(t).aggregate({ ...PAIR, match: 'arg0' }, { pid: target.pid, by: 'arg0', registration: 'perf' })
+  await run(target, 'begin 1', 'begin 2')
+  const moves = holdMoves(t)
+  assert.equal(await target.ask('leader-exit'), 'leader gone')
+  await run(target, 'end 1', 'begin 1')
+  assert.equal(aggregation.stats().hits, 2, 'nothing is seen meanwhile')
+  moves.open()
+  await waitFor('both to be moved', () => moves.moved() === 2)
+  await run(target, 'begin 3', 'end 3', 'end 1', 'end 2')
+  await aggregation.detach()
+  const { groups } = await aggregation.snapshot()
+  assert.deepEqual(
+    groups.map(({ key, count }) => [...key, count]),
+    [[3, 1]],
+  )
+  // Where the leader's exit counts as that of the process, nothing is found that could be given up.
+  assertCounts(aggregation, { hits: 3, aggregated: 1, unfinished: 2, abandoned: HAS_LAST_THREAD ? 2 : 0, unmatched: 2 })
+})
+
+test('the probes of a latency are links where there are any, which go on when the leader thread exits', MULTI, async (t) => {
+  const target = await start(t)
+  const aggregation = await newTracer(t).aggregate({ ...PAIR, match: 'arg0' }, { pid: target.pid, by: 'arg0' })
+  const told: unknown[] = []
+  aggregation.on('state', ({ reason, mayHaveMissed }) => told.push([reason, mayHaveMissed]))
+  const moves = holdMoves(t)
+  assert.equal(await target.ask('leader-exit'), 'leader gone')
+  await run(target, 'begin 1', 'end 1', 'begin 2')
+  moves.open()
+  await waitFor('the exit to be told', () => told.length === 1)
+  await run(target, 'end 2')
+  await aggregation.detach()
+  assert.deepEqual(told, [['leader-exit', false]])
+  assertCounts(aggregation, { hits: 2, aggregated: 2 })
 })
 
 test('what a program began does not end in the one that takes its place', GCC, async (t) => {
