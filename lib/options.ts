@@ -65,7 +65,7 @@ export interface AttachOptions {
   queueLimitBytes?: number | undefined
   /** How many sites a specification may resolve to. Default: 1024. */
   maxSites?: number | undefined
-  /** How sites are registered: `auto` takes a uprobe_multi link for several sites of one file where the kernel has a right one. Default: `auto`. */
+  /** How sites are registered: `auto` takes a uprobe_multi link for several sites of one file, with a budget and for a latency also for one, where the kernel has a right one. Default: `auto`. */
   registration?: 'auto' | 'perf' | 'multi' | undefined
   /** Attach also where it may harm the target: inside an unknown instruction, return probes in Go programs or beside seccomp. Default: false. */
   unsafe?: boolean | undefined
