@@ -4,6 +4,7 @@
  * The probes are taken out and armed again by hand, so that it is known what comes before and after. test/budget has the rest.
  */
 import assert from 'node:assert/strict'
+import { getEventListeners } from 'node:events'
 import test, { type TestContext } from 'node:test'
 import { PairedArming } from '../../lib/aggregate/paired-arming.js'
 import { Governor } from '../../lib/budget/governor.js'
@@ -255,6 +256,7 @@ for (const how of ['detached', 'aborted', 'the tracer is closed'] as const) {
     for (const command of ['begin 2', 'end 2', 'end 1']) assert.equal(await target.ask(command), 'done')
     await (ended ?? waitFor('the end', () => aggregation.state === 'detached'))
     await aggregation.detach()
+    assert.equal(getEventListeners(controller.signal, 'abort').length, 0)
     const { hits, aggregated, unfinished, unmatched } = aggregation.stats()
     assert.deepEqual([hits, aggregated, unfinished, unmatched], [1, 1, 0, 0])
     const [group] = (await aggregation.snapshot()).groups
