@@ -222,9 +222,7 @@ async function attachSteps(
     files: [...probed],
     processes,
     siteCount: prepared.sites.length,
-    siteOf: prepared.siteOf,
-    nameOf: prepared.nameOf,
-    pathOf: prepared.pathOf,
+    sites: prepared.files,
     warnings,
     decoder,
     countOnly: settings.countOnly,
@@ -239,7 +237,7 @@ async function attachSteps(
   })
   // The probe owns everything from here on, and its end closes it.
   undo.replace(() => probe.detach())
-  probe.prepareWatches()
+  probe.prepare()
 
   async function claimCounters(map: PauseMap): Promise<ClaimedArming> {
     const host: ClaimsHost = {

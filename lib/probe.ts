@@ -15,7 +15,6 @@ import type { Arrival } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
 import type { SiteFindings } from './counter/site-findings.js'
 import type { ProbeHolds } from './counter/table.js'
-import type { SiteTarget } from './counter/verify.js'
 import { HitBatch } from './delivery/batch.js'
 import { Consumer, callGuarded } from './delivery/consumer.js'
 import type { QueueLimits } from './delivery/queue.js'
@@ -23,13 +22,15 @@ import type { Ring } from './delivery/ring.js'
 import { UprobeError } from './errors.js'
 import type { Logger } from './log.js'
 import type { Native } from './native.js'
+import { ProbeSites, type SitesOfFile } from './probe-sites.js'
 import type { NamedStats, NewListenerEvent, ProbeEvents, ProbeSite, ProbeState, ProbeStateChange, ProbeStats } from './probe-types.js'
 import { type ReportProgress, SiteWork } from './progress.js'
 import type { Attachment } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { CapturePrograms } from './register/programs.js'
 import type { SiteCounts } from './register/stats.js'
-import { type Counted, type GroupName, NO_GROUP, Tally } from './tally.js'
+import { SiteNames } from './site-names.js'
+import { type Counted, Tally } from './tally.js'
 import type { TargetFile } from './target/file.js'
 import type { TargetProcess } from './target/process.js'
 import { TargetWatches } from './target/watches.js'
@@ -48,12 +49,7 @@ export interface ProbeParts {
   readonly files: readonly TargetFile[]
   readonly processes: readonly TargetProcess[]
   readonly siteCount: number
-  /** The site of a slot, but for its `targets`. */
-  siteOf(slot: number): Omit<ProbeSite, 'targets'>
-  /** Its name alone. */
-  nameOf(slot: number): string
-  /** Its path alone. Slots of one file follow each other. */
-  pathOf(slot: number): string
+  readonly sites: readonly SitesOfFile[]
   readonly warnings: readonly string[]
   readonly decoder: HitDecoder
   readonly countOnly: boolean
@@ -66,13 +62,6 @@ export interface ProbeParts {
   readonly onEnding: ReportProgress
 }
 
-/** The names of a probe's sites, in the order of the sites, and of which each slot is one. */
-interface SlotNames {
-  readonly names: readonly GroupName[]
-  /** By slot: an index of `names`, or {@link NO_GROUP}. */
-  readonly groupOf: Int32Array
-}
-
 /** An attached probe; see the module's comment. Made by `tracer.attach`. */
 export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implements AsyncIterable<Hit>, Throttled {
   readonly #parts: ProbeParts
@@ -81,11 +70,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   readonly #watches: TargetWatches
   readonly #targets: Set<TargetProcess>
   readonly #abort = new AbortController()
-  /** By slot, as far as somebody has asked for them. */
-  readonly #sites: Array<(ProbeSite & { readonly targets: SiteTarget[] }) | undefined> = []
-  #leftOut: ReadonlySet<number> = new Set()
-  #names: SlotNames | null = null
-  #found: readonly SiteFindings[] = []
+  readonly #sites: ProbeSites
+  readonly #names: SiteNames
   readonly #laterWarnings = new Set<string>()
   /** Whether it last came back with something left out. */
   #cameBackInPart = false
@@ -101,6 +87,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     super()
     this.#parts = parts
     this.#targets = new Set(parts.processes)
+    this.#sites = new ProbeSites(parts.sites)
+    this.#names = new SiteNames(parts.sites)
     this.#watches = new TargetWatches(parts.native, parts.ring, {
       onEnd: (target, reason) => this.#background(() => this.#endTarget(target, reason)),
       onThreadChange: (target) => this.#background(() => this.#moveThread(target)),
@@ -123,9 +111,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** The sites, with the processes in which they were looked at. */
   get sites(): readonly ProbeSite[] {
-    const sites: ProbeSite[] = []
-    for (let slot = 0; slot < this.#parts.siteCount; slot++) if (!this.#leftOut.has(slot)) sites.push(this.siteOfSlot(slot))
-    return sites
+    return this.#sites.all()
   }
 
   /** What was not as asked for and did not make attaching fail, as sentences. They are logged too. */
@@ -145,10 +131,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** The counts by name and file, in the order of the sites. */
   statsByName(): NamedStats[] {
-    this.#names ??= this.#groupByName()
-    const { names, groupOf } = this.#names
     // One time for all: it is that of one moment, as the counts are.
-    return this.#tally.ofGroups(groupOf, names, this.#seen)
+    return this.#tally.ofGroups(this.#names.groups, this.#seen)
   }
 
   /**
@@ -211,61 +195,13 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   /** @internal All is armed: takes note of what was found, and of the slots whose sites were left out. */
   start(leftOut: ReadonlySet<number>, found: readonly SiteFindings[]): void {
-    this.#leftOut = leftOut
-    this.#names = null
-    this.#found = found
-    // Hits that came before have shown their sites.
-    this.#sites.forEach((site, slot) => {
-      site?.targets.push(...this.#targetsOf(slot))
-    })
+    this.#sites.settle(leftOut, found)
+    this.#names.leaveOut(leftOut)
   }
 
   /** @internal The site of a slot, also while the probe is being armed. */
   siteOfSlot(slot: number): ProbeSite {
-    const known = this.#sites[slot]
-    if (known !== undefined) return known
-    const { probe, path, fileOffset, refCtrOffset, args } = this.#parts.siteOf(slot)
-    // Copied field by field: spreading thousands of objects takes several times as long.
-    const site = { probe, path, fileOffset, refCtrOffset, args, targets: this.#targetsOf(slot) }
-    this.#sites[slot] = site
-    return site
-  }
-
-  /** Which slots have a name and a path in common. Names are made when they are asked for, so this is done once. */
-  #groupByName(): SlotNames {
-    const { siteCount, nameOf, pathOf } = this.#parts
-    const names: GroupName[] = []
-    const groupOf = new Int32Array(siteCount).fill(NO_GROUP)
-    const groupsByPath = new Map<string, Map<string, number>>()
-    let lastPath: string | null = null
-    let groups = new Map<string, number>()
-    for (let slot = 0; slot < siteCount; slot++) {
-      if (this.#leftOut.has(slot)) continue
-      const path = pathOf(slot)
-      if (path !== lastPath) {
-        groups = groupsByPath.get(path) ?? new Map()
-        groupsByPath.set(path, groups)
-        lastPath = path
-      }
-      const probe = nameOf(slot)
-      let group = groups.get(probe)
-      if (group === undefined) {
-        group = names.push({ probe, path }) - 1
-        groups.set(probe, group)
-      }
-      groupOf[slot] = group
-    }
-    return { names, groupOf }
-  }
-
-  /** The processes in which a site was looked at. */
-  #targetsOf(slot: number): SiteTarget[] {
-    const targets: SiteTarget[] = []
-    for (const findings of this.#found) {
-      const target = findings.get(slot)
-      if (target !== undefined) targets.push(target)
-    }
-    return targets
+    return this.#sites.of(slot)
   }
 
   /** @internal Detaches when the signal is aborted. */
@@ -277,9 +213,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     if (signal.aborted) detach()
   }
 
-  /** @internal Begins to open what {@link watchTargets} needs. */
-  prepareWatches(): void {
+  /** @internal Begins what is done while the kernel registers the sites: to open what {@link watchTargets} needs, and to compare names. */
+  prepare(): void {
     for (const target of this.#targets) this.#watches.prepare(target)
+    this.#names.prepare(() => this.#ending === null)
   }
 
   /** @internal Watches the processes, so that their end is noticed. */

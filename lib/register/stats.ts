@@ -13,11 +13,11 @@ import { BPF_MAP_TYPE_PERCPU_ARRAY, createLargeMap, createMap } from './bpf-obje
 /** Counts since a probe was attached, by slot. */
 export interface KernelCounts {
   /** Executions of the site. */
-  readonly hits: Float64Array
+  readonly hits: readonly number[]
   /** Hits that the filter rejected. */
-  readonly filtered: Float64Array
+  readonly filtered: readonly number[]
   /** Hits for which the ring had no room. */
-  readonly lostRing: Float64Array
+  readonly lostRing: readonly number[]
 }
 
 /** A probe with more slots than this shares entries; so many to each, which makes values of 1.5 KB. */
@@ -84,23 +84,29 @@ function readCounts(native: Native, fd: number, slots: number, slotsAnEntry: num
   // A per-CPU value is padded to 8 bytes; ours is a multiple of 8 already.
   const halves = new Uint32Array(native.bpfMapRead(fd, 0, entriesFor(slots, slotsAnEntry), STATS_VALUE_BYTES * slotsAnEntry * cpus))
   const number = (at: number): number => (halves[at] ?? 0) + (halves[at + 1] ?? 0) * 2 ** 32
-  const hits = new Float64Array(slots)
-  const filtered = new Float64Array(slots)
-  const lostRing = new Float64Array(slots)
+  const hits = zeros(slots)
+  const filtered = zeros(slots)
+  const lostRing = zeros(slots)
   const halvesASlot = STATS_VALUE_BYTES / 4
-  for (let slot = 0; slot < slots; slot++) {
-    const within = slot % slotsAnEntry
-    const firstCpu = ((slot - within) * cpus + within) * halvesASlot
+  // An entry has a value for each CPU, and in each the slots that share it; behind the last slot there are some that nobody uses.
+  let at = 0
+  for (let first = 0; first < slots; first += slotsAnEntry) {
     for (let cpu = 0; cpu < cpus; cpu++) {
-      const at = firstCpu + cpu * slotsAnEntry * halvesASlot
-      // Most of thousands of sites have not been hit.
-      if (halves[at] === 0 && halves[at + 1] === 0) continue
-      hits[slot] = (hits[slot] ?? 0) + number(at)
-      filtered[slot] = (filtered[slot] ?? 0) + number(at + 2)
-      lostRing[slot] = (lostRing[slot] ?? 0) + number(at + 4)
+      for (let slot = first; slot < first + slotsAnEntry; slot++, at += halvesASlot) {
+        // Most of thousands of sites have not been hit.
+        if (halves[at] === 0 && halves[at + 1] === 0) continue
+        hits[slot] = (hits[slot] ?? 0) + number(at)
+        filtered[slot] = (filtered[slot] ?? 0) + number(at + 2)
+        lostRing[slot] = (lostRing[slot] ?? 0) + number(at + 4)
+      }
     }
   }
   return { hits, filtered, lostRing }
+}
+
+/** Counts from which to count. Numbers in an array are small integers to V8, of which nothing is made when they are read; of a Float64Array, until its code is optimized, an object is made each time. */
+export function zeros(count: number): number[] {
+  return new Array<number>(count).fill(0)
 }
 
 /** Reads how often the site of a map with one slot was executed. */

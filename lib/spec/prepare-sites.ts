@@ -16,7 +16,6 @@ import { UprobeError } from '../errors.js'
 import { escapeForDisplay, type Logger } from '../log.js'
 import type { Native } from '../native.js'
 import type { AttachSettings } from '../options.js'
-import type { ProbeSite } from '../probe-types.js'
 import type { SiteWork } from '../progress.js'
 import { elfInstructions } from '../register/elf-instructions.js'
 import type { Site } from '../register/site.js'
@@ -32,7 +31,7 @@ import { OriginalCode } from './original-code.js'
 import { Shapes } from './shapes.js'
 import type { ProbeSpec } from './spec.js'
 
-/** The sites of one file. */
+/** The sites of one file. The slots of the files follow each other. */
 export interface FileSites {
   readonly file: TargetFile
   readonly facts: FileFacts
@@ -47,12 +46,6 @@ export interface PreparedSites {
   readonly files: readonly FileSites[]
   /** All of them, by slot. */
   readonly sites: readonly Site[]
-  /** What the user sees of a slot, but for the processes in which it was looked at. Made when it is asked for: of thousands of sites few may be. */
-  siteOf(slot: number): Omit<ProbeSite, 'targets'>
-  /** The name of a slot's site. */
-  nameOf(slot: number): string
-  /** The file of a slot, as the target knows it. Slots of one file follow each other. */
-  pathOf(slot: number): string
   readonly warnings: readonly string[]
 }
 
@@ -115,30 +108,7 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
   const sites = only !== undefined && second === undefined ? only.sites : files.flatMap((file) => file.sites)
   if (sites.length === 0 && refusal !== null) throw refusal
   warnings.push(...checkStrings(spec, settings, sites))
-  const siteAt = (slot: number): Site => {
-    const site = sites[slot]
-    if (site === undefined) throw new RangeError(`there is no slot ${slot}`)
-    return site
-  }
-  const pathOf = pathsBySlot(files)
-  const siteOf = (slot: number): Omit<ProbeSite, 'targets'> => {
-    const { probe, fileOffset, counterOffset, args } = siteAt(slot)
-    return { probe, path: pathOf(slot), fileOffset, refCtrOffset: counterOffset, args }
-  }
-  return { arch, files, sites, siteOf, nameOf: (slot) => siteAt(slot).probe, pathOf, warnings }
-}
-
-/** Finds the path of a slot. The slots of the files are in their order, and whoever asks for one mostly asks for the next one then: a process may map hundreds of files with sites. */
-function pathsBySlot(files: readonly FileSites[]): (slot: number) => string {
-  const ends = files.map((file) => (file.sites.at(-1)?.slot ?? -1) + 1)
-  let at = 0
-  return (slot) => {
-    if (slot < (ends[at - 1] ?? 0)) at = 0
-    while (slot >= (ends[at] ?? Infinity)) at++
-    const path = files[at]?.facts.path
-    if (path === undefined) throw new RangeError(`there is no slot ${slot}`)
-    return path
-  }
+  return { arch, files, sites, warnings }
 }
 
 /** Divides sites into those that may be registered, and why others may not. Throws the first such reason, unless the specification is a pattern. */

@@ -8,10 +8,12 @@ import { SiteFindings } from '../../lib/counter/site-findings.js'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { FileWindow } from '../../lib/elf/file-window.js'
 import { inSlices, TimeSlice } from '../../lib/elf/time-slice.js'
+import type { NamedStats } from '../../lib/probe-types.js'
 import { type ProgressStep, SiteWork } from '../../lib/progress.js'
 import { checkEvents } from '../../lib/register/many-events.js'
 import type { SiteCounts } from '../../lib/register/stats.js'
-import { NO_GROUP, Tally } from '../../lib/tally.js'
+import { NO_GROUP } from '../../lib/site-names.js'
+import { Tally } from '../../lib/tally.js'
 import { codeAddress, type Mapping, mappingAt } from '../../lib/target/maps.js'
 import { OffsetTable } from '../../lib/target/offset-table.js'
 import { PagedMemory } from '../../lib/target/paged-memory.js'
@@ -243,19 +245,20 @@ test('elements are worked through in their order, with turns of the event loop i
 
 /** Counts of slots, of which each kind counts what it is told of a slot. */
 function tallyOf(hits: readonly number[], filtered: readonly number[], lostRing: readonly number[]): Tally {
-  const counts = { hits: Float64Array.from(hits), filtered: Float64Array.from(filtered), lostRing: Float64Array.from(lostRing) }
-  return new Tally({ read: () => counts } as unknown as SiteCounts, hits.length, true)
+  return new Tally({ read: () => ({ hits, filtered, lostRing }) } as unknown as SiteCounts, hits.length, true)
 }
 
 test('the counts of groups are those of their slots together, also where each slot is a group', () => {
   const time = { seenMs: 7, seenFraction: 0.5 }
   const tally = tallyOf([1, 2, 4, 8], [0, 1, 1, 2], [0, 0, 3, 0])
-  const names = ['a', 'b', 'c', 'd'].map((probe) => ({ probe, path: '/p' }))
-  const counted = (groupOf: readonly number[], groups: number): number[][] =>
-    tally
-      .ofGroups(Int32Array.from(groupOf), names.slice(0, groups), time)
-      .map(({ hits, filtered, delivered, lost }) => [hits, filtered, delivered, lost])
-  assert.deepEqual(counted([0, 1, 2, 3], 4), [
+  const ofGroups = (groupOf: readonly number[] | null, groups: number): NamedStats[] =>
+    tally.ofGroups(
+      { groupOf: groupOf && Int32Array.from(groupOf), names: ['a', 'b', 'c', 'd'].slice(0, groups), paths: Array(groups).fill('/p') },
+      time,
+    )
+  const counted = (groupOf: readonly number[] | null, groups: number): number[][] =>
+    ofGroups(groupOf, groups).map(({ hits, filtered, delivered, lost }) => [hits, filtered, delivered, lost])
+  assert.deepEqual(counted(null, 4), [
     [1, 0, 1, 0],
     [2, 1, 1, 0],
     [4, 1, 3, 3],
@@ -271,7 +274,7 @@ test('the counts of groups are those of their slots together, also where each sl
     [4, 1, 3, 3],
     [8, 2, 6, 0],
   ])
-  const [first] = tally.ofGroups(Int32Array.of(0, 1, 2, 3), names, time)
+  const [first] = ofGroups(null, 4)
   assert.deepEqual(first, { probe: 'a', path: '/p', hits: 1, filtered: 0, delivered: 1, lost: 0, lostRing: 0, lostQueue: 0, ...time })
 })
 

@@ -123,6 +123,21 @@ function countedClock(t: TestContext): void {
   })
 }
 
+test('have their names compared when they are attached, so that none is when their counts are asked for', GCC, async (t) => {
+  const { program, tracer } = await scene(t)
+  const probe = await tracer.attach(program.spec('*'), { pid: program.pid, maxSites: SITES })
+  const { set } = Map.prototype
+  let kept = 0
+  t.mock.method(Map.prototype, 'set', function (this: Map<unknown, unknown>, key: unknown, value: unknown) {
+    kept++
+    return set.call(this, key, value)
+  })
+  assert.equal(probe.statsByName().length, SITES)
+  t.mock.restoreAll()
+  assert.ok(kept < SITES / 100, `${kept} names`)
+  await probe.detach()
+})
+
 for (const counter of ['kernel', 'msb'] as const) {
   const numbers = counter === 'kernel' ? '*' : '1*'
   test(`leave the event loop its turn after some hundred sites (${counter})`, GCC, async (t) => {
