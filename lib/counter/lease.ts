@@ -4,7 +4,7 @@
  * Numbers of 64 bits are written as decimal strings, addresses and offsets as `0x…`. Whoever can write the directory is the agent's own user, yet a file may be half-written,
  * or of another version; so it is read strictly, and what is not understood as a whole is not believed in part.
  */
-import { inSlices } from '../elf/time-slice.js'
+import { TimeSlice } from '../elf/time-slice.js'
 import type { SpaceId } from './space.js'
 
 /** A counter that is claimed in one mapping. */
@@ -110,13 +110,55 @@ export function parseLease(text: string): LeaseRecord | null {
   }
 }
 
-/** The same, with the event loop's turns in between: a lease may have thousands of counters. */
+/**
+ * The same, with the event loop's turns in between: a lease may have thousands of counters, and a text of a megabyte takes ten milliseconds to parse. One that is laid out as {@link formatLease} does
+ * is parsed piece by piece. If that does not work out it is parsed as one, so that it is never refused for how it is laid out.
+ */
 export async function parseLeaseInSlices(text: string): Promise<LeaseRecord | null> {
+  const pieces = piecesOf(text)
+  if (pieces === null) return parseLease(text)
+  const slice = new TimeSlice()
   try {
-    const lease = ofThisVersion(text)
-    return lease === null ? null : recordOf(lease, await inSlices(list(lease.counters), counterOf))
+    const lease = ofThisVersion(pieces.head)
+    if (lease === null) return null
+    const counters: LeaseCounter[] = []
+    for (const piece of pieces.lists) {
+      if (slice.isOver) await slice.rest()
+      counters.push(...list(JSON.parse(piece)).map(counterOf))
+    }
+    return recordOf(lease, counters)
   } catch (error) {
-    return nullIfNoLease(error)
+    nullIfNoLease(error)
+    return parseLease(text)
+  }
+}
+
+/** A text shorter than two of them is parsed as one; so long are the pieces of others, and one counter longer. It takes a fraction of a millisecond. */
+const PIECE_CHARACTERS = 16 * 1024
+const BEFORE_COUNTERS = ',"counters":['
+const BETWEEN_COUNTERS = '},{"provider":'
+const BEHIND_COUNTERS = ']}\n'
+
+/**
+ * Divides the text of a lease into one without counters, and lists of counters; `null` if it is short, or not laid out for that.
+ *
+ * No text is parsed to divide it. That is right all the same: if each piece is JSON, so is the whole, with just these counters, since it is the pieces with a comma in between. And JSON is not divided in the
+ * middle of a string: its quote would be the end of the string, for within a string it has a backslash before it, and no string is followed by a letter.
+ */
+function piecesOf(text: string): { readonly head: string; readonly lists: Iterable<string> } | null {
+  const end = text.length - BEHIND_COUNTERS.length
+  const headEnd = text.indexOf(BEFORE_COUNTERS)
+  if (text.length < 2 * PIECE_CHARACTERS || headEnd < 0 || !text.endsWith(BEHIND_COUNTERS)) return null
+  return { head: `${text.slice(0, headEnd)}}`, lists: listsOf(text, headEnd + BEFORE_COUNTERS.length, end) }
+}
+
+function* listsOf(text: string, start: number, end: number): Generator<string> {
+  for (let from = start; ; ) {
+    const between = text.indexOf(BETWEEN_COUNTERS, from + PIECE_CHARACTERS)
+    if (between < 0) return yield `[${text.slice(from, end)}]`
+    // Behind the brace of the one, before that of the other.
+    yield `[${text.slice(from, between + 1)}]`
+    from = between + 2
   }
 }
 

@@ -7,6 +7,7 @@
  */
 import { closeSync, lstatSync, readlinkSync, unlinkSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
+import { TimeSlice } from '../elf/time-slice.js'
 import { ENOENT } from '../errno.js'
 import { errnoOf, isSystemCallError } from '../errors.js'
 import type { Logger } from '../log.js'
@@ -102,8 +103,11 @@ interface Orphan {
 
 async function recoverAll(bits: UnownedBits, directory: LeaseDirectory, log: Logger, { pid }: RecoverOptions): Promise<Recovered[]> {
   const orphans: Orphan[] = []
+  const slice = new TimeSlice()
   // Asked again, since somebody else may have been recovering until now.
   for (const entry of directory.entries().filter(isOrphan)) {
+    // A megabyte may be read, which is not to be added to what was done in this turn before.
+    await slice.rest()
     const file = await directory.read(entry)
     if (file !== null) orphans.push(await recoverOne(bits, file, log, pid))
   }

@@ -31,6 +31,7 @@ import { leaseFiles } from '../support/leases.js'
 import { needs } from '../support/needs.js'
 import { Target } from '../support/target.js'
 import { refused } from '../support/tracing.js'
+import { countTurns } from '../support/wait.js'
 
 const ROOT = needs()
 const GCC = needs({ programs: ['gcc'] })
@@ -210,6 +211,106 @@ test('a lease with any one thing cut or changed is refused, or means the same, a
     assert.ok(text.includes(from))
     assert.equal(parseLease(text.replace(from, to)), null, to)
     assert.equal(await parseLeaseInSlices(text.replace(from, to)), null, to)
+  }
+})
+
+/** A record with so many counters, of which `nameOf` gives the names. */
+function largeRecord(counters: number, nameOf: (index: number) => string): LeaseRecord {
+  const [first] = CLAIM.counters
+  assert.ok(first)
+  return {
+    version: 1,
+    owner: { pid: 5, startTime: 6n, comm: 'agent', package: '0.1.0', pidNamespace: '4026531836' },
+    bootId: 'boot',
+    sinceNs: 1n,
+    sinceTicks: 0n,
+    ...CLAIM,
+    counters: Array.from({ length: counters }, (_, index) => ({ ...first, name: nameOf(index), address: BigInt(2 * index) })),
+  }
+}
+
+test('a lease of thousands of counters is parsed in pieces, with turns of the event loop in between', async (t) => {
+  const record = largeRecord(5000, (index) => `site${index}`)
+  const text = formatLease(record)
+  const { parse } = JSON
+  const loop = countTurns()
+  t.after(() => loop.stop())
+  let longest = 0
+  let length = 0
+  let now = process.hrtime.bigint()
+  t.mock.method(JSON, 'parse', (piece: string) => {
+    longest = Math.max(longest, piece.length)
+    length += piece.length
+    // Each takes a millisecond, however fast the machine is.
+    now += 1_000_000n
+    return parse(piece)
+  })
+  t.mock.method(process.hrtime, 'bigint', () => now)
+  const read = await parseLeaseInSlices(text)
+  t.mock.restoreAll()
+  assert.ok(longest < 17 * 1024, `${longest} characters at a time`)
+  assert.ok(length < text.length + 1024, `${length} characters of ${text.length}`)
+  assert.ok(loop.turns >= Math.floor(text.length / (5 * 16 * 1024)), `${loop.turns} turns`)
+  assert.deepEqual(read, record)
+})
+
+/** What a piece of the text of a lease could be taken for. */
+const MISLEADING = ['},{"provider":', '},{"provider":"p"', ',"counters":[', ']}\n', '"', '\\', '\\"},{\\"provider\\":', '\u{1f600}']
+
+test('a large lease is in pieces what it is as one, whatever its names are and wherever it is cut or changed', async () => {
+  const anyName = fc.array(fc.oneof(fc.constantFrom(...MISLEADING), fc.string({ maxLength: 8 })), { maxLength: 4 })
+  const anyNames = fc.array(
+    anyName.map((parts) => parts.join('')),
+    { minLength: 1, maxLength: 7 },
+  )
+  await fc.assert(
+    fc.asyncProperty(anyNames, fc.nat(), fc.constantFrom(...MISLEADING, ',', '1', ''), async (names, at, change) => {
+      const record = largeRecord(600, (index) => names[index % names.length] ?? '')
+      const text = formatLease(record)
+      assert.deepEqual(await parseLeaseInSlices(text), record)
+      const place = at % text.length
+      for (const other of [
+        text.slice(0, place),
+        text.slice(0, place) + change + text.slice(place),
+        text.slice(0, place) + text.slice(place + 1),
+      ]) {
+        assert.deepEqual(await parseLeaseInSlices(other), parseLease(other))
+      }
+    }),
+    { numRuns: 40 },
+  )
+})
+
+test('a large lease is read however it is laid out', async () => {
+  const record = largeRecord(600, (index) => `site${index}`)
+  const text = formatLease(record)
+  const { counters, ...others } = JSON.parse(text) as { counters: unknown[] } & Record<string, unknown>
+  const owner = { ...(others.owner as object), counters: [1], more: 2 }
+  for (const [what, other] of [
+    ['in lines', JSON.stringify({ ...others, counters }, null, 1)],
+    ['counters first', `${JSON.stringify({ counters, ...others })}\n`],
+    ['counters also elsewhere, first', `${JSON.stringify({ ...others, owner, counters })}\n`],
+    ['counters also elsewhere, then', `${JSON.stringify({ ...others, counters, owner })}\n`],
+    ['counters twice', text.replace('"bootId"', '"a":1,"counters":[2],"bootId"')],
+    ['no end of a line', text.trimEnd()],
+    ['another order in a counter', text.replaceAll(/"provider":"p","name":("[^"]+")/g, '"name":$1,"provider":"p"')],
+  ] as const) {
+    assert.notEqual(other, text)
+    assert.deepEqual(await parseLeaseInSlices(other), record, what)
+    assert.deepEqual(parseLease(other), record, what)
+  }
+  for (const [what, other] of [
+    ['cut off', text.slice(0, -4)],
+    ['another end', `${text.slice(0, -3)}abc`],
+    ['no beginning', text.slice(text.indexOf(',"counters"'))],
+    ['a comma too many', `${text.slice(0, -3)},${text.slice(-3)}`],
+    ['another version', text.replace('"version":1', '"version":2')],
+    ['an odd address', text.replace('"address":"0x2"', '"address":"0x3"')],
+    ['an odd address at the end', text.replace(/"(0x[0-9a-f]+)"\}\]\}\n$/, '"$11"}]}\n')],
+  ] as const) {
+    assert.notEqual(other, text)
+    assert.equal(await parseLeaseInSlices(other), null, what)
+    assert.equal(parseLease(other), null, what)
   }
 })
 

@@ -327,6 +327,16 @@ test('are cleared one by one after their agent has died, and the event loop has 
     mostHeld = Math.max(mostHeld, held.size)
     return done
   })
+  const { parse } = JSON
+  const loop = countTurns()
+  t.after(() => loop.stop())
+  let longest = 0
+  let turnsBefore: number | null = null
+  t.mock.method(JSON, 'parse', (text: string) => {
+    if (text.includes('"counters"') || text.includes('"provider"')) turnsBefore ??= loop.turns
+    longest = Math.max(longest, text.length)
+    return parse(text)
+  })
   const turns = setInterval(() => undefined, 1)
   t.after(() => clearInterval(turns))
   const next = (): void => {
@@ -341,6 +351,9 @@ test('are cleared one by one after their agent has died, and the event loop has 
   await assertSemaphores(program, 0, CLAIM)
   assert.equal(mostHeld, 1)
   assert.ok(mostTaken <= 256, `${mostTaken} counters in one turn`)
+  // The lease has more than a hundred thousand, which are read in a turn of their own.
+  assert.ok(turnsBefore !== null && turnsBefore > 0)
+  assert.ok(longest > 0 && longest < 17 * 1024, `${longest} characters of it at a time`)
   assert.ok(!leaseFiles(leaseDir).some((name) => /^(lease|left|released)/.test(name)))
 })
 
