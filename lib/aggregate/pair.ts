@@ -5,6 +5,7 @@
  *
  * - What had begun and not ended when the probes were taken out is `unfinished`, and `cutOff` says how many of these there are. It is known exactly: no program runs at that moment, so all that has begun and is not accounted for
  *   otherwise is cut off.
+ * - Ends that were seen before beginnings were, at the attach, are not counted: it is not known of them that anything began.
  * - An end without a beginning is `unmatched` as long as the probes have not been taken out, and `begunUnseen` afterwards: what it ends may have begun while nobody looked, and nobody can tell.
  */
 import type { Throttled } from '../budget/member.js'
@@ -38,6 +39,8 @@ export class Pair implements Throttled {
   #abandonedBefore: number | null = null
   /** Those that a marked beginning took the place of, while ends were ignored. */
   #displaced = 0
+  /** Ends without a beginning when beginnings came to be seen. */
+  #before = 0
   /** Ends without a beginning when the probes were first taken out. */
   #unmatched: number | null = null
   #trapped = 0
@@ -57,14 +60,15 @@ export class Pair implements Throttled {
    */
   counts(losses: Losses = this.store.losses(), aggregated = losses.ended - losses.contended): PairCounts {
     const { hits = 0, filtered = 0 } = this.start?.stats() ?? {}
-    const unmatched = Math.min(this.#unmatched ?? losses.unmatched, losses.unmatched)
+    const endsAlone = Math.max(losses.unmatched - this.#before, 0)
+    const unmatched = Math.min(this.#unmatched ?? endsAlone, endsAlone)
     return {
       aggregated,
       unfinished: hits - filtered - aggregated - lostOf(losses),
       abandoned: losses.unfinished - this.#displaced,
       cutOff: this.#cutOff,
       unmatched,
-      begunUnseen: losses.unmatched - unmatched,
+      begunUnseen: endsAlone - unmatched,
     }
   }
 
@@ -75,6 +79,11 @@ export class Pair implements Throttled {
   get open(): number {
     const { unfinished, abandoned, cutOff } = this.counts()
     return unfinished - abandoned - cutOff
+  }
+
+  /** Beginnings are seen from now on, and ends were before. */
+  bothSeen(): void {
+    this.#before = this.store.losses().unmatched
   }
 
   /** From now on no end is seen. A thread may go by its end and begin anew before beginnings are ignored as well, and what it had begun is then given up for it, by no fault of its own. */
@@ -91,7 +100,7 @@ export class Pair implements Throttled {
 
   /** Both are out, and no program of either runs: gives up what has not ended. */
   async cut(): Promise<void> {
-    this.#unmatched ??= this.store.losses().unmatched
+    this.#unmatched ??= this.store.losses().unmatched - this.#before
     await this.starts.clear()
     // Behind it: what a thread takes along that ends meanwhile is counted as given up.
     this.#cutOff += this.open

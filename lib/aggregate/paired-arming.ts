@@ -66,6 +66,7 @@ export class PairedArming implements Arming {
     this.pauseMap.mark()
     const result = await this.own.arm(work)
     this.pauseMap.set(false)
+    this.pair.bothSeen()
     this.#liveSinceMs = performance.now()
     return result
   }

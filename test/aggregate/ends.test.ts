@@ -17,7 +17,7 @@ test('an end that fails is reported, and the last state and the end of the aggre
     losses: () => ({ unreadable: 0, contended: 0, start: 0, unmatched: 0, unfinished: 0, ended: 0 }),
     close: () => calls.push('maps closed'),
   }
-  const parts = { start, pair: null, groups: {}, store, log: childLogger(false, 'test'), onEnded: () => calls.push('ended') }
+  const parts = { start, pair: null, signal: null, groups: {}, store, log: childLogger(false, 'test'), onEnded: () => calls.push('ended') }
   const aggregation = new Aggregation(parts as unknown as AggregationParts)
   const told: unknown[] = []
   aggregation.on('state', ({ state }) => told.push(state))
@@ -42,7 +42,7 @@ test('what has begun is forgotten and the maps are closed also when neither grou
   }
   const end = Object.assign(new EventEmitter(), { state: 'attached', detach: async () => calls.push('end detached') })
   const pair = { end, starts: { close: async () => calls.push('starts closed') } }
-  const parts = { start, pair, groups: {}, store, log: childLogger(false, 'test'), onEnded: () => calls.push('ended') }
+  const parts = { start, pair, signal: null, groups: {}, store, log: childLogger(false, 'test'), onEnded: () => calls.push('ended') }
   const aggregation = new Aggregation(parts as unknown as AggregationParts)
   await assert.rejects(aggregation.detach(), failure)
   assert.deepEqual(calls, ['end detached', 'starts closed', 'maps closed', 'ended'])

@@ -119,6 +119,22 @@ test('of two probes, the last 64 that began in a thread can end', GCC, async (t)
   assertCounts(aggregation, { hits: 101, aggregated: 65, lost: 36, lostStarts: 36, unmatched: 36 })
 })
 
+test('ends that are seen before beginnings are, at the attach, do not count', GCC, async (t) => {
+  const target = await start(t)
+  const { register } = Attachment.prototype
+  let attached = 0
+  t.mock.method(Attachment.prototype, 'register', async function (this: Attachment, ...parameters: Parameters<typeof register>) {
+    // The probe at which latencies end is in, that at which they begin is not.
+    if (++attached === 2) await run(target, 'nest 5')
+    return register.call(this, ...parameters)
+  })
+  const aggregation = await newTracer(t).aggregate(PAIR, { pid: target.pid, by: 'arg0' })
+  assertCounts(aggregation, {})
+  await run(target, 'end 1', 'nest 2')
+  await aggregation.detach()
+  assertCounts(aggregation, { hits: 2, aggregated: 2, unmatched: 1 })
+})
+
 test('two probes in one thread: an end ends the last that began', GCC, async (t) => {
   const target = await start(t)
   const tracer = newTracer(t)
