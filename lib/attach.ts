@@ -237,7 +237,6 @@ async function attachSteps(
   })
   // The probe owns everything from here on, and its end closes it.
   undo.replace(() => probe.detach())
-  probe.prepare()
 
   async function claimCounters(map: PauseMap): Promise<ClaimedArming> {
     const host: ClaimsHost = {
@@ -265,7 +264,10 @@ async function attachSteps(
   }
 
   holds.enter()
-  const { failures: refused, warnings: leftAlone } = await arming.arm(work)
+  const beingArmed = arming.arm(work)
+  // Meanwhile, since that is mostly a wait for the kernel.
+  probe.prepare()
+  const { failures: refused, warnings: leftAlone } = await beingArmed
   probe.seeFromNow()
   warnings.push(...leftAlone)
   settle(spec, refused, prepared.sites.length, warnings)

@@ -18,14 +18,14 @@ import type { AttachSettings } from '../options.js'
 import { checkSite, type HazardContext } from '../register/hazards.js'
 import type { InstructionSource } from '../register/instruction-start.js'
 import { describeSite } from '../register/site.js'
-import { codeAddress, type Mapping, mappingsOf, takesCounters } from '../target/maps.js'
+import { codeAddress, type FileIdentity, type Mapping, mappingsOf, takesCounters } from '../target/maps.js'
 import { OffsetTable } from '../target/offset-table.js'
 import { PagedMemory } from '../target/paged-memory.js'
 import type { TargetProcess } from '../target/process.js'
 import type { FoundSite } from './find-sites.js'
 
 /** A process, and where it maps the file in question. */
-interface ProcessView extends CounterView {
+export interface ProcessView extends CounterView {
   /** Where the kernel finds counters. */
   readonly counters: OffsetTable
   /** All mappings, those that are no file's included. */
@@ -40,8 +40,20 @@ export interface FitnessRequest {
   readonly source: InstructionSource
   readonly elf: Parameters<typeof isGoBinary>[0]
   readonly facts: FileFacts
-  /** `null` for every process that maps the file. */
-  readonly processes: readonly TargetProcess[] | null
+  /** Of the processes that were named. */
+  readonly views: readonly ProcessView[]
+}
+
+/** Looks where processes map a file. Throws `ERR_UPROBE_TARGET_DENIED`. */
+export async function viewsOf(identity: FileIdentity, processes: readonly TargetProcess[] | null): Promise<ProcessView[]> {
+  const views: ProcessView[] = []
+  for (const target of processes ?? []) {
+    const all = await target.maps(true)
+    const mappings = mappingsOf(target.procDirectory, all, identity)
+    const counters = new OffsetTable(mappings.filter(takesCounters))
+    views.push({ target, memory: new PagedMemory(target), all, mappings, counters })
+  }
+  return views
 }
 
 /** Checks the sites of one file. */
@@ -57,15 +69,8 @@ export class SiteFitness {
     this.#path = escapeForDisplay(facts.path)
   }
 
-  /** Looks up what is the same for all sites. Throws `ERR_UPROBE_TARGET_DENIED`. */
-  static async of({ native, settings, retprobe, source, elf, facts, processes }: FitnessRequest): Promise<SiteFitness> {
-    const views: ProcessView[] = []
-    for (const target of processes ?? []) {
-      const all = await target.maps(true)
-      const mappings = mappingsOf(target.procDirectory, all, facts.identity)
-      const counters = new OffsetTable(mappings.filter(takesCounters))
-      views.push({ target, memory: new PagedMemory(target), all, mappings, counters })
-    }
+  /** Looks up what is the same for all sites. */
+  static of({ native, settings, retprobe, source, elf, facts, views }: FitnessRequest): SiteFitness {
     return new SiteFitness(settings.counter, facts, views, {
       source,
       goBinary: isGoBinary(elf),

@@ -25,7 +25,7 @@ import type { ResolvedFile } from '../target/resolve.js'
 import { checkStrings } from './check-strings.js'
 import { FileCounters } from './file-counters.js'
 import { type FoundSite, findSites } from './find-sites.js'
-import { SiteFitness } from './fitness.js'
+import { SiteFitness, viewsOf } from './fitness.js'
 import { nearestProbe } from './nearest-probe.js'
 import { OriginalCode } from './original-code.js'
 import { Shapes } from './shapes.js'
@@ -93,9 +93,9 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
   for (const one of found) {
     const { file, elf, processes } = one
     const window = new FileWindow(elf)
-    const facts = await readFacts(one, window, work)
+    const [facts, views] = await Promise.all([readFacts(one, window, work), viewsOf(file.identity, processes)])
     const source = elfInstructions(elf, elf.machine === MACHINES.arm64.machine ? 'arm64' : 'x64', window)
-    const fitness = await SiteFitness.of({ native, settings, retprobe: spec.kind === 'uretprobe', source, elf, facts, processes })
+    const fitness = SiteFitness.of({ native, settings, retprobe: spec.kind === 'uretprobe', source, elf, facts, views })
     const { fit, refused } = await checkSites(one.found, fitness, spec, work)
     refusal ??= refused[0] ?? null
     for (const { message } of refused) warnings.push(`left out: ${message}`)

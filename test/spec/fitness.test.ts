@@ -6,7 +6,7 @@ import { describe, it, type TestContext } from 'node:test'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { loadNative } from '../../lib/native.js'
 import { elfInstructions } from '../../lib/register/elf-instructions.js'
-import { SiteFitness } from '../../lib/spec/fitness.js'
+import { SiteFitness, viewsOf } from '../../lib/spec/fitness.js'
 import { factsOf, openProcess } from '../counter/places.js'
 import { buildTarget } from '../support/build.js'
 import { writeCounter } from '../support/memory.js'
@@ -25,14 +25,15 @@ async function refusal(t: TestContext, source: string, probe: string, stored: nu
   if (stored !== null) writeCounter(target.pid, target.program, note.refCtrOffset, stored)
   const elf = await ElfFile.open(target.program)
   t.after(() => elf.close())
-  const fitness = await SiteFitness.of({
+  const facts = factsOf(target.program, notes)
+  const fitness = SiteFitness.of({
     native: loadNative(),
     settings: { counter: 'kernel', unsafe: false },
     retprobe: false,
     source: elfInstructions(elf, process.arch === 'arm64' ? 'arm64' : 'x64'),
     elf,
-    facts: factsOf(target.program, notes),
-    processes: [openProcess(t, target)],
+    facts,
+    views: await viewsOf(facts.identity, [openProcess(t, target)]),
   })
   const { fileOffset, refCtrOffset, args } = note
   const site = {
