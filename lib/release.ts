@@ -3,11 +3,12 @@
  */
 import { askToGiveWay } from './counter/control.js'
 import type { LeaseRecord } from './counter/lease.js'
-import { defaultLeaseDirectory, LeaseDirectory } from './counter/lease-directory.js'
+import { defaultLeaseDirectory, hiddenLeases, LeaseDirectory } from './counter/lease-directory.js'
 import { recoverOrphans } from './counter/recover.js'
 import { UprobeError } from './errors.js'
 import { childLogger } from './log.js'
 import { loadNative, type Native } from './native.js'
+import { TargetProcess } from './target/process.js'
 
 /** Options of {@link release}. */
 export interface ReleaseOptions {
@@ -15,6 +16,8 @@ export interface ReleaseOptions {
   pid?: number | undefined
   /** Directory of the leases; default: that of the tracer. */
   leaseDir?: string | undefined
+  /** Called with `ERR_UPROBE_LEASE` where the leases of root's agents may not be read, so that those agents are not asked. */
+  onUnseen?: ((error: UprobeError) => void) | undefined
   /** Called for each agent that has not answered within a second. It is waited for, 10 seconds in all. */
   onWaiting?: ((owner: ReleaseOwner) => void) | undefined
 }
@@ -47,15 +50,29 @@ const SAY_MS = 1000
  *
  * Agents are found by their leases; one that does not answer within 10 seconds keeps its claims for now, and its entries say so: once it runs again, it gives way all the same. A claim whose agent is dead,
  * or could not clear it, is listed as not released, and is for `repair()`.
- * @throws {UprobeError} `ERR_UPROBE_LEASE` if the lease directory cannot be trusted; `ERR_UPROBE_BAD_OPTION`
+ * @throws {UprobeError} `ERR_UPROBE_LEASE` if the lease directory cannot be trusted; `ERR_UPROBE_TARGET_GONE` if there is no process `pid`, and no claim on it either; `ERR_UPROBE_BAD_OPTION`
  */
 export async function release(options: ReleaseOptions = {}): Promise<ReleaseEntry[]> {
   const pid = options.pid ?? null
   if (pid !== null && (!Number.isInteger(pid) || pid < 1))
     throw new UprobeError('ERR_UPROBE_BAD_OPTION', 'Option pid: give a positive pid.')
   const native = loadNative()
+  const hidden = hiddenLeases(options.leaseDir)
+  if (hidden !== null) options.onUnseen?.(hidden)
   const directory = LeaseDirectory.open(native, options.leaseDir ?? defaultLeaseDirectory(), 'ignore')
-  if (directory === null) return []
+  const entries = directory === null ? [] : await releaseIn(native, directory, pid, options.onWaiting)
+  // An agent in another pid namespace may have a claim on a process by a number that is nobody's here.
+  if (pid !== null && entries.length === 0) TargetProcess.open(native, pid).close()
+  return entries
+}
+
+/** Asks the agents whose leases are in a directory, and closes it. */
+async function releaseIn(
+  native: Native,
+  directory: LeaseDirectory,
+  pid: number | null,
+  onWaiting: ReleaseOptions['onWaiting'],
+): Promise<ReleaseEntry[]> {
   try {
     const byOwner = new Map<string, HeldLease[]>()
     const held = directory.list(({ released, left, ownerAlive }) => ownerAlive && !released && !left)
@@ -63,7 +80,7 @@ export async function release(options: ReleaseOptions = {}): Promise<ReleaseEntr
       if (lease === null || (pid !== null && lease.target.pid !== pid)) continue
       byOwner.set(ownerId, [...(byOwner.get(ownerId) ?? []), { name, lease }])
     }
-    const asked = await Promise.all([...byOwner].map(([ownerId, leases]) => releaseOf(directory, ownerId, leases, pid, options.onWaiting)))
+    const asked = await Promise.all([...byOwner].map(([ownerId, leases]) => releaseOf(directory, ownerId, leases, pid, onWaiting)))
     const names = new Set([...byOwner.values()].flat().flatMap(({ name }) => [name, leftName(name)]))
     return [...asked.flat(), ...(await orphans(native, directory, pid, names))]
   } finally {

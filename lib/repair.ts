@@ -5,13 +5,13 @@ import { readdirSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { inspectProcess } from './counter/inspect.js'
 import { KnownOwners } from './counter/known-owners.js'
-import { defaultLeaseDirectory, LeaseDirectory } from './counter/lease-directory.js'
+import { defaultLeaseDirectory, hiddenLeases, LeaseDirectory } from './counter/lease-directory.js'
 import { type Recovered, recoverOrphans } from './counter/recover.js'
 import { audit, isRepairable, leftOrphan, type RepairEntry, repairCounter, whyDebugged } from './counter/repair.js'
 import { UprobeError } from './errors.js'
 import { childLogger, type Logger } from './log.js'
 import { loadNative, type Native } from './native.js'
-import { TargetProcess } from './target/process.js'
+import { isKernelThread, TargetProcess } from './target/process.js'
 
 /** Options of {@link repair}. */
 export interface RepairOptions {
@@ -21,6 +21,11 @@ export interface RepairOptions {
   dryRun?: boolean | undefined
   /** Directory of the leases; default: that of the tracer. */
   leaseDir?: string | undefined
+  /**
+   * Called for what could not be looked at where every process was to be: `ERR_UPROBE_TARGET_DENIED` for each process that may not be, and `ERR_UPROBE_LEASE` where the leases of root's agents may not
+   * be read, so that their claims look like those of nobody. What is wrong there is in no entry.
+   */
+  onUnseen?: ((error: UprobeError) => void) | undefined
   /** A pino logger; each change is logged with what it was, what it is, and who asked for it. Default: no logging. */
   logger?: Logger | false | undefined
 }
@@ -49,11 +54,14 @@ export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]
       entries.push(...(await repairProcess(walk, TargetProcess.open(native, pid))))
       return entries
     }
+    const hidden = hiddenLeases(leaseDir)
+    if (hidden !== null) options.onUnseen?.(hidden)
     for (const target of everyProcess(native)) {
       try {
         entries.push(...(await repairProcess(walk, target)))
       } catch (error) {
         if (!isPassed(error)) throw error
+        if (error.code === 'ERR_UPROBE_TARGET_DENIED' && !isKernelThread(target.pid)) options.onUnseen?.(error)
       }
       await nextTurn()
     }
@@ -131,6 +139,6 @@ function* everyProcess(native: Native): Generator<TargetProcess> {
 }
 
 /** A process that ended, or that may not be looked at, is passed over when all are looked at. */
-function isPassed(error: unknown): boolean {
+function isPassed(error: unknown): error is UprobeError {
   return error instanceof UprobeError && (error.code === 'ERR_UPROBE_TARGET_GONE' || error.code === 'ERR_UPROBE_TARGET_DENIED')
 }

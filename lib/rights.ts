@@ -29,14 +29,24 @@ export function lockdownMode(): string {
 const OWN_NAMESPACE =
   'This process runs in a user namespace of its own; capabilities count only in the initial one. Run the agent without user-namespace remapping.'
 
+/** The capabilities that tracing takes and this process lacks. */
+function missingForTracing(): Capability[] {
+  const admin = hasCapability('CAP_SYS_ADMIN')
+  // Since Linux 5.8 two capabilities are enough for BPF, and CAP_SYS_ADMIN stands for both.
+  return (['CAP_SYS_PTRACE', 'CAP_SYS_ADMIN', 'CAP_BPF', 'CAP_PERFMON'] as const).filter(
+    (name) => !hasCapability(name) && !(admin && (name === 'CAP_BPF' || name === 'CAP_PERFMON')),
+  )
+}
+
+/** Whether this process lacks a right that it could be given, so that what is refused to it need not be. */
+export function lacksRights(): boolean {
+  return !inInitialUserNamespace() || missingForTracing().length > 0
+}
+
 /** Sentences that say what tracing a process takes, and what of it is missing: all at once, for nobody to be told of the next right only when he has got the first. */
 export function rightsForTracing(): string {
   if (!inInitialUserNamespace()) return OWN_NAMESPACE
-  const admin = hasCapability('CAP_SYS_ADMIN')
-  // Since Linux 5.8 two capabilities are enough for BPF, and CAP_SYS_ADMIN stands for both.
-  const missing = (['CAP_SYS_PTRACE', 'CAP_SYS_ADMIN', 'CAP_BPF', 'CAP_PERFMON'] as const).filter(
-    (name) => !hasCapability(name) && !(admin && (name === 'CAP_BPF' || name === 'CAP_PERFMON')),
-  )
+  const missing = missingForTracing()
   const takes =
     'Tracing takes CAP_SYS_PTRACE to look at a process, CAP_SYS_ADMIN for the files that it maps and for the uprobe PMU, and CAP_BPF and CAP_PERFMON for BPF, ' +
     'which CAP_SYS_ADMIN includes.'

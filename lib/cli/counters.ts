@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import { type CounterInfo, counters } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { parsePid } from './options.js'
+import { checkLeaseDir, leaseDirOption, parsePid } from './options.js'
 import { Output } from './output.js'
 import { alignColumns, hex, jsonLine, plural } from './text.js'
 
@@ -46,10 +46,11 @@ export function addCounters(program: Command): void {
     .summary('show the USDT counters of a process, and who holds them')
     .description('Show every USDT counter of a process: its value, its armed sites, who holds it, and what that means.')
     .argument('<pid>', 'the id of a process', parsePid)
-    .option('--lease-dir <dir>', 'the directory of the leases, if it is not the default')
+    .addOption(leaseDirOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (pid: number, flags: { json?: true; leaseDir?: string }) => {
+      checkLeaseDir(flags.leaseDir)
       const output = new Output(process.stdout)
       const found = await counters(pid, { leaseDir: flags.leaseDir })
       if (flags.json) {

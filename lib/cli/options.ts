@@ -2,8 +2,10 @@
  * Values of options and arguments, parsed once, here, into what the commands trust. A wrong one is wrong usage: commander names the option and
  * the sentence given here, and the exit code is 2.
  */
+import { existsSync } from 'node:fs'
 import { InvalidArgumentError, Option } from 'commander'
-import type { TracerOptions } from '../index.js'
+import { type TracerOptions, UprobeError } from '../index.js'
+import { escapeForDisplay } from '../log.js'
 
 /** The longest delay of a Node timer, in seconds (2^31 - 1 milliseconds, 24.8 days). */
 const MAX_TIMER_SECONDS = 2_147_483
@@ -135,4 +137,21 @@ export function budgetHitsOption(): Option {
 export function budgetOf({ budgetCpu: cpuPercent, budgetHits: hitsPerSecond }: BudgetFlags): TracerOptions {
   if (cpuPercent === undefined && hitsPerSecond === undefined) return {}
   return { budget: { cpuPercent, hitsPerSecond } }
+}
+
+/** `--lease-dir DIR`. */
+export function leaseDirOption(): Option {
+  return new Option('--lease-dir <dir>', 'the directory of the leases, if it is not the default')
+}
+
+/**
+ * Whoever names a directory of leases means one that is there. That of the default may be missing, where nobody has ever claimed anything.
+ * @throws {UprobeError} `ERR_UPROBE_LEASE`
+ */
+export function checkLeaseDir(path: string | undefined): void {
+  if (path === undefined || existsSync(path)) return
+  throw new UprobeError(
+    'ERR_UPROBE_LEASE',
+    `The lease directory ${escapeForDisplay(path)} is not there, or may not be reached. Check --lease-dir.`,
+  )
 }

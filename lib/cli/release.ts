@@ -3,9 +3,10 @@ import type { Command } from 'commander'
 import { type ReleaseOwner, release, UprobeError } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
-import { parsePid } from './options.js'
+import { checkLeaseDir, leaseDirOption, parsePid } from './options.js'
 import { Output } from './output.js'
 import { alignColumns, jsonLine } from './text.js'
+import { Unseen } from './unseen.js'
 
 const HELP = `
 A claim (counter: 'msb') keeps every other tracer away from its probe, also while it is paused. This asks the agents that
@@ -25,14 +26,17 @@ export function addRelease(program: Command): void {
     .summary('ask agents that hold claims to give way')
     .description('Ask the agents of this package that hold claims on USDT counters to give way.')
     .argument('[pid]', 'only claims in this process', parsePid)
-    .option('--lease-dir <dir>', 'the directory of the leases, if it is not the default')
+    .addOption(leaseDirOption())
     .option('--json', 'one JSON object a line')
     .addHelpText('after', HELP)
     .action(async (pid: number | undefined, flags: { json?: true; leaseDir?: string }) => {
+      checkLeaseDir(flags.leaseDir)
       const output = new Output(process.stdout)
+      const unseen = new Unseen(flags.json ?? false)
       const entries = await release({
         pid,
         leaseDir: flags.leaseDir,
+        onUnseen: unseen.add,
         onWaiting: (owner) => process.stderr.write(`waiting for ${agent(owner)} to give way\n`),
       })
       const rows = entries.map(({ pid: target, path, provider, name, owner, released, reason }) => [
@@ -44,6 +48,7 @@ export function addRelease(program: Command): void {
       await output.lines(flags.json ? entries.map(({ reason, ...entry }) => jsonLine(entry)) : alignColumns(rows))
       output.check()
       const kept = entries.filter(({ released }) => !released)
+      unseen.tell(kept.length > 0)
       if (kept.length > 0) {
         const reasons = [...new Set(kept.map(({ reason }) => reason))].join('; ')
         throw new UprobeError('ERR_UPROBE_LEASE', `${kept.length} of ${entries.length} claims were not released: ${reasons}.`)

@@ -10,7 +10,7 @@
  * What stands in it makes a root process write into the memory of others, so it is believed only if nobody else can have written it: the way to it has no symbolic link, it is
  * ours, and open to nobody else. From then on everything is reached through its descriptor.
  */
-import { closeSync, constants, fstatSync, mkdirSync, openSync, readdirSync, readSync } from 'node:fs'
+import { closeSync, constants, existsSync, fstatSync, mkdirSync, openSync, readdirSync, readSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { EACCES, ELOOP, ENOENT, ENXIO, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
@@ -55,11 +55,30 @@ export interface OwnerFile {
   readonly holder: LeaseHolder | null
 }
 
-/** Where leases are kept if nobody says otherwise: `/run/uprobe` for root, `$XDG_RUNTIME_DIR/uprobe` for others. */
+/** Where root's agents keep their leases if nobody says otherwise. */
+const OF_ROOT = '/run/uprobe'
+
+/** Where leases are kept if nobody says otherwise: `/run/uprobe` for root; for others `$XDG_RUNTIME_DIR/uprobe`, and without that variable `/run/user/UID/uprobe`. */
 export function defaultLeaseDirectory(): string {
   const runtime = process.env.XDG_RUNTIME_DIR
-  if (process.geteuid?.() === 0) return '/run/uprobe'
+  if (process.geteuid?.() === 0) return OF_ROOT
   return join(runtime?.startsWith('/') ? runtime : `/run/user/${process.geteuid?.() ?? 0}`, 'uprobe')
+}
+
+/**
+ * What is to be said to who looks for the claims of all agents, and is not root: those of root's agents cannot be known.
+ * @param given - the directory that was asked for, which settles whose are meant
+ * @param ofRoot - for tests
+ * @returns `ERR_UPROBE_LEASE`, or `null` if nothing is hidden
+ */
+export function hiddenLeases(given: string | undefined, ofRoot = OF_ROOT): UprobeError | null {
+  if (given !== undefined || process.geteuid?.() === 0 || !existsSync(ofRoot)) return null
+  return new UprobeError(
+    'ERR_UPROBE_LEASE',
+    `Agents of root keep their leases in ${ofRoot}, which another user may not read: whether they hold claims is not known. ` +
+      `Run as root; or name your own directory, ${escapeForDisplay(defaultLeaseDirectory())} unless you chose another, with leaseDir.`,
+    { path: ofRoot },
+  )
 }
 
 const LEASE = /^(lease|released|left)-(\d+-\d+-[0-9a-f]{8})-\d+\.json$/
@@ -85,6 +104,7 @@ export class LeaseDirectory {
     private readonly native: Native,
     readonly path: string,
     private readonly fd: number,
+    private readonly purpose: Purpose,
   ) {}
 
   /**
@@ -95,19 +115,21 @@ export class LeaseDirectory {
   static open(native: Native, path: string, absent: 'create'): LeaseDirectory
   static open(native: Native, path: string, absent: 'create' | 'ignore'): LeaseDirectory | null
   static open(native: Native, path: string, absent: 'create' | 'ignore'): LeaseDirectory | null {
+    const purpose = absent === 'create' ? 'claim' : 'look'
     let fd: number
     try {
       if (absent === 'create') make(native, path)
       fd = native.openDirectory(path)
     } catch (error) {
       if (absent === 'ignore' && errnoOf(error) === ENOENT) return null
-      throw leaseError(path, 'cannot be opened', error)
+      throw leaseError(path, 'cannot be opened', error, purpose)
     }
     try {
       const { uid, mode } = fstatSync(fd)
-      if (uid !== process.geteuid?.()) throw leaseError(path, `belongs to user ${uid}, so that what stands in it cannot be trusted`)
-      if ((mode & 0o077) !== 0) throw leaseError(path, 'is open to other users (it must have mode 0700)')
-      return new LeaseDirectory(native, path, fd)
+      if (uid !== process.geteuid?.())
+        throw leaseError(path, `belongs to user ${uid}, so that what stands in it cannot be trusted`, undefined, purpose)
+      if ((mode & 0o077) !== 0) throw leaseError(path, 'is open to other users (it must have mode 0700)', undefined, purpose)
+      return new LeaseDirectory(native, path, fd, purpose)
     } catch (error) {
       native.closeFd(fd)
       throw error
@@ -129,7 +151,7 @@ export class LeaseDirectory {
     const fd = openSync(this.pathOf('locks'), flags, 0o600)
     if (fstatSync(fd).isFile()) return fd
     closeSync(fd)
-    throw leaseError(this.path, 'has something else than a file for its locks')
+    throw leaseError(this.path, 'has something else than a file for its locks', undefined, this.purpose)
   }
 
   /**
@@ -260,7 +282,7 @@ export class LeaseDirectory {
   }
 
   #unreadable(error: unknown): unknown {
-    return isSystemCallError(error) ? leaseError(this.path, 'cannot be read', error) : error
+    return isSystemCallError(error) ? leaseError(this.path, 'cannot be read', error, this.purpose) : error
   }
 }
 
@@ -276,15 +298,24 @@ function make(native: Native, path: string): void {
   }
 }
 
-/** Why a lease cannot be kept, and what helps: `ERR_UPROBE_LEASE`, or `ERR_UPROBE_LIMIT` if that is the cause. */
-export function leaseError(path: string, why: string, cause?: unknown): UprobeError {
+/** What a directory is opened for: to claim counters, or to look who has, as `repair()`, `release()` and `counters()` do. */
+type Purpose = 'claim' | 'look'
+
+const REMEDIES: Record<Purpose, string> = {
+  claim:
+    'Nothing was written to the target. ' +
+    "Give a directory of your own, with mode 0700 and no symbolic link on the way to it, with leaseDir; or use counter: 'kernel', which needs none.",
+  look: 'Run as the user whose agents are meant, or name the directory that they use, which has mode 0700 and no symbolic link on the way to it, with leaseDir.',
+}
+
+/** Why leases cannot be kept or looked at, and what helps: `ERR_UPROBE_LEASE`, or `ERR_UPROBE_LIMIT` if that is the cause. */
+export function leaseError(path: string, why: string, cause?: unknown, purpose: Purpose = 'claim'): UprobeError {
   const limit = limitError(cause, `The lease directory ${escapeForDisplay(path)} ${why}`)
   if (limit !== null) return limit
   const reason = isSystemCallError(cause) ? ` (${cause.code})` : ''
-  return new UprobeError(
-    'ERR_UPROBE_LEASE',
-    `The lease directory ${escapeForDisplay(path)} ${why}${reason}. Nothing was written to the target. ` +
-      "Give a directory of your own, with mode 0700 and no symbolic link on the way to it, with leaseDir; or use counter: 'kernel', which needs none.",
-    { cause, errno: errnoOf(cause), path: escapeForDisplay(path) },
-  )
+  return new UprobeError('ERR_UPROBE_LEASE', `The lease directory ${escapeForDisplay(path)} ${why}${reason}. ${REMEDIES[purpose]}`, {
+    cause,
+    errno: errnoOf(cause),
+    path: escapeForDisplay(path),
+  })
 }

@@ -74,7 +74,8 @@ export async function recoverOrphans(
     const locks = new CounterLocks(native, locksFd)
     const bits: UnownedBits = { native, locks, isOurs: () => false, dryRun: options.dryRun ?? false, check: options.check }
     const recovered = await locks.recovering(PATIENCE_MS, () => recoverAll(bits, directory, log, options))
-    if (recovered === null) throw leaseError(directory.path, 'is being looked through by another agent, which does not come to an end')
+    if (recovered === null)
+      throw leaseError(directory.path, 'is being looked through by another agent, which does not come to an end', undefined, 'look')
     return recovered
   } finally {
     closeSync(locksFd)
@@ -211,7 +212,7 @@ function openLocks(directory: LeaseDirectory): number {
   try {
     return directory.openLocks()
   } catch (error) {
-    throw isSystemCallError(error) ? leaseError(directory.path, 'cannot be written', error) : error
+    throw isSystemCallError(error) ? leaseError(directory.path, 'cannot be written', error, 'look') : error
   }
 }
 

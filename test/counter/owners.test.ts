@@ -16,7 +16,7 @@ import { BpftraceCount } from '../support/bpftrace.js'
 import { buildTarget } from '../support/build.js'
 import { Cli, failed, jsonOf, succeeded } from '../support/cli.js'
 import { HAS_MULTI, REGISTRATIONS } from '../support/features.js'
-import { leaseDirectory } from '../support/leases.js'
+import { leaseDirectory, madeLeaseDirectory } from '../support/leases.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { needs } from '../support/needs.js'
 import { gatedNote, notesOf } from '../support/notes.js'
@@ -201,7 +201,7 @@ for (const scope of ['one process', 'every process'] as const) {
 
 /** State and owners of t:gated, as the command line tells them where tracefs is mounted. */
 async function lookWithTracefs(t: TestContext, pid: number): Promise<unknown[]> {
-  const args = ['counters', String(pid), '--json', '--lease-dir', leaseDirectory()]
+  const args = ['counters', String(pid), '--json', '--lease-dir', madeLeaseDirectory()]
   const rows = jsonOf(succeeded(await Cli.start(t, args, { prefix: WITH_TRACEFS }).ended)) as Array<
     Pick<CounterInfo, 'name' | 'state' | 'owners'>
   >
@@ -259,7 +259,7 @@ test('lines of uprobe_events: a path with blanks, a counter, arguments, a return
 /** Runs `uprobe counters` without some capabilities. */
 function withoutRights(t: TestContext, pid: number, ...capabilities: string[]): ReturnType<typeof Cli.start>['ended'] {
   const prefix = ['setpriv', '--bounding-set', capabilities.map((name) => `-${name}`).join(','), '--']
-  return Cli.start(t, ['counters', String(pid), '--lease-dir', leaseDirectory()], { prefix }).ended
+  return Cli.start(t, ['counters', String(pid), '--lease-dir', madeLeaseDirectory()], { prefix }).ended
 }
 
 test(

@@ -1,7 +1,7 @@
 /**
  * A lease directory of a test's own, so that tests know of no other agent's claims and leave none.
  */
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -16,6 +16,13 @@ export function leaseDirectory(): string {
     })
   }
   return join(parent, 'leases')
+}
+
+/** One that is there, and empty. */
+export function madeLeaseDirectory(): string {
+  const path = leaseDirectory()
+  mkdirSync(path, { mode: 0o700 })
+  return path
 }
 
 /** Names of what is in a lease directory, without the numbers in them: `lease`, `owner`, … */
