@@ -41,7 +41,8 @@ export interface AttachOptions {
   /**
    * How the counter of a USDT probe is held. `kernel`: the kernel counts, shares the counter with any tracer, and takes back what it counted even after a crash. `msb`: the
    * package claims the counter by its most significant bit, so that `pause()` and `resume()` are one store; it keeps kernel tracers away from the probe. See
-   * docs/counters.md. Default: `kernel`.
+   * docs/counters.md. Default: `kernel`. What has no counter (functions, and USDT probes that are always on) has nothing to claim: `msb` takes it all the same, leaves its breakpoints in place at `pause()`, and takes them
+   * out when it goes on being hit.
    */
   counter?: 'kernel' | 'msb' | undefined
   /** Indexes of arguments that are C strings; they are read at the hit. */
@@ -50,9 +51,9 @@ export interface AttachOptions {
   stringLimit?: number | undefined
   /** Record the stack of each hit, by frame pointers; see `hit.stack`. Default: false. */
   stack?: boolean | undefined
-  /** Most frames of a stack that are recorded, from 2 to 512. Default: 127. */
+  /** Most frames of a stack that are recorded, from 2 to 512; to be given with `stack`. Default: 127. */
   stackDepth?: number | undefined
-  /** Count hits in the kernel and deliver none. Default: false. */
+  /** Count hits in the kernel and hand none to JavaScript: the probe takes neither listeners for hits nor an iterator. In `stats()` those that were counted are `delivered`. Default: false. */
   countOnly?: boolean | undefined
   /** Only hits for which this holds are delivered, such as `arg0 > 5 && str(arg1) == "select"`; it is decided in the kernel. docs/guide.md has the grammar. */
   filter?: string | undefined
@@ -175,6 +176,9 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
   if (filter !== null && typeof filter !== 'string') bad('filter', 'give an expression, such as "arg0 > 5"')
   if (options.stack === true && options.countOnly === true)
     bad('stack', 'a probe that only counts delivers no stacks; give one of stack and countOnly')
+  if (strings.length > 0 && options.countOnly === true)
+    bad('strings', 'a probe that only counts reads no arguments; give one of strings and countOnly')
+  if (options.stackDepth !== undefined && options.stack === undefined) bad('stackDepth', 'it is of the stacks that stack: true records; give that too')
   const signal = options.signal ?? null
   if (signal !== null && !(signal instanceof AbortSignal)) bad('signal', 'give an AbortSignal')
   return {

@@ -67,7 +67,7 @@ export interface ProbeStats {
   readonly hits: number
   /** Hits that the filter rejected, in the kernel. */
   readonly filtered: number
-  /** Hits handed to listeners or to the queue of the iterator; of a probe that only counts, all that were not filtered. */
+  /** Hits handed to listeners or to the queue of the iterator; of a probe that only counts (`countOnly`), which hands out none, all that were counted and not filtered: none of them is lost. */
   readonly delivered: number
   /** All others: `lostRing` + `lostQueue`, and after the end whatever else is missing. */
   readonly lost: number
@@ -92,9 +92,9 @@ export interface NamedStats extends ProbeStats {
 
 /** Events of a {@link Probe}, and what their listeners get. */
 export interface ProbeEvents {
-  /** One hit. */
+  /** One hit. To listen to a probe that only counts, or is iterated, throws `ERR_UPROBE_BAD_OPTION`. */
   hit: [hit: Hit]
-  /** The hits that one wake-up delivers. */
+  /** The hits that one wake-up delivers. To listen throws as for `hit`. */
   batch: [batch: HitBatch]
   /** The state changed, or a process went away. */
   state: [change: ProbeStateChange]

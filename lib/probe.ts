@@ -187,9 +187,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /**
    * Iterates the hits, in the order in which the kernel recorded them. Leaving the loop detaches the probe. While the loop waits for a hit the process is kept
    * alive; otherwise a probe does not keep it alive.
-   * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` if there are listeners, or another iterator
+   * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` if there are listeners, or another iterator, or the probe only counts
    */
   [Symbol.asyncIterator](): AsyncIterableIterator<Hit> {
+    this.#throwIfOnlyCounted()
     return this.#consumer.iterate()
   }
 
@@ -512,6 +513,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
 
   #onNewListener(event: string | symbol): void {
     if (event !== 'hit' && event !== 'batch') return
+    this.#throwIfOnlyCounted()
     if (this.#consumer.iterating) {
       throw new UprobeError(
         'ERR_UPROBE_BAD_OPTION',
@@ -519,6 +521,15 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       )
     }
     queueMicrotask(() => this.#consumer.flushToListeners())
+  }
+
+  /** Who asks for hits that will never come would wait for ever. */
+  #throwIfOnlyCounted(): void {
+    if (!this.#parts.countOnly) return
+    throw new UprobeError(
+      'ERR_UPROBE_BAD_OPTION',
+      "The probe only counts (countOnly: true), so it has no hits to give. Read its counts with stats() and its end from 'state' events, or attach without countOnly.",
+    )
   }
 
   #withTime(counted: Counted): ProbeStats {

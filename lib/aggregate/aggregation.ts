@@ -11,6 +11,7 @@ import type { ReleasedCounter } from '../counter/control.js'
 import { callGuarded } from '../delivery/consumer.js'
 import { follow } from '../follow.js'
 import type { Logger } from '../log.js'
+import { bad, boolean, onlyKnown } from '../option-checks.js'
 import type { Probe } from '../probe.js'
 import type { ProbeSite, ProbeState, ProbeStateChange } from '../probe-types.js'
 import type { Groups } from './groups.js'
@@ -99,10 +100,12 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
    * What was seen since the beginning or the last reset. Every hit that had been added when it was called is in it, as a whole, with all that is measured of it; those that are being added are waited for,
    * which takes some tens of milliseconds. After the end it is what there was at the end.
    * @param options - `reset: true` begins anew behind this snapshot: each hit is in exactly one of the snapshots that reset
+   * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION`
    */
-  snapshot(options: { reset?: boolean } = {}): Promise<AggregationSnapshot> {
+  async snapshot(options: { reset?: boolean | undefined } = {}): Promise<AggregationSnapshot> {
+    const reset = checkReset(options)
     return this.#inTurn(async () => {
-      if (!this.ended) await this.#take(options.reset === true ? 'until reset' : 'so far')
+      if (!this.ended) await this.#take(reset ? 'until reset' : 'so far')
       const { groups } = this.#parts
       const time = { seenMs: this.#time.seenMs - this.#startTime.seenMs, outMs: this.#time.outMs - this.#startTime.outMs }
       const snapshot = {
@@ -113,7 +116,7 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
         groups: await groups.groups(),
         other: groups.other(),
       }
-      if (options.reset === true) {
+      if (reset) {
         groups.reset()
         this.#startTimeMs = this.#timeMs
         this.#startTime = this.#time
@@ -291,6 +294,13 @@ function toStats(
   const { unreadable, contended, start } = losses
   const reasons = { lostUnreadable: unreadable, lostContended: contended, lostStarts: start }
   return { hits, filtered, aggregated, lost, ...reasons, unfinished, abandoned, cutOff, unmatched, begunUnseen, ...seen }
+}
+
+/** Throws `ERR_UPROBE_BAD_OPTION`. */
+function checkReset(options: { reset?: boolean | undefined }): boolean {
+  if (typeof options !== 'object' || options === null) bad('options', 'give an object, such as { reset: true }')
+  onlyKnown(options, ['reset'])
+  return boolean('reset', options.reset)
 }
 
 function isOver(state: ProbeState): boolean {

@@ -29,7 +29,7 @@ export type AggregateSpec = string | ProbePair
 /** Options of `tracer.aggregate`. */
 export interface AggregateOptions
   extends Pick<AttachOptions, 'pid' | 'path' | 'counter' | 'filter' | 'maxSites' | 'registration' | 'budget' | 'unsafe' | 'signal'> {
-  /** Count hits. They are counted in any case; it may be said where nothing else is measured. */
+  /** Count hits. They are counted in any case; `true` may say so where nothing else is measured, and `false` is refused. */
   count?: boolean | undefined
   /** A number to add up: an expression in the syntax of filters, such as `arg0` or `arg1 >> 10`, or `latency`. */
   sum?: string | undefined
@@ -41,7 +41,7 @@ export interface AggregateOptions
   histogram?: string | undefined
   /** What hits are grouped by: `argN`, `retval`, `pid`, `tid`, `cpu`, expressions of these, `comm`, `str(argN)`. Of a latency it is what the beginning had. */
   by?: string | readonly string[] | undefined
-  /** Scale of the histogram, from -5 to 5: 2^scale buckets for each power of two. Default: 0. */
+  /** Scale of the histogram, which must be asked for, from -5 to 5: 2^scale buckets for each power of two. Default: 0. */
   scale?: number | undefined
   /** How many groups are kept; hits of further ones are counted together. Default: 1024, or as many as fit 64 MiB of kernel memory. */
   maxGroups?: number | undefined
@@ -74,7 +74,7 @@ const MOST_PARTS = 16
 export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOptions): AggregateSettings {
   if (typeof options !== 'object' || options === null) bad('options', 'give an object')
   onlyKnown(options, [...ATTACH, ...OWN])
-  boolean('count', options.count)
+  if (!boolean('count', options.count ?? true)) bad('count', 'hits are counted in any case; leave it out')
   const attach = checkAttachOptions(Object.fromEntries(ATTACH.map((name) => [name, options[name]])))
   const asked = MEASURES.filter((name) => options[name] !== undefined)
   const latencies = asked.filter((name) => options[name] === 'latency')
@@ -90,6 +90,7 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
     if (typeof text !== 'string') bad(name, "give an expression, such as 'arg0', or 'latency'")
     measures.set(name, text === 'latency' ? text : parseTermOf(name, text, kind))
   }
+  if (options.scale !== undefined && !measures.has('histogram')) bad('scale', 'it is of a histogram, which was not asked for; give histogram too')
   const given: unknown = options.by ?? []
   const by: unknown[] = Array.isArray(given) ? given : [given]
   if (by.length > MOST_PARTS) bad('by', `give at most ${MOST_PARTS} expressions`)

@@ -3,7 +3,7 @@
  */
 import type { AggregateOptions, AggregateSpec, Aggregation, AggregationSnapshot, ArgumentValue, Tracer } from '../index.js'
 import { escapeForDisplay } from '../log.js'
-import { runSessionOf, type SessionSettings } from './session.js'
+import { runSessionOf, type SessionSettings, untilAllEnd } from './session.js'
 import { displaySeen } from './summary.js'
 import { displayArg, jsonInteger, plural } from './text.js'
 
@@ -26,9 +26,7 @@ export async function runAggregations(
   async function* attachEach(tracer: Tracer, signal: AbortSignal): AsyncGenerator<Aggregation> {
     for (const spec of specs) yield await tracer.aggregate(spec, { ...options, signal })
   }
-  const ended = await runSessionOf(settings, attachEach, async (aggregations) => {
-    await Promise.all(aggregations.map(untilEnd))
-  })
+  const ended = await runSessionOf(settings, attachEach, untilAllEnd)
   const budget = settings.tracing?.budget !== undefined
   return Promise.all(
     ended.map(async (aggregation, index) => ({
@@ -38,23 +36,6 @@ export async function runAggregations(
       budget,
     })),
   )
-}
-
-/** The longest delay of a Node timer. */
-const LONG_MS = 2 ** 31 - 1
-
-function untilEnd(aggregation: Aggregation): Promise<void> {
-  return new Promise((resolve) => {
-    // An aggregation does not keep the process alive.
-    const alive = setInterval(() => undefined, LONG_MS)
-    const look = (): void => {
-      if (aggregation.state !== 'detached' && aggregation.state !== 'target-exited') return
-      clearInterval(alive)
-      resolve()
-    }
-    aggregation.on('state', look)
-    look()
-  })
 }
 
 function nameOf(spec: AggregateSpec): string {

@@ -17,7 +17,7 @@ import {
   pidOption,
 } from './options.js'
 import { Output } from './output.js'
-import { runSession, type SessionSettings } from './session.js'
+import { runSession, type SessionSettings, untilAllEnd } from './session.js'
 import { displaySeen } from './summary.js'
 import { alignColumns, jsonLine } from './text.js'
 
@@ -40,11 +40,6 @@ interface CountFlags extends BudgetFlags {
   by?: string[]
   duration?: number
   json?: true
-}
-
-/** Waits for the end of all probes; a probe that only counts has no hits to give. */
-async function untilEnd(probes: readonly Probe[]): Promise<void> {
-  await Promise.all(probes.map((probe) => probe[Symbol.asyncIterator]().next()))
 }
 
 interface Row {
@@ -133,7 +128,7 @@ export function addCount(program: Command): void {
         await output.lines(await countGroups({ durationMs, json, output, tracing }, specs, options, by))
       } else {
         const attach = { ...options, countOnly: true }
-        const probes = await runSession({ specs, attach, durationMs, json, output, tracing }, untilEnd)
+        const probes = await runSession({ specs, attach, durationMs, json, output, tracing }, untilAllEnd)
         const rows = toRows(probes, tracing.budget !== undefined)
         await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
       }

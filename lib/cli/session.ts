@@ -6,6 +6,7 @@ import {
   type AttachOptions,
   type Probe,
   type ProbeSite,
+  type ProbeState,
   type ProbeStateChange,
   type Progress,
   Tracer,
@@ -145,6 +146,33 @@ function tellOfTrouble(probe: Attached, say: Say): void {
     if (reason === 'over-budget') say('The probe costs more than its budget, and is taken out for parts of the time.')
     if (reason === 'refused') say('The probe could not be armed again, and sees no hits any more. To go on, start again.')
     if (reason === 'yield') say('The probe gave way to another tool (uprobe release) and sees no hits any more. To go on, start again.')
+  })
+}
+
+/** The longest delay of a Node timer. */
+const LONG_MS = 2 ** 31 - 1
+
+/** What ends by itself, or is detached. */
+interface Ending extends Pick<Attached, 'on'> {
+  readonly state: ProbeState
+}
+
+/** Waits for the end of all that gives no hits. */
+export async function untilAllEnd(attached: readonly Ending[]): Promise<void> {
+  await Promise.all(attached.map(untilEnd))
+}
+
+function untilEnd(attached: Ending): Promise<void> {
+  return new Promise((resolve) => {
+    // It does not keep the process alive.
+    const alive = setInterval(() => undefined, LONG_MS)
+    const look = (): void => {
+      if (attached.state !== 'detached' && attached.state !== 'target-exited') return
+      clearInterval(alive)
+      resolve()
+    }
+    attached.on('state', look)
+    look()
   })
 }
 

@@ -387,6 +387,21 @@ for (const counter of ['kernel', 'msb'] as const) {
   })
 }
 
+test('snapshot refuses an option that it does not know, and goes on', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const aggregation = await newTracer(t).aggregate('usdt:t:gated', { pid: target.pid })
+  for (const [options, message] of [
+    [{ rest: true }, /^Option rest: there is no such option; there are reset\.$/],
+    [{ reset: 1 }, /^Option reset: give true or false\.$/],
+    [true, /^Option options: give an object, such as \{ reset: true \}\.$/],
+  ] as const) {
+    await assert.rejects(aggregation.snapshot(options as object), { code: 'ERR_UPROBE_BAD_OPTION', message })
+  }
+  await target.ask('gated 3')
+  const { groups } = await aggregation.snapshot({ reset: true })
+  assert.deepEqual(groups.map(({ count }) => count), [3])
+})
+
 test('a question that the probe has no answer to is refused, and points at the place', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
   const tracer = newTracer(t)
