@@ -46,17 +46,20 @@ interface Row {
   readonly probe: string
   readonly path: string
   readonly hits: number
+  /** With a filter: hits that it rejected, which are not among `hits`. */
+  readonly filtered?: number
   /** With a budget: the part of the time in which hits were counted. */
   readonly seenFraction?: number
 }
 
 /** One row for each probe in each file, with the hits that the filter let through. */
-function toRows(probes: readonly Probe[], budget: boolean): Row[] {
+function toRows(probes: readonly Probe[], filter: boolean, budget: boolean): Row[] {
   return probes.flatMap((probe) =>
     probe.statsByName().map(({ probe: name, path, hits, filtered, seenFraction }) => ({
       probe: name,
       path,
       hits: hits - filtered,
+      ...(filter && { filtered }),
       ...(budget && { seenFraction }),
     })),
   )
@@ -64,10 +67,10 @@ function toRows(probes: readonly Probe[], budget: boolean): Row[] {
 
 function toText(rows: readonly Row[]): string[] {
   return alignColumns(
-    rows.map(({ probe, path, hits, seenFraction }) => [
+    rows.map(({ probe, path, hits, filtered, seenFraction }) => [
       escapeForDisplay(probe),
       escapeForDisplay(path),
-      `${hits}${displaySeen(seenFraction)}`,
+      `${hits}${filtered === undefined ? '' : ` (${filtered} filtered)`}${displaySeen(seenFraction)}`,
     ]),
   )
 }
@@ -129,7 +132,7 @@ export function addCount(program: Command): void {
       } else {
         const attach = { ...options, countOnly: true }
         const probes = await runSession({ specs, attach, durationMs, json, output, tracing }, untilAllEnd)
-        const rows = toRows(probes, tracing.budget !== undefined)
+        const rows = toRows(probes, filter !== undefined, tracing.budget !== undefined)
         await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
       }
       output.check()

@@ -33,7 +33,7 @@ export function addDemo(program: Command): void {
         hit: (hit) => output.line(format.line(hit)),
       })
       const summary = summarize([probe], false)
-      await output.lines(json ? [jsonLine({ summary })] : summary.map(displayCounts))
+      await output.lines(json ? [jsonLine({ summary })] : summary.map((entry) => displayCounts(entry)))
       output.check()
     })
 }

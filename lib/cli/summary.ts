@@ -34,10 +34,17 @@ export function summarize(probes: readonly Probe[], budget: boolean): SummaryEnt
   return [...byName.values()]
 }
 
-/** As in `20 hits, 20 delivered, 0 lost`; what a filter rejected is named when there is some, and with a budget the part of the time that was seen. */
-export function displayCounts({ hits, filtered, delivered, lost, seenFraction }: Omit<SummaryEntry, 'probe'>): string {
+/**
+ * As in `20 hits, 20 delivered, 0 lost`; what a filter rejected is named when there is some, and with a budget the part of the time that was seen.
+ * @param printed - how many of those that were delivered; told if not all were
+ */
+export function displayCounts(
+  { hits, filtered, delivered, lost, seenFraction }: Omit<SummaryEntry, 'probe'>,
+  printed: number = delivered,
+): string {
   const rejected = filtered === 0 ? '' : `${filtered} filtered, `
-  return `${plural(hits, 'hit')}, ${rejected}${delivered} delivered, ${lost} lost${displaySeen(seenFraction)}`
+  const shown = printed === delivered ? '' : ` (${printed} printed)`
+  return `${plural(hits, 'hit')}, ${rejected}${delivered} delivered${shown}, ${lost} lost${displaySeen(seenFraction)}`
 }
 
 /** As in `, 12.5 % of the time seen`; nothing without a budget. What is not all does not read as all, nor what is not nothing as nothing. */
@@ -52,7 +59,13 @@ function displayPercent(percent: number): string {
   return percent > 99.9 ? 'more than 99.9' : percent.toFixed(1)
 }
 
-/** One line a probe. */
-export function displaySummary(entries: readonly SummaryEntry[]): string[] {
-  return entries.map((entry) => `${escapeForDisplay(entry.probe)}: ${displayCounts(entry)}`)
+/**
+ * One line a probe.
+ * @param printed - how many hits of each name were printed, where that may be fewer than were delivered
+ */
+export function displaySummary(entries: readonly SummaryEntry[], printed?: ReadonlyMap<string, number>): string[] {
+  return entries.map((entry) => {
+    const shown = printed === undefined ? undefined : (printed.get(entry.probe) ?? 0)
+    return `${escapeForDisplay(entry.probe)}: ${displayCounts(entry, shown)}`
+  })
 }

@@ -61,13 +61,17 @@ function attachOptions({ pid, counter, str, filter, maxSites, stack, folded }: T
   }
 }
 
-/** Prints hits until the probes end, or `limit` are printed. */
-function printHits(output: Output, format: HitFormat, limit: number, stack: boolean): Consume {
+/**
+ * Prints hits until the probes end, or `limit` are printed.
+ * @param counts - takes how many of each name were
+ */
+function printHits(output: Output, format: HitFormat, limit: number, stack: boolean, counts: Map<string, number>): Consume {
   return async (probes, stop) => {
     let printed = 0
     for await (const hit of mergeByTime(probes)) {
       if (printed === limit || output.gone) continue
       const keepsUp = output.line(stack ? format.lineWithStack(hit, await hit.symbolize()) : format.line(hit))
+      counts.set(hit.probe, (counts.get(hit.probe) ?? 0) + 1)
       if (++printed === limit) stop.request('enough')
       if (!keepsUp) await output.ready()
     }
@@ -120,9 +124,10 @@ export function addTrace(program: Command): void {
       const limit = flags.hits ?? Number.POSITIVE_INFINITY
       const tracing = budgetOf(flags)
       const stacks = flags.folded ? new FoldedStacks() : null
+      const printed = new Map<string, number>()
       const probes = await runSession(
         { specs, attach: attachOptions(flags), durationMs: flags.duration, json, output, tracing, printsHits: stacks === null },
-        stacks === null ? printHits(output, new HitFormat(json), limit, flags.stack ?? false) : foldHits(stacks, limit),
+        stacks === null ? printHits(output, new HitFormat(json), limit, flags.stack ?? false, printed) : foldHits(stacks, limit),
       )
       const summary = summarize(probes, tracing.budget !== undefined)
       if (stacks !== null) {
@@ -130,7 +135,7 @@ export function addTrace(program: Command): void {
         output.check()
         return
       }
-      await output.lines(json ? [jsonLine({ summary })] : displaySummary(summary))
+      await output.lines(json ? [jsonLine({ summary })] : displaySummary(summary, flags.hits === undefined ? undefined : printed))
       output.check()
     })
 }

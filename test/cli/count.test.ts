@@ -50,13 +50,15 @@ test('--counter msb counts as exactly, and leaves as little', GCC, async (t) => 
   assert.equal(await target.ask('counters'), '0 0 0 0')
 })
 
-test('--filter counts only hits for which it holds', GCC, async (t) => {
+test('--filter counts only hits for which it holds, and says how many it rejected', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
-  const cli = Cli.start(t, ['count', 'usdt:t:plain', '-p', String(target.pid), '--filter', 'arg0 % 3 == 1', '--json'])
-  await cli.attached()
+  const args = ['count', 'usdt:t:plain', '-p', String(target.pid), '--filter', 'arg0 % 3 == 1']
+  const [text, json] = [Cli.start(t, args), Cli.start(t, [...args, '--json'])]
+  for (const cli of [text, json]) await cli.attached()
   await target.ask('plain 10')
-  cli.kill('SIGTERM')
-  assert.deepEqual(jsonOf(succeeded(await cli.ended)), [{ probe: 'usdt:t:plain', path: target.program, hits: 3 }])
+  for (const cli of [text, json]) cli.kill('SIGTERM')
+  assert.deepEqual(linesOf(succeeded(await text.ended)), [`usdt:t:plain  ${target.program}  3 (7 filtered)`])
+  assert.deepEqual(jsonOf(succeeded(await json.ended)), [{ probe: 'usdt:t:plain', path: target.program, hits: 3, filtered: 7 }])
 })
 
 test('several processes, several SPECs and a probe that two files have: a row for each probe in each file', GCC, async (t) => {
