@@ -11,7 +11,12 @@ import type { ProbeSpec } from './spec.js'
 const MOST_WRONG = 3
 const LETTERS_A_MISTAKE = 3
 /** Nobody types a longer one, and the time to compare two of them goes with the square of it. */
-const LONGEST = 256
+export const LONGEST = 256
+
+/** How many letters of a name may be wrong. */
+export function mistakesAllowed(wanted: string): number {
+  return Math.min(MOST_WRONG, Math.floor(wanted.length / LETTERS_A_MISTAKE))
+}
 
 /**
  * The probe whose name is the nearest, as a specification.
@@ -29,7 +34,7 @@ export async function nearestProbe(
   const wanted = `${place.provider}:${place.name}`
   if (wanted.length > LONGEST) return null
   let nearest: string | null = null
-  let least = Math.min(MOST_WRONG, Math.floor(wanted.length / LETTERS_A_MISTAKE)) + 1
+  let least = mistakesAllowed(wanted) + 1
   for (const ofFile of notes) {
     await work.each(ofFile, ({ provider, name, fileOffset }) => {
       // One that has no place in the file cannot be attached to.

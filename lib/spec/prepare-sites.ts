@@ -10,6 +10,7 @@ import type { CaptureShape, StackShape } from '../capture/shape.js'
 import type { FileFacts } from '../counter/verify.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { FileWindow } from '../elf/file-window.js'
+import { SHT_SYMTAB } from '../elf/headers.js'
 import type { UsdtNote } from '../elf/stapsdt.js'
 import { findSymbolAddresses, functionContaining } from '../elf/symbols.js'
 import { UprobeError } from '../errors.js'
@@ -26,6 +27,7 @@ import { checkStrings } from './check-strings.js'
 import { FileCounters } from './file-counters.js'
 import { type FoundSite, findSites } from './find-sites.js'
 import { SiteFitness, viewsOf } from './fitness.js'
+import { nearestFunction } from './nearest-function.js'
 import { nearestProbe } from './nearest-probe.js'
 import { OriginalCode } from './original-code.js'
 import { Shapes } from './shapes.js'
@@ -79,7 +81,16 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
   const warnings: string[] = []
   const { found, passed } = await findInFiles(request, arch, warnings)
   const total = found.reduce((sum, file) => sum + file.found.length, 0)
-  if (total === 0) throw notFound(spec, request.files, warnings, await nearestProbe(spec, passed, work))
+  if (total === 0) {
+    const elves = passed.map(({ elf }) => elf)
+    const nearest =
+      (await nearestProbe(
+        spec,
+        passed.map(({ notes }) => notes),
+        work,
+      )) ?? (await nearestFunction(spec, elves, work.signal))
+    throw notFound(spec, request.files, warnings, nearest, elves.every(isStripped))
+  }
   if (total > settings.maxSites) {
     throw new UprobeError(
       'ERR_UPROBE_TOO_MANY_SITES',
@@ -136,14 +147,20 @@ async function checkSites(
   return { fit: unfit.size === 0 ? found : found.filter((site) => !unfit.has(site)), refused }
 }
 
-/** What is found in which file, and the notes of the others. */
+/** A file in which nothing was found, and its notes. */
+interface PassedFile {
+  readonly elf: ElfFile
+  readonly notes: readonly UsdtNote[]
+}
+
+/** What is found in which file, and the others. */
 async function findInFiles(
   { spec, files, work, log }: PrepareRequest,
   arch: Arch,
   warnings: string[],
-): Promise<{ readonly found: readonly FoundInFile[]; readonly passed: readonly (readonly UsdtNote[])[] }> {
+): Promise<{ readonly found: readonly FoundInFile[]; readonly passed: readonly PassedFile[] }> {
   const result: FoundInFile[] = []
-  const passed: Array<readonly UsdtNote[]> = []
+  const passed: PassedFile[] = []
   for (const resolved of files) {
     work.signal.throwIfAborted()
     try {
@@ -152,7 +169,7 @@ async function findInFiles(
       const { sites, skipped, notes } = await findSites(spec, elf, work)
       warnings.push(...skipped)
       if (sites.length > 0) result.push({ ...resolved, elf, found: sites, notes })
-      else passed.push(notes ?? [])
+      else passed.push({ elf, notes: notes ?? [] })
     } catch (error) {
       const passable = error instanceof UprobeError && (error.code === 'ERR_UPROBE_BAD_ELF' || error.code === 'ERR_UPROBE_ARCH')
       if (spec.path !== null || !passable) throw error
@@ -172,12 +189,24 @@ function checkMachine(elf: ElfFile, arch: Arch): void {
   )
 }
 
-function notFound(spec: ProbeSpec, files: readonly ResolvedFile[], skipped: readonly string[], nearest: string | null): UprobeError {
+function isStripped(elf: ElfFile): boolean {
+  return !elf.sections.some(({ type }) => type === SHT_SYMTAB)
+}
+
+function notFound(
+  spec: ProbeSpec,
+  files: readonly ResolvedFile[],
+  skipped: readonly string[],
+  nearest: string | null,
+  stripped: boolean,
+): UprobeError {
   const where = spec.path === null ? `in the ${files.length} files that the process maps` : `in ${escapeForDisplay(spec.path)}`
   const help =
     spec.kind === 'usdt'
       ? '`uprobe list` shows which USDT probes there are.'
-      : 'Check the name with `nm -D`; a stripped file has only its dynamic symbols.'
+      : stripped
+        ? 'Check the name with `nm -D`; a stripped file has only its dynamic symbols.'
+        : 'Check the name with `nm`; functions that the compiler has inlined everywhere are not there.'
   const why = skipped.length === 0 ? '' : ` (${skipped.slice(0, 3).join('; ')})`
   const meant = nearest === null ? '' : `Is ${escapeForDisplay(nearest)} meant? `
   return new UprobeError('ERR_UPROBE_NOT_FOUND', `${escapeForDisplay(spec.text)}: nothing matches ${where}${why}. ${meant}${help}`)
