@@ -11,6 +11,7 @@ import {
   type Progress,
   Tracer,
   type TracerOptions,
+  UprobeError,
 } from '../index.js'
 import { HARDLY_A_POINTER } from '../spec/check-strings.js'
 import { warn } from './failure.js'
@@ -60,7 +61,8 @@ export type Consume<T = Probe> = (probes: readonly T[], stop: Stop) => Promise<v
 
 /**
  * Runs one session of probes. Afterwards nothing is attached, whatever happened.
- * @returns the probes, detached, for their counts; none if the stop came before all were attached
+ * @returns the probes, detached, for their counts; none if the reader of standard output left before all were attached
+ * @throws {UprobeError} `ERR_UPROBE_CLOSED` if a signal came before all were attached
  */
 export function runSession(request: SessionRequest, consume: Consume): Promise<readonly Probe[]> {
   const { specs, attach } = request
@@ -96,7 +98,15 @@ export async function runSessionOf<T extends Attached>(
     }
     const probes = await attachAll(tracer, say, attachEach, stop)
     bar.erase()
-    if (probes === null) return []
+    if (probes === null) {
+      if (stop.reason !== 'signal') return []
+      await tracer.close()
+      bar.erase()
+      throw new UprobeError(
+        'ERR_UPROBE_CLOSED',
+        'Interrupted before everything was attached: nothing was counted, and nothing is left behind.',
+      )
+    }
     announce(probes, request.json)
     if (request.durationMs !== undefined) stop.after(request.durationMs)
     // Iterators of the probes end once everything is detached and what was captured is taken; a reader who is slow or gone must not delay detaching.
@@ -127,8 +137,14 @@ function whenStopped({ signal }: Stop): Promise<void> {
 async function attachAll<T extends Attached>(tracer: Tracer, say: Say, attachEach: AttachEach<T>, stop: Stop): Promise<T[] | null> {
   const probes: T[] = []
   try {
+    const told = new Set<string>()
+    const sayOnce = (message: string): void => {
+      if (told.has(message)) return
+      told.add(message)
+      say(message)
+    }
     for await (const probe of attachEach(tracer, stop.signal)) {
-      tellOfTrouble(probe, say)
+      tellOfTrouble(probe, say, sayOnce)
       probes.push(probe)
     }
     return stop.signal.aborted ? null : probes
@@ -138,11 +154,16 @@ async function attachAll<T extends Attached>(tracer: Tracer, say: Say, attachEac
   }
 }
 
-/** Says what happens to an attached probe that its counts do not show: hits that nobody saw, a pause that nobody here asked for. */
-function tellOfTrouble(probe: Attached, say: Say): void {
+/**
+ * Says what happens to an attached probe that its counts do not show: hits that nobody saw, a pause that nobody here asked for, an end while the process goes on.
+ * @param sayOnce - says what concerns all probes of a process alike
+ */
+function tellOfTrouble(probe: Attached, say: Say, sayOnce: Say): void {
   probe.on('error', (error) => say(error.message))
   probe.on('state', ({ reason, pid, mayHaveMissed }) => {
     if (mayHaveMissed) say(`Hits may have been missed${pid === undefined ? '' : ` in process ${pid}`} (${reason}).`)
+    if (reason === 'exec')
+      sayOnce(`Process ${pid} has called exec and runs another program now, which is not traced. To trace that, start again.`)
     if (reason === 'over-budget') say('The probe costs more than its budget, and is taken out for parts of the time.')
     if (reason === 'refused') say('The probe could not be armed again, and sees no hits any more. To go on, start again.')
     if (reason === 'yield') say('The probe gave way to another tool (uprobe release) and sees no hits any more. To go on, start again.')
@@ -180,7 +201,8 @@ function untilEnd(attached: Ending): Promise<void> {
 function announce(probes: readonly Attached[], json: boolean): void {
   // Each SPEC gets what --str names, and one of them may be meant that has a string there.
   const isTold = (warning: string): boolean => probes.length === 1 || !warning.includes(HARDLY_A_POINTER)
-  for (const probe of probes) for (const warning of probe.warnings) if (isTold(warning)) warn(warning, json)
+  // Several probes of one file have some in common.
+  for (const warning of new Set(probes.flatMap((probe) => probe.warnings))) if (isTold(warning)) warn(warning, json)
   const sites = probes.flatMap((probe) => probe.sites)
   const unverified = sites.filter((site) => site.targets.some(({ state }) => state === 'unverified')).length
   const names = new Set(sites.map((site) => site.probe))

@@ -185,6 +185,7 @@ export class Attachment {
       this.with_.parts.reduce((sum, { target, sites }) => sum + (target === null ? 0 : sites.length), 0),
     )
     for (const part of this.with_.parts) {
+      const before = found.length
       const looked = part.target === null ? processesMapping(this.with_.native, part.facts.identity, work.signal) : [part.target]
       for await (const target of looked) {
         work.signal.throwIfAborted()
@@ -198,6 +199,11 @@ export class Attachment {
         const unmapped = part.target === null ? null : describeUnmapped(part, result.sites)
         if (unmapped !== null) warnings.push(unmapped)
         found.push(result.sites)
+      }
+      if (part.target === null && found.length === before) {
+        warnings.push(
+          `no process that may be looked at maps ${escapeForDisplay(part.file.path)} by now; its sites are armed as soon as one does`,
+        )
       }
     }
     work.end()

@@ -90,20 +90,24 @@ test('a second and a third signal while it detaches change nothing', GCC, async 
   await assertUntouched(target)
 })
 
-test('a signal before all probes are attached takes back those that are, and the summary is empty', GCC, async (t) => {
-  const target = await Target.start(t, buildTarget(t, 'usdt'))
-  const first = notesOf(target.program, 't:gated')[0]?.fileOffset ?? 0n
-  const specs = ['gated', 'shared', 'ungated', 'twin', 'plain', 'gated', 'shared', 'ungated', 'twin', 'plain'].map(
-    (name) => `usdt:t:${name}`,
-  )
-  const cli = Cli.start(t, ['trace', ...specs, '-p', String(target.pid), '--json'])
-  await waitFor('the first probe to be armed', () => isArmed(target.pid, target.program, first))
-  cli.kill('SIGTERM')
-  const end = await cli.ended
-  assert.deepEqual([end.code, end.signal, end.stderr], [0, null, ''])
-  assert.deepEqual(traced(end.stdout), { printed: 0, summary: [] })
-  await assertUntouched(target)
-})
+test(
+  'a signal before all probes are attached takes back those that are, and it fails, so that nobody takes it for an answer',
+  GCC,
+  async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const first = notesOf(target.program, 't:gated')[0]?.fileOffset ?? 0n
+    const specs = ['gated', 'shared', 'ungated', 'twin', 'plain', 'gated', 'shared', 'ungated', 'twin', 'plain'].map(
+      (name) => `usdt:t:${name}`,
+    )
+    const cli = Cli.start(t, ['trace', ...specs, '-p', String(target.pid), '--json'])
+    await waitFor('the first probe to be armed', () => isArmed(target.pid, target.program, first))
+    cli.kill('SIGTERM')
+    const { code, stdout, stderr } = await cli.ended
+    const message = 'Interrupted before everything was attached: nothing was counted, and nothing is left behind.'
+    assert.deepEqual([code, stdout, jsonOf(stderr)], [1, '', [{ error: { code: 'ERR_UPROBE_CLOSED', message } }]])
+    await assertUntouched(target)
+  },
+)
 
 test('-n prints exactly so many hits, of however many came, and ends', GCC, async (t) => {
   const { target, cli } = await startTrace(t, ['usdt:t:plain', 'usdt:t:gated'], ['-n', '5'])
@@ -119,6 +123,17 @@ test('-n prints exactly so many hits, of however many came, and ends', GCC, asyn
     { probe: 'usdt:t:gated', hits: 0, filtered: 0, delivered: 0, lost: 0 },
   ])
   await assertUntouched(target)
+})
+
+test('the counts behind -n say how many hits were printed, where that is not how many were delivered', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const cli = Cli.start(t, ['trace', 'usdt:t:plain', 'usdt:t:gated', '-p', String(target.pid), '-n', '5'])
+  await cli.attached()
+  await target.ask('plain 1000')
+  const lines = linesOf(succeeded(await cli.ended))
+  assert.equal(lines.length, 7)
+  assert.match(lines[5] ?? '', /^usdt:t:plain: \d+ hits, \d+ delivered \(5 printed\), 0 lost$/)
+  assert.equal(lines[6], 'usdt:t:gated: 0 hits, 0 delivered, 0 lost')
 })
 
 test('-d ends by itself, with what was captured until then, and without a hit', GCC, async (t) => {
@@ -144,11 +159,16 @@ test('ends by itself when its last process has exited, with every hit of it', GC
   assert.deepEqual(summary, [{ probe: 'usdt:t:plain', hits: 7, filtered: 0, delivered: 7, lost: 0 }])
 })
 
-test('ends by itself when its process becomes another program', GCC, async (t) => {
-  const { target, cli } = await startTrace(t, ['usdt:t:plain'])
+test('ends by itself when its process becomes another program, and says so once', GCC, async (t) => {
+  const { target, cli } = await startTrace(t, ['usdt:t:plain', 'usdt:t:gated'])
   await target.ask('plain 2')
   assert.equal(await target.ask('exec'), 'ready')
-  assert.equal(traced(succeeded(await cli.ended)).printed, 2)
+  const { code, stdout, stderr } = await cli.ended
+  assert.equal(code, 0)
+  assert.equal(traced(stdout).printed, 2)
+  const message = `Process ${target.pid} has called exec and runs another program now, which is not traced. To trace that, start again.`
+  const [, warning = '', ...more] = linesOf(stderr)
+  assert.deepEqual([JSON.parse(warning), more], [{ warning: { message } }, []])
 })
 
 for (const flags of [[], ['--json']]) {

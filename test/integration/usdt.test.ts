@@ -237,6 +237,23 @@ test('a library that the target loads after the attach is armed when it is mappe
   )
 })
 
+test(
+  'of a file that nobody maps by now a warning says so, and its sites are armed when somebody does',
+  needs({ programs: ['gcc'] }),
+  async (t) => {
+    const program = buildTarget(t, 'usdt')
+    const tracer = newTracer(t)
+    const probe = await tracer.attach(`usdt:${program}:t:plain`)
+    assert.deepEqual(probe.warnings, [`no process that may be looked at maps ${program} by now; its sites are armed as soon as one does`])
+    const target = await Target.start(t, program)
+    await target.ask('plain 3')
+    await detachComplete(probe, 3)
+    const again = await tracer.attach(`usdt:${program}:t:plain`)
+    assert.deepEqual(again.warnings, [])
+    await again.detach()
+  },
+)
+
 test('of each process that is named and does not map the file, a warning says so, once', needs({ programs: ['gcc'] }), async (t) => {
   const program = buildTarget(t, 'usdt')
   const [one, other] = [await Target.start(t, program), await Target.start(t, program)]
