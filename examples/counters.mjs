@@ -12,6 +12,8 @@ import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { counters, repair, Tracer } from 'uprobe'
 
+// Who leaves early (`| head`) is no reason to leave anything behind.
+process.stdout.on('error', () => undefined)
 const library = dirname(createRequire(import.meta.url).resolve('uprobe'))
 const leaseDir = join(mkdtempSync(join(tmpdir(), 'uprobe-example-')), 'leases')
 const target = spawn(process.execPath, [join(library, 'demo-child.js')], { stdio: ['pipe', 'pipe', 'inherit'] })

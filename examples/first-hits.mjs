@@ -6,6 +6,8 @@
 import pino from 'pino'
 import { Tracer } from 'uprobe'
 
+// Who leaves early (`| head`) wants no more; what is attached goes with the process.
+process.stdout.on('error', () => process.exit())
 const [pid, spec = 'usdt:python:gc__start'] = process.argv.slice(2)
 if (!/^\d+$/.test(pid)) {
   console.error('usage: node first-hits.mjs PID [SPEC]')

@@ -6,6 +6,8 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { foldStack, Tracer } from 'uprobe'
 
+// Who leaves early (`| head`) wants no more; what is attached goes with the process.
+process.stdout.on('error', () => process.exit())
 const [pid, spec, seconds = '5'] = process.argv.slice(2)
 if (!/^\d+$/.test(pid) || spec === undefined) {
   console.error('usage: node flame-graph.mjs PID SPEC [SECONDS]')

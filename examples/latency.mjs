@@ -6,6 +6,8 @@ import { readFile } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { bucketBounds, Tracer } from 'uprobe'
 
+// Who leaves early (`| head`) is no reason to leave the child behind.
+process.stdout.on('error', () => undefined)
 if (!/^\d+$/.test(process.argv[2] ?? '1')) {
   console.error('usage: node latency.mjs [PID]')
   process.exit(2)

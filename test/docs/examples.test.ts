@@ -2,10 +2,13 @@
  * The examples run, and show what the documentation says that they show.
  */
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'node:test'
 import { needs } from '../support/needs.js'
+import { tempDirectory } from '../support/temp.js'
 
 const ROOT = join(__dirname, '..', '..')
 
@@ -49,3 +52,18 @@ test('examples/latency.mjs: every call is in one of the snapshots, and the count
   assert.equal(parts[1], seen)
   assert.equal(parts[2], 0)
 })
+
+for (const name of ['counters', 'latency']) {
+  test(`examples/${name}.mjs: a reader that leaves is no failure, and nothing stays behind`, needs({}), async (t) => {
+    const directory = tempDirectory(t)
+    const env = { ...process.env, TMPDIR: directory }
+    const example = spawn(process.execPath, [join(ROOT, 'examples', `${name}.mjs`)], { env, stdio: ['ignore', 'pipe', 'pipe'] })
+    const errors: string[] = []
+    example.stderr.setEncoding('utf8').on('data', (text: string) => errors.push(text))
+    await once(example.stdout, 'data')
+    example.stdout.destroy()
+    const [code] = await once(example, 'close')
+    assert.deepEqual([code, errors.join('')], [0, ''])
+    assert.deepEqual(readdirSync(directory), [])
+  })
+}
