@@ -138,9 +138,15 @@ export function checkTracerOptions(options: TracerOptions): TracerSettings {
   }
 }
 
+/** Who passes a pid alone is told where it goes. Throws `ERR_UPROBE_BAD_OPTION`. */
+export function checkIsObject(options: unknown): void {
+  const pid = typeof options === 'number' && Number.isSafeInteger(options) && options > 0 ? options : 4242
+  if (typeof options !== 'object' || options === null) bad('options', `give an object, such as { pid: ${pid} }`)
+}
+
 /** Checks the options of an attach. Throws `ERR_UPROBE_BAD_OPTION`. */
 export function checkAttachOptions(options: AttachOptions): AttachSettings {
-  if (typeof options !== 'object' || options === null) bad('options', 'give an object')
+  checkIsObject(options)
   onlyKnown(options, [
     'pid',
     'path',
@@ -178,7 +184,8 @@ export function checkAttachOptions(options: AttachOptions): AttachSettings {
     bad('stack', 'a probe that only counts delivers no stacks; give one of stack and countOnly')
   if (strings.length > 0 && options.countOnly === true)
     bad('strings', 'a probe that only counts reads no arguments; give one of strings and countOnly')
-  if (options.stackDepth !== undefined && options.stack === undefined) bad('stackDepth', 'it is of the stacks that stack: true records; give that too')
+  if (options.stackDepth !== undefined && options.stack === undefined)
+    bad('stackDepth', 'it is of the stacks that stack: true records; give that too')
   const signal = options.signal ?? null
   if (signal !== null && !(signal instanceof AbortSignal)) bad('signal', 'give an AbortSignal')
   return {

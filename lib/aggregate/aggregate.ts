@@ -6,13 +6,14 @@
  */
 
 import type { MakeTaker, Taker } from '../attach.js'
+import { UprobeError } from '../errors.js'
 import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
 import { bad } from '../option-checks.js'
 import type { AttachSettings } from '../options.js'
 import type { Probe } from '../probe.js'
 import type { Site } from '../register/site.js'
-import { parseSpec } from '../spec/spec.js'
+import { type ProbeSpec, parseSpec } from '../spec/spec.js'
 import { Undo } from '../undo.js'
 import { Aggregation } from './aggregation.js'
 import { hasCompareExchange } from './compare-exchange.js'
@@ -90,7 +91,7 @@ async function makeTaker(
   undo.add(() => starts.close())
   const termAt = (spec: string): Term | null => {
     if (matching.by !== 'argument') return null
-    const term = parseTermOf('match', matching.text, parseSpec(spec).kind)
+    const term = parseMatch(matching.text, parseSpec(spec).kind)
     if (term.node.kind === 'str' || term.node.kind === 'comm') bad('match', 'give a number, such as arg0; strings are not compared')
     return term
   }
@@ -114,5 +115,15 @@ async function makeTaker(
     sink: new StartSink(code, starts.maps, startTerm),
     paired: true,
     pair: (own, pauseMap) => new PairedArming(own, pauseMap, pair),
+  }
+}
+
+/** Parses the argument by which ends find their beginnings; what is told to be known in its place is also the word that stands for none. */
+function parseMatch(text: string, kind: ProbeSpec['kind']): Term {
+  try {
+    return parseTermOf('match', text, kind)
+  } catch (error) {
+    if (!(error instanceof UprobeError)) throw error
+    throw new UprobeError(error.code, error.message.replace('there are arg0,', 'there are thread, arg0,'), { cause: error })
   }
 }

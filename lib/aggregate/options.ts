@@ -4,7 +4,7 @@
 import type { HitKind } from '../budget/hit-cost.js'
 import { escapeForDisplay } from '../log.js'
 import { bad, boolean, integer, onlyKnown } from '../option-checks.js'
-import { type AttachOptions, type AttachSettings, checkAttachOptions } from '../options.js'
+import { type AttachOptions, type AttachSettings, checkAttachOptions, checkIsObject } from '../options.js'
 import { parseSpec } from '../spec/spec.js'
 import { LEAST_SCALE, MOST_SCALE } from './buckets.js'
 import type { Measured, MeasureKind, Question } from './layout.js'
@@ -72,7 +72,7 @@ const MOST_PARTS = 16
 
 /** Checks the options of an aggregation. Throws `ERR_UPROBE_BAD_OPTION` or `ERR_UPROBE_BAD_SPEC`. */
 export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOptions): AggregateSettings {
-  if (typeof options !== 'object' || options === null) bad('options', 'give an object')
+  checkIsObject(options)
   onlyKnown(options, [...ATTACH, ...OWN])
   if (!boolean('count', options.count ?? true)) bad('count', 'hits are counted in any case; leave it out')
   const attach = checkAttachOptions(Object.fromEntries(ATTACH.map((name) => [name, options[name]])))
@@ -82,7 +82,13 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
   const start = typeof spec === 'string' ? spec : spec.from
   const { kind } = parseSpec(start)
   const [wrong] = end === null ? [] : asked.filter((name) => options[name] !== 'latency')
-  if (wrong !== undefined) bad(wrong, "between two probes only 'latency' can be measured")
+  if (wrong !== undefined)
+    bad(
+      wrong,
+      typeof spec === 'string'
+        ? "beside the latency of a function nothing else can be measured; give 'latency' here too, or make another aggregation of it"
+        : "between two probes only 'latency' can be measured",
+    )
   const measures = new Map<MeasureKind, Measured>()
   if (end !== null && asked.length === 0) for (const name of MEASURES) measures.set(name, 'latency')
   for (const name of asked) {
@@ -90,7 +96,8 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
     if (typeof text !== 'string') bad(name, "give an expression, such as 'arg0', or 'latency'")
     measures.set(name, text === 'latency' ? text : parseTermOf(name, text, kind))
   }
-  if (options.scale !== undefined && !measures.has('histogram')) bad('scale', 'it is of a histogram, which was not asked for; give histogram too')
+  if (options.scale !== undefined && !measures.has('histogram'))
+    bad('scale', 'it is of a histogram, which was not asked for; give histogram too')
   const given: unknown = options.by ?? []
   const by: unknown[] = Array.isArray(given) ? given : [given]
   if (by.length > MOST_PARTS) bad('by', `give at most ${MOST_PARTS} expressions`)

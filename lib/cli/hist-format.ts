@@ -19,8 +19,10 @@ export function drawHistogram(histogram: ExponentialHistogram, unit: 'number' | 
   const { scale, zeroCount, positive, negative } = histogram
   const show = unit === 'ns' ? displayNs : displayWhole
   const rows = [...rowsOf(negative, scale, (bounds) => bounds.map((bound) => `-${show(bound)}`).reverse()).reverse()]
-  if (zeroCount > 0 || rows.length > 0) rows.push({ label: ['0', '0'], count: zeroCount })
-  rows.push(...rowsOf(positive, scale, (bounds) => bounds.map(show)))
+  const above = rowsOf(positive, scale, (bounds) => bounds.map(show))
+  // Between numbers on both sides of it an empty row is a gap; beside those of one side it is none.
+  if (zeroCount > 0 || (rows.length > 0 && above.length > 0)) rows.push({ label: ['0', '0'], count: zeroCount })
+  rows.push(...above)
   const most = Math.max(1, ...rows.map(({ count }) => count))
   const widths = [0, 1].map((end) => Math.max(0, ...rows.map(({ label }) => (label[end] ?? '').length)))
   const countWidth = Math.max(0, ...rows.map(({ count }) => String(count).length))

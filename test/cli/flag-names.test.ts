@@ -32,6 +32,10 @@ for (const [args, message] of [
   [['hist', 'usdt:t:begin', '--arg', 'comm'], /^uprobe: Option --arg: comm is a string/],
   [['hist', 'usdt:t:begin', '--arg', '7'], /^uprobe: Option --arg: column 1: .*has 1 argument/],
   [['hist', 'usdt:t:begin', '--to', 'usdt:t:end', '--match', 'arg1'], /^uprobe: Option --match: column 1: /],
+  [
+    ['hist', 'usdt:t:begin', '--to', 'usdt:t:end', '--match', 'threads'],
+    /^uprobe: Option --match: column 1: "?threads"? is not known; there are thread, arg0, /,
+  ],
   [['count', 'usdt:t:begin', '--by', 'arg1'], /^uprobe: Option --by: column 1: /],
   [['trace', 'usdt:t:begin', '--str', '7'], /^uprobe: Option --str names argument 7/],
   [['trace', 'usdt:t:begin', '--filter', 'arg0 = 1'], /^uprobe: Option --filter: column 6: = is not part of a filter; == compares/],

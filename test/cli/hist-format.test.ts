@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { displayAverage, exactSum } from '../../lib/cli/hist-format.js'
+import { displayAverage, drawHistogram, exactSum } from '../../lib/cli/hist-format.js'
 
 for (const [sum, count, shown] of [
   [36n, 9, '4'],
@@ -33,5 +33,21 @@ for (const [what, values, exact] of [
     const sum = all.reduce((whole, value) => whole + value, 0n)
     for (const kept of [BigInt.asIntN(64, sum), BigInt.asUintN(64, sum)])
       assert.equal(exactSum(kept, all.length, all[0] ?? 0n, all.at(-1) ?? 0n), exact ? sum : null)
+  })
+}
+
+for (const [what, negative, zeroCount, positive, labels] of [
+  ['only numbers below 0', [1], 0, [], ['-1 .. -1']],
+  ['only numbers above 0', [], 0, [1], ['1 .. 1']],
+  ['0 and numbers below', [1], 2, [], ['-1 .. -1', ' 0 .. 0']],
+  ['numbers on both sides', [1], 0, [1], ['-1 .. -1', ' 0 .. 0', ' 1 .. 1']],
+] as const) {
+  test(`a row for 0 is drawn where it says something: ${what}`, () => {
+    const buckets = (bucketCounts: readonly number[]) => ({ offset: -1, bucketCounts: [...bucketCounts] })
+    const rows = drawHistogram({ scale: 0, zeroCount, positive: buckets(positive), negative: buckets(negative) }, 'number')
+    assert.deepEqual(
+      rows.map((row) => row.replace(/ +\d+ \|.*$/, '')),
+      labels,
+    )
   })
 }

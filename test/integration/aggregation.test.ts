@@ -399,7 +399,10 @@ test('snapshot refuses an option that it does not know, and goes on', GCC, async
   }
   await target.ask('gated 3')
   const { groups } = await aggregation.snapshot({ reset: true })
-  assert.deepEqual(groups.map(({ count }) => count), [3])
+  assert.deepEqual(
+    groups.map(({ count }) => count),
+    [3],
+  )
 })
 
 test('a question that the probe has no answer to is refused, and points at the place', GCC, async (t) => {

@@ -41,3 +41,16 @@ test('aggregate takes a scale with a histogram, also with one that is made unask
   assert.equal(checkAggregateOptions('uprobe:f', { histogram: 'arg0', scale: 2 }).question.scale, 2)
   assert.equal(checkAggregateOptions({ from: 'uprobe:f', to: 'uprobe:g' }, { scale: 2 }).question.scale, 2)
 })
+
+test('whoever gives a pid alone is told where it goes', () => {
+  const hint = refusal(/^Option options: give an object, such as \{ pid: 77 \}\.$/)
+  assert.throws(() => checkAttachOptions(77 as AttachOptions), hint)
+  assert.throws(() => checkAggregateOptions('uprobe:f', 77 as unknown as object), hint)
+  assert.throws(() => checkAttachOptions(null as unknown as AttachOptions), refusal(/such as \{ pid: 4242 \}\.$/))
+})
+
+test('what cannot be measured beside a latency is told in terms of what was given', () => {
+  const options = { histogram: 'latency', sum: 'arg0' }
+  assert.throws(() => checkAggregateOptions('uprobe:f', options), refusal(/^Option sum: beside the latency of a function nothing else/))
+  assert.throws(() => checkAggregateOptions({ from: 'uprobe:f', to: 'uprobe:g' }, options), refusal(/^Option sum: between two probes only/))
+})
