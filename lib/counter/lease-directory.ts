@@ -122,7 +122,14 @@ export class LeaseDirectory {
       fd = native.openDirectory(path)
     } catch (error) {
       if (absent === 'ignore' && errnoOf(error) === ENOENT) return null
-      throw leaseError(path, 'cannot be opened', error, purpose)
+      // It is made; the one that it is to be in is not, as /run/user/UID of a user who is not logged in.
+      const missing = errnoOf(error) === ENOENT && !existsSync(dirname(path))
+      throw leaseError(
+        path,
+        missing ? `cannot be made, since ${escapeForDisplay(dirname(path))} is not there` : 'cannot be opened',
+        error,
+        purpose,
+      )
     }
     try {
       const { uid, mode } = fstatSync(fd)

@@ -35,8 +35,8 @@ test('repair with all rights succeeds, also where a process is out of reach, whi
   for (const { code, pid } of denied) assert.deepEqual([code, typeof pid], ['ERR_UPROBE_TARGET_DENIED', 'number'])
   const { code, stderr } = await uprobe(t, 'repair', '--lease-dir', leaseDir)
   assert.equal(code, 0)
-  if (denied.length === 0) assert.equal(stderr, '')
-  else assert.match(stderr, /^uprobe: warning: \d+ process(es)? could not be looked at\. .*\n$/)
+  // Whether there is such a process is up to the machine, and may change from one look to the next.
+  assert.match(stderr, /^(uprobe: warning: \d+ process(es)? could not be looked at\. .*\n)?$/)
 })
 
 test('a lease directory that is named and is not there is an error', async (t) => {

@@ -18,7 +18,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import test, { type TestContext } from 'node:test'
 import fc from 'fast-check'
 import { formatCounters, formatLease, type LeaseRecord, parseLease, parseLeaseInSlices } from '../../lib/counter/lease.js'
@@ -103,7 +103,8 @@ for (const [what, prepare] of [
     } else {
       prepare?.(path)
     }
-    await refused((async () => open(path, 'create'))(), 'ERR_UPROBE_LEASE')
+    const { message } = await refused((async () => open(path, 'create'))(), 'ERR_UPROBE_LEASE')
+    assert.equal(message.includes(`cannot be made, since ${dirname(path)} is not there (ENOENT)`), what === 'has no directory to be in')
     if (what !== 'has no directory to be in') await refused((async () => open(path, 'ignore'))(), 'ERR_UPROBE_LEASE')
   })
 }
