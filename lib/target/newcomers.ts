@@ -32,13 +32,17 @@ interface AwaitedFile {
 /** Tells of processes that map a file anew, or are born of known ones. */
 export class Newcomers {
   #known: readonly number[] = []
+  /** The names under which the files may be mapped. */
+  readonly names: readonly string[]
 
   private constructor(
     private readonly sidebands: Sidebands,
     readonly files: readonly AwaitedFile[],
     readonly onProcess: (pid: number, how: 'fork' | 'map') => void,
     readonly onLost: () => void,
-  ) {}
+  ) {
+    this.names = files.flatMap(({ path }) => namesOf(path))
+  }
 
   /**
    * Begins to wait. Processes that map a file before this returns are not told of; walk /proc after it.
@@ -123,7 +127,7 @@ class Sidebands {
     const files = waiting.flatMap((newcomers) => newcomers.files)
     this.ring.reader.setSidebandFilter({
       inodes: BigUint64Array.from(new Set(files.map(({ identity }) => identity.inode))),
-      names: [...new Set(files.flatMap(({ path }) => namesOf(path)))],
+      names: [...new Set(waiting.flatMap(({ names }) => names))],
       pids: Int32Array.from(new Set(waiting.flatMap((newcomers) => newcomers.known))),
     })
   }
