@@ -13,15 +13,20 @@ import { TimeSlice } from '../elf/time-slice.js'
 import { ENOSYS, EPERM, ESRCH } from '../errno.js'
 import { errnoOf, UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
-import type { FileIdentity } from '../target/maps.js'
+import { type FileIdentity, sameFile } from '../target/maps.js'
+import { PagedMemory } from '../target/paged-memory.js'
+import type { TargetProcess } from '../target/process.js'
 import { machineTicks } from './boot-clock.js'
 import { type CellPlace, type ClearedBit, clearUnowned, type UnownedBits } from './cells.js'
 import { isOfOneProcess, openIfThere } from './gone.js'
 import { CLAIM } from './read.js'
 import { readSpace, type SpaceId } from './space.js'
 
-/** How often processes that were born meanwhile are looked for. It takes a millisecond or two each time, where there are few. */
+/** How often processes that were born meanwhile are looked for. It takes a millisecond or two the first time, and then half of one, where there are few. */
 const MAX_WALKS = 100
+
+/** Of bits that are handed on all the time, one at least would have been met in so many walks. */
+const CALM_WALKS = 50
 
 /** A claim that goes. */
 export interface EndedClaim {
@@ -36,10 +41,15 @@ export interface EndedClaim {
 
 /** Options of {@link clearInherited}. */
 export interface InheritedOptions {
-  /** Told of processes whose bits could not be cleared; the others are. Default: throw. */
+  /**
+   * Told of processes whose bits could not be cleared; the others are. Of claims whose children cannot be told apart (of one program image, on the same counters) it is told the eldest
+   * alone, whose lease is enough to find them by. Default: throw.
+   */
   readonly onFailure?: (claim: EndedClaim, error: unknown) => void
   /** Look at this process only. */
   readonly onlyPid?: number | undefined
+  /** Ends it early; what is cleared then is cleared. */
+  readonly signal?: AbortSignal | undefined
 }
 
 /** A process with the program image of a claimed one. */
@@ -50,47 +60,109 @@ interface Relative {
   readonly bornTicks: bigint
 }
 
+/** Claims on the same counters of one program image: a process that inherited from one of them may as well have from another, and is looked at once for all. */
+class Family {
+  /** The claimed processes that are looked after otherwise. */
+  readonly #pids = new Set<number>()
+  #eldest: EndedClaim
+  /** The last walks in which a child had a bit, in which one had none, and in which one ended before that was known; -1 for none. */
+  readonly lastWalks = { met: -1, clean: -1, vanished: -1 }
+
+  constructor(claim: EndedClaim) {
+    this.#eldest = claim
+    this.add(claim)
+  }
+
+  /** The one that has been on record longest: by its lease whatever is left can be found. */
+  get eldest(): EndedClaim {
+    return this.#eldest
+  }
+
+  /** Whether a claim is one of the family. */
+  takes({ file, places, space }: EndedClaim): boolean {
+    const own = this.#eldest
+    return (
+      own.space.fingerprint === space.fingerprint &&
+      sameFile(own.file, file) &&
+      own.places.length === places.length &&
+      own.places.every((place, index) => isSamePlace(place, places[index]))
+    )
+  }
+
+  add(claim: EndedClaim): void {
+    if (claim.pid !== null) this.#pids.add(claim.pid)
+    if (claim.sinceTicks < this.#eldest.sinceTicks) this.#eldest = claim
+  }
+
+  /** Whether a bit may be on the move still, after so many walks: one was met lately, or nobody lived long enough to be asked. */
+  mayBeRestless(walks: number): boolean {
+    const calmSince = walks - CALM_WALKS
+    const { met, clean, vanished } = this.lastWalks
+    return met >= calmSince || (vanished >= calmSince && clean < calmSince)
+  }
+
+  mayHaveGivenTo({ pid, space, bornTicks }: Relative): boolean {
+    // A tick of grace, since two time namespaces may round differently.
+    return !this.#pids.has(pid) && space.fingerprint === this.#eldest.space.fingerprint && bornTicks + 1n >= this.#eldest.sinceTicks
+  }
+}
+
+function isSamePlace(a: CellPlace, b: CellPlace | undefined): boolean {
+  return a.address === b?.address && a.refCtrOffset === b.refCtrOffset && a.vaddr === b.vaddr
+}
+
+function familiesOf(claims: readonly EndedClaim[]): Family[] {
+  const families: Family[] = []
+  for (const claim of claims) {
+    const family = families.find((one) => one.takes(claim))
+    if (family === undefined) families.push(new Family(claim))
+    else family.add(claim)
+  }
+  return families
+}
+
 /**
  * Clears, or in a dry run finds, the bits that children of claimed processes were born with, as far as no agent is present at them. All processes are walked through, however many
  * claims there are, and then those that were born meanwhile, until there are none.
- * @returns the bits, by claim
- * @throws {UprobeError} `ERR_UPROBE_LIMIT`
+ *
+ * A server may fork a process for each request, none of which lives as long as a walk. So each is looked at as soon as it is found, with one read of its counter, and only those that
+ * have the bit are gone about in earnest. Some will have ended before even that; then it is walked again.
+ * @returns the bits, by the eldest claim of those that may have given them
+ * @throws {UprobeError} `ERR_UPROBE_LIMIT`; or the reason of the signal
  */
 export async function clearInherited(
   bits: UnownedBits,
   claims: readonly EndedClaim[],
-  { onFailure = rethrow, onlyPid }: InheritedOptions = {},
+  { onFailure = rethrow, onlyPid, signal }: InheritedOptions = {},
 ): Promise<ReadonlyMap<EndedClaim, readonly ClearedBit[]>> {
   const cleared = new Map<EndedClaim, ClearedBit[]>()
   if (claims.length === 0) return cleared
-  const search = new Search(bits.native, new Set(claims.map(({ space }) => space.fingerprint)))
-  const restless = new Set<EndedClaim>()
+  const families = familiesOf(claims)
+  const search = new Search(bits.native, families, signal)
   for (let walk = 0; walk < MAX_WALKS; walk++) {
-    const { relatives, unseen } = await search.next()
-    let quiet = true
-    for (const child of relatives) {
+    const { bearers, unseen } = await search.next(walk)
+    let quiet = !unseen
+    for (const { child, family } of bearers) {
       if (onlyPid !== undefined && child.pid !== onlyPid) continue
-      for (const claim of claims) {
-        if (!mayHaveInherited(child, claim)) continue
-        try {
-          const found = await clearIn(bits, child, claim, search.relatives)
-          if (found !== null && found.length > 0) cleared.set(claim, [...(cleared.get(claim) ?? []), ...found])
-          // A child that forked before it was cleared has given its bit on, and so may have one that has ended.
-          if (found === null || found.length > 0) {
-            restless.add(claim)
-            quiet = false
-          }
-        } catch (error) {
-          if (!isOfOneProcess(error)) throw error
-          onFailure(claim, error)
+      const { eldest } = family
+      try {
+        const found = await clearIn(bits, child, eldest, search.relatives)
+        if (found !== null && found.length > 0) cleared.set(eldest, [...(cleared.get(eldest) ?? []), ...found])
+        // A child that forked before it was cleared has given its bit on, and so may have one that has ended.
+        if (found === null || found.length > 0) {
+          family.lastWalks.met = walk
+          quiet = false
         }
-        if (search.slice.isOver) await search.slice.rest()
+      } catch (error) {
+        if (!isOfOneProcess(error)) throw error
+        onFailure(eldest, error)
       }
+      await search.pause()
     }
-    if (bits.dryRun || (quiet && !unseen)) return cleared
+    if (bits.dryRun || quiet) return cleared
   }
-  // Where others come and go all the time, and no child was ever on the move, there is none.
-  for (const claim of restless) onFailure(claim, restlessError(claim))
+  // Where others come and go all the time, and no bit was on the move any more, there is none.
+  for (const family of families) if (family.mayBeRestless(MAX_WALKS)) onFailure(family.eldest, restlessError(family.eldest))
   return cleared
 }
 
@@ -101,11 +173,6 @@ function restlessError({ pid, space }: EndedClaim): UprobeError {
       'The lease stays; run uprobe repair when they have come to rest.',
     { pid: pid ?? space.pid },
   )
-}
-
-function mayHaveInherited({ pid, space, bornTicks }: Relative, claim: EndedClaim): boolean {
-  // A tick of grace, since two time namespaces may round differently.
-  return pid !== claim.pid && space.fingerprint === claim.space.fingerprint && bornTicks + 1n >= claim.sinceTicks
 }
 
 /** Returns `null` if the child is gone, or has become another program since it was found. */
@@ -127,22 +194,39 @@ async function clearIn(
   }
 }
 
-/** Looks for the processes whose space has one of some fingerprints: first through all, then through those that are new. */
+/** A process that has a bit, as it seems, and those by whom it may have come. */
+interface Bearer {
+  readonly child: Relative
+  readonly family: Family
+}
+
+/** Looks for processes that have inherited bits: first among all, then among those that are new. */
 class Search {
   readonly relatives: Relative[] = []
-  readonly slice = new TimeSlice()
+  readonly #slice = new TimeSlice()
   readonly #seen = new Set<number>()
+  readonly #fingerprints: ReadonlySet<string>
 
   constructor(
     private readonly native: Native,
-    private readonly fingerprints: ReadonlySet<string>,
-  ) {}
+    private readonly families: readonly Family[],
+    private readonly signal: AbortSignal | undefined,
+  ) {
+    this.#fingerprints = new Set(families.map(({ eldest }) => eldest.space.fingerprint))
+  }
+
+  /** Gives the event loop a turn if it is time. Throws the reason of the signal. */
+  async pause(): Promise<void> {
+    if (this.#slice.isOver) await this.#slice.rest()
+    this.signal?.throwIfAborted()
+  }
 
   /**
-   * @returns those that were not there the last time, and whether there were any that ended before it was known what they were. The youngest are asked first, since they may be gone soonest.
+   * @param walk - its number
+   * @returns those that were not there the last time and have a bit, and whether there were any that ended before it was known what they were. The youngest are asked first, since they may be gone soonest.
    */
-  async next(): Promise<{ relatives: readonly Relative[]; unseen: boolean }> {
-    const found: Relative[] = []
+  async next(walk: number): Promise<{ bearers: readonly Bearer[]; unseen: boolean }> {
+    const bearers: Bearer[] = []
     let unseen = false
     const pids = readdirSync('/proc').flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []))
     for (const pid of pids.sort((a, b) => b - a)) {
@@ -156,15 +240,30 @@ class Search {
       try {
         const space = readSpace(target)
         if (space === null) unseen ||= target.addressSpaceGone()
-        else if (this.fingerprints.has(space.fingerprint)) found.push({ pid, space, bornTicks: machineTicks(target.startTime) })
+        else if (this.#fingerprints.has(space.fingerprint)) {
+          const child = { pid, space, bornTicks: machineTicks(target.startTime) }
+          this.relatives.push(child)
+          const families = this.families.filter((family) => family.mayHaveGivenTo(child))
+          for (const family of families) {
+            if (bears(target, family)) bearers.push({ child, family })
+            else if (target.addressSpaceGone()) family.lastWalks.vanished = walk
+            else family.lastWalks.clean = walk
+            unseen ||= family.lastWalks.vanished === walk
+          }
+        }
       } finally {
         target.close()
       }
-      if (this.slice.isOver) await this.slice.rest()
+      await this.pause()
     }
-    this.relatives.push(...found)
-    return { relatives: found, unseen }
+    return { bearers, unseen }
   }
+}
+
+/** Whether a process has a bit. Whose it is, {@link clearUnowned} finds out. */
+function bears(target: TargetProcess, { eldest }: Family): boolean {
+  const memory = new PagedMemory(target)
+  return eldest.places.some(({ address }) => memory.u16(address) === CLAIM)
 }
 
 /** Whether two processes have the same memory. Of two one of which is gone, it is not so; where the kernel does not say, it may be. */

@@ -165,3 +165,18 @@ test('an agent that holds a step is waited for', GCC, async (t) => {
   native.closeFd(fd)
   assert.deepEqual(await recovering, [['cleared', [[CLAIMED, 0]]]])
 })
+
+test('a claim goes while the process forks all the time, and a child that lives is cleared', GCC, async (t) => {
+  const { target, directory, claim, value, write, orphan, recover } = await scene(t, 'churn', 'c:gated')
+  orphan(claim)
+  // And of children that were claimed themselves.
+  for (let time = 0; time < 300; time++) orphan(onTheirParent(claim))
+  write(CLAIMED)
+  const child = Number(await target.ask('fork 1'))
+  await target.ask('churn 8')
+  const recovered = await recover()
+  assert.deepEqual(new Set(recovered.flatMap(({ cleared }) => cleared.map(({ pid }) => pid))).has(child), true)
+  assert.deepEqual([value(), value(child)], [0, 0])
+  assert.deepEqual(leaseFiles(directory.path), ['locks'])
+  await target.ask('stop')
+})
