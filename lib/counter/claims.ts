@@ -5,8 +5,10 @@
  * breakpoint go in. Giving back: clear the bits, unless another claim covers the counter; the breakpoint comes out; look for children that inherited a bit; then lease and guards go.
  * Whoever is killed between two steps leaves a lease from which the next agent finds what to clear.
  *
- * A probe for every process learns of new ones from the kernel (newcomers.ts) and claims their counters as soon as it sees them. A child of a claimed process was
- * born with the bit, so that nothing is missed; a process that maps the file anew runs with its probes off until the bit is set, and that is reported.
+ * A probe for every process learns of new ones from the kernel (newcomers.ts) and claims their counters: of a process that maps the file anew as soon as it is seen, since its probes are off until the bit is set,
+ * which is reported; of a child of a claimed process, too, which was born with the bit, so that nothing is missed. What a child that has ended may have given to its own is found by the claim of its parent.
+ *
+ * Whoever switches the probe waits for none of that (turns.ts).
  */
 import type { Ring } from '../delivery/ring.js'
 import { UprobeError } from '../errors.js'
@@ -22,6 +24,7 @@ import { clearInherited, type EndedClaim } from './inherited.js'
 import { type ClaimContext, ProcessClaim } from './process-claim.js'
 import type { FileCounter } from './read.js'
 import { reached } from './steps.js'
+import { Turns } from './turns.js'
 
 /**
  * A process is told of when it maps the code; the loader maps the data after it, and may write over its end (`.bss`). So it is looked at again, after so many milliseconds each.
@@ -76,14 +79,14 @@ export class CounterClaims {
   #guards: Guard[] = []
   readonly #claims = new Set<ProcessClaim>()
   readonly #found: FoundProcesses
-  /** Claims whose bits are clear or gone, whose children are not looked for yet. */
+  /** Claims whose bits are clear or gone, and that are covered by no other, whose children are not looked for yet. */
   readonly #ended: ProcessClaim[] = []
   readonly #newcomers: Newcomers[] = []
   readonly #timers = new Set<NodeJS.Timeout>()
   #walkWaits = false
   #taken = false
   #wanted = false
-  #work: Promise<unknown> = Promise.resolve()
+  readonly #turns = new Turns()
 
   constructor(
     private readonly host: ClaimsHost,
@@ -114,12 +117,12 @@ export class CounterClaims {
    * @throws {UprobeError} `ERR_UPROBE_COUNTER_BUSY`, `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_COUNTER_PLACE`, `ERR_UPROBE_LEASE`, …; nothing is held then
    */
   take(signal: AbortSignal, watch?: ClaimWatch): Promise<string[]> {
-    return this.#inTurn(() => this.#take(signal, watch))
+    return this.#turns.command(() => this.#take(signal, watch))
   }
 
   /** Sets the bits of what is taken, all or none. Returns and throws as {@link take}. */
   set(signal?: AbortSignal): Promise<string[]> {
-    return this.#inTurn(async () => {
+    return this.#turns.command(async () => {
       const warnings: string[] = []
       await this.#set(warnings, signal)
       return warnings
@@ -132,7 +135,7 @@ export class CounterClaims {
    * @returns why one could not be cleared: `ERR_UPROBE_COUNTER_FOREIGN`, `ERR_UPROBE_COUNTER_PLACE`; `null` if all were
    */
   clear(through?: ClaimWatch['through']): Promise<unknown> {
-    return this.#inTurn(() => this.#clear(through))
+    return this.#turns.command(() => this.#clear(through))
   }
 
   /** The claims are given back for good: what follows is only cleaning up, also if somebody else has to do it. */
@@ -143,12 +146,12 @@ export class CounterClaims {
 
   /** After the breakpoints are out: clears what children inherited, and gives leases and guards back. Idempotent. */
   finish(): Promise<void> {
-    return this.#inTurn(() => this.#finish())
+    return this.#turns.command(() => this.#finish())
   }
 
   /** A process has exited or called exec: its counters are gone, but its children may have inherited claims. */
   endTarget(target: TargetProcess): Promise<void> {
-    return this.#inTurn(() => this.#endTarget(target))
+    return this.#turns.command(() => this.#endTarget(target))
   }
 
   async #take(signal: AbortSignal, watch?: ClaimWatch): Promise<string[]> {
@@ -249,20 +252,33 @@ export class CounterClaims {
   }
 
   /** After the bits of these claims are clear: looks for children that have inherited them, and gives the leases back, but for those of which something is left. */
-  async #end(ended: readonly ProcessClaim[]): Promise<void> {
+  async #end(ended: readonly ProcessClaim[], signal?: AbortSignal): Promise<void> {
     for (const claim of ended) this.#claims.delete(claim)
     let unfinished: ReadonlySet<ProcessClaim> = new Set(ended)
     try {
-      unfinished = this.#context === null ? new Set() : await this.#clearInherited(this.#context, ended)
+      unfinished = this.#context === null ? new Set() : await this.#clearInherited(this.#context, ended, signal)
     } catch (error) {
+      if (signal?.aborted) {
+        this.#endLater(ended)
+        return
+      }
       this.host.onError(error)
-    } finally {
-      for (const claim of ended) claim.close(unfinished.has(claim))
     }
+    for (const claim of ended) claim.close(unfinished.has(claim))
   }
 
-  /** Returns the claims that children may still have. */
-  async #clearInherited({ native, owner, active }: ClaimContext, ended: readonly ProcessClaim[]): Promise<ReadonlySet<ProcessClaim>> {
+  /** The same, for many at once, as far as nobody waits for something else. */
+  #endLater(ended: readonly ProcessClaim[]): void {
+    if (this.#ended.length === 0) this.#after(SWEEP_MS, (signal) => this.#end(this.#ended.splice(0), signal))
+    this.#ended.push(...ended)
+  }
+
+  /** Returns the claims that children may still have, or of those that have the same children the eldest. */
+  async #clearInherited(
+    { native, owner, active }: ClaimContext,
+    ended: readonly ProcessClaim[],
+    signal?: AbortSignal,
+  ): Promise<ReadonlySet<ProcessClaim>> {
     const unfinished = new Set<ProcessClaim>()
     const claims = new Map<EndedClaim, ProcessClaim>(
       ended.map((claim) => {
@@ -281,6 +297,7 @@ export class CounterClaims {
         if (claim !== undefined) unfinished.add(claim)
         this.host.onError(error)
       },
+      signal,
     })
     return unfinished
   }
@@ -309,10 +326,7 @@ export class CounterClaims {
         this.host.ring,
         [{ identity: file.identity, path: file.path }],
         (pid, how) => this.#later(() => this.#arrive(request, pid, how)),
-        () => {
-          if (!this.#walkWaits) this.#later(() => this.#walk(request))
-          this.#walkWaits = true
-        },
+        () => this.#walkLater(request),
       ),
     )
     // A process may fork between being listed and being watched for it, so it takes a look at which nothing new is found.
@@ -408,8 +422,13 @@ export class CounterClaims {
     this.host.onArrival({ pid, mayHaveMissed: this.#wanted && !missedNothing })
   }
 
+  #walkLater(request: ClaimRequest): void {
+    if (!this.#walkWaits) this.#later((signal) => this.#walk(request, signal))
+    this.#walkWaits = true
+  }
+
   /** The kernel could not tell of everything. */
-  async #walk(request: ClaimRequest): Promise<void> {
+  async #walk(request: ClaimRequest, signal: AbortSignal): Promise<void> {
     this.#walkWaits = false
     if (!this.#taken) return
     this.host.log.warn('the kernel told of more new processes than could be taken in; all processes are looked through')
@@ -419,10 +438,17 @@ export class CounterClaims {
       } catch (error) {
         this.host.onError(error)
       }
+      if (signal.aborted) {
+        this.#walkLater(request)
+        return
+      }
     }
   }
 
-  /** A process that was found has ended, or what was claimed in it is gone. Its children are looked for a little later, for many processes at once. */
+  /**
+   * A process that was found has ended, or what was claimed in it is gone. Whoever has inherited from it is also found by the claim on its parent, as long as there is one; else its children
+   * are looked for a little later, for many processes at once.
+   */
   async #forget(request: ClaimRequest, pid: number, ended?: TargetProcess): Promise<void> {
     const target = this.#found.get(pid)
     // After an exec there may be a claim on the new program already.
@@ -431,7 +457,8 @@ export class CounterClaims {
       if (claim.target !== target) continue
       await this.#clearOne(claim)
       this.#claims.delete(claim)
-      if (this.#ended.push(claim) === 1) this.#after(SWEEP_MS, () => this.#end(this.#ended.splice(0)))
+      if ([...this.#claims, ...this.#ended].some((other) => other.covers(claim))) claim.close()
+      else this.#endLater([claim])
     }
     for (const sharer of (await this.#found.remove(pid)) ?? []) this.#later(() => this.#arrive(request, sharer, 'map'))
     this.#watchForks()
@@ -446,14 +473,7 @@ export class CounterClaims {
     return this.#context
   }
 
-  /** Does one thing after the other. */
-  #inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#work.then(work)
-    this.#work = result.catch(() => undefined)
-    return result
-  }
-
-  #after(delayMs: number, work: () => Promise<void>): void {
+  #after(delayMs: number, work: (signal: AbortSignal) => Promise<void>): void {
     const timer = setTimeout(() => {
       this.#timers.delete(timer)
       this.#later(work)
@@ -462,7 +482,7 @@ export class CounterClaims {
     this.#timers.add(timer)
   }
 
-  #later(work: () => Promise<void>): void {
-    this.#inTurn(work).catch((error: unknown) => this.host.onError(error))
+  #later(work: (signal: AbortSignal) => Promise<void>): void {
+    this.#turns.chore(work).catch((error: unknown) => this.host.onError(error))
   }
 }

@@ -15,7 +15,7 @@ import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { CounterMemory, Native } from '../native.js'
 import { limitError } from '../shortage.js'
-import { type FileIdentity, mappingsOf } from '../target/maps.js'
+import { type FileIdentity, mappingsOf, sameFile } from '../target/maps.js'
 import type { TargetProcess } from '../target/process.js'
 import { ticksSinceBoot } from './boot-clock.js'
 import { type CounterKey, counterKey } from './counter-locks.js'
@@ -168,6 +168,18 @@ export class ProcessClaim {
   /** Whether the bits are ours, or shared with others. */
   get active(): boolean {
     return this.cells.some(({ active }) => active)
+  }
+
+  /** Whether children that inherited from another claim are found by this one's lease as well: if it is on record for as long, for the same counters of the same program image. */
+  covers(other: ProcessClaim): boolean {
+    return (
+      this.#lease !== null &&
+      this.#lease.sinceTicks <= other.sinceTicks &&
+      this.space.fingerprint === other.space.fingerprint &&
+      sameFile(this.file.identity, other.file.identity) &&
+      this.cells.length === other.cells.length &&
+      this.cells.every(({ place: { address } }, index) => address === other.cells[index]?.place.address)
+    )
   }
 
   /**
