@@ -6,10 +6,11 @@
  * Whoever is killed between two steps leaves a lease from which the next agent finds what to clear.
  *
  * A probe for every process learns of new ones from the kernel (newcomers.ts) and claims their counters: of a process that maps the file anew as soon as it is seen, since its probes are off until the bit is set,
- * which is reported; of a child of a claimed process, too, which was born with the bit, so that nothing is missed. What a child that has ended may have given to its own is found by the claim of its parent.
+ * which is reported; of a child of a claimed process a little later, since it was born with the bit, so that nothing is missed. What a child that has ended may have given to its own is found by the claim of its parent.
  *
  * Whoever switches the probe waits for none of that (turns.ts).
  */
+import { existsSync } from 'node:fs'
 import type { Ring } from '../delivery/ring.js'
 import { UprobeError } from '../errors.js'
 import type { Logger } from '../log.js'
@@ -30,6 +31,15 @@ import { Turns } from './turns.js'
  * A process is told of when it maps the code; the loader maps the data after it, and may write over its end (`.bss`). So it is looked at again, after so many milliseconds each.
  */
 const LOOKS_MS = [20, 200]
+
+/**
+ * A child is born with the bit as its parent has it, misses nothing, and is found by its parent's lease. So it is looked at only when it is so many milliseconds old, or when bits are to be set or cleared: a server
+ * that forks a process for each request, which lives for some of them, must not cost a look each.
+ */
+const CHILD_LOOK_MS = 100
+
+/** Children are taken to be born with the bits as they are so long after all were set or cleared: the kernel tells of a birth a little later. */
+const SETTLED_MS = 50
 
 /** How long the ends of processes are gathered before all others are walked through for inherited bits: a shell that forks and ends a child for each command must not cost a walk each. */
 const SWEEP_MS = 1000
@@ -83,9 +93,13 @@ export class CounterClaims {
   readonly #ended: ProcessClaim[] = []
   readonly #newcomers: Newcomers[] = []
   readonly #timers = new Set<NodeJS.Timeout>()
+  /** Children that are not looked at yet, each as what looks at it. */
+  readonly #young = new Map<NodeJS.Timeout, () => Promise<void>>()
   #walkWaits = false
   #taken = false
   #wanted = false
+  /** When the bits were set or cleared last; never, while that is under way. */
+  #switchedAtMs = Number.POSITIVE_INFINITY
   readonly #turns = new Turns()
 
   constructor(
@@ -123,6 +137,7 @@ export class CounterClaims {
   /** Sets the bits of what is taken, all or none. Returns and throws as {@link take}. */
   set(signal?: AbortSignal): Promise<string[]> {
     return this.#turns.command(async () => {
+      for (const look of this.#takeYoung()) await look().catch((error: unknown) => this.host.onError(error))
       const warnings: string[] = []
       await this.#set(warnings, signal)
       return warnings
@@ -158,6 +173,7 @@ export class CounterClaims {
     if (this.#taken) return []
     const warnings: string[] = []
     this.#taken = true
+    this.#switchedAtMs = Number.POSITIVE_INFINITY
     try {
       const context = await this.host.context()
       this.#context = context
@@ -184,6 +200,7 @@ export class CounterClaims {
   /** @param warnings - for what fails in single processes of a probe for every process; otherwise it throws */
   async #set(warnings: string[], signal?: AbortSignal, through?: ClaimWatch['through']): Promise<void> {
     this.#wanted = true
+    this.#switchedAtMs = Number.POSITIVE_INFINITY
     reached('counter-about-to-be-set')
     try {
       for (const claim of this.#claims) {
@@ -202,11 +219,13 @@ export class CounterClaims {
       this.#reportIfAny(await this.#clear())
       throw error
     }
+    this.#switchedAtMs = performance.now()
     reached('counter-set')
   }
 
   async #clear(through?: ClaimWatch['through']): Promise<unknown> {
     this.#wanted = false
+    this.#switchedAtMs = Number.POSITIVE_INFINITY
     reached('counter-about-to-be-cleared')
     let failure: unknown = null
     for (const claim of this.#claims) {
@@ -217,7 +236,9 @@ export class CounterClaims {
         failure ??= error
       }
     }
+    this.#switchedAtMs = performance.now()
     reached('counter-cleared')
+    for (const look of this.#takeYoung()) this.#later(look)
     return failure
   }
 
@@ -229,6 +250,7 @@ export class CounterClaims {
     for (const newcomers of this.#newcomers.splice(0)) newcomers.close()
     for (const timer of this.#timers) clearTimeout(timer)
     this.#timers.clear()
+    this.#takeYoung()
     await this.#end([...this.#claims, ...this.#ended.splice(0)])
     reached('lease-removed')
     await this.#found.clear()
@@ -325,7 +347,7 @@ export class CounterClaims {
         context.native,
         this.host.ring,
         [{ identity: file.identity, path: file.path }],
-        (pid, how) => this.#later(() => this.#arrive(request, pid, how)),
+        (pid, how) => this.#onNewcomer(request, pid, how),
         () => this.#walkLater(request),
       ),
     )
@@ -379,6 +401,28 @@ export class CounterClaims {
       target.close()
       throw error
     }
+  }
+
+  #onNewcomer(request: ClaimRequest, pid: number, how: 'fork' | 'map'): void {
+    if (how === 'map' || performance.now() - this.#switchedAtMs < SETTLED_MS) {
+      this.#later(() => this.#arrive(request, pid, how))
+      return
+    }
+    // Most have ended when they are looked at, and an error for each would cost more than the question.
+    const look = async () => (existsSync(`/proc/${pid}`) ? this.#arrive(request, pid, how) : undefined)
+    const timer = setTimeout(() => {
+      this.#young.delete(timer)
+      this.#later(look)
+    }, CHILD_LOOK_MS).unref()
+    this.#young.set(timer, look)
+  }
+
+  /** The children that are not looked at yet, for whoever looks at them now. */
+  #takeYoung(): Array<() => Promise<void>> {
+    const looks = [...this.#young.values()]
+    for (const timer of this.#young.keys()) clearTimeout(timer)
+    this.#young.clear()
+    return looks
   }
 
   /**
