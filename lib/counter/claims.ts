@@ -41,6 +41,9 @@ const CHILD_LOOK_MS = 100
 /** Children are taken to be born with the bits as they are so long after all were set or cleared: the kernel tells of a birth a little later. */
 const SETTLED_MS = 50
 
+/** The children of one that was told of are, too, if it is named within two seconds (native/sideband.cc). */
+const FORKS_REMEMBERED_MS = 1000
+
 /** How long the ends of processes are gathered before all others are walked through for inherited bits: a shell that forks and ends a child for each command must not cost a walk each. */
 const SWEEP_MS = 1000
 
@@ -342,19 +345,26 @@ export class CounterClaims {
       return
     }
     // Those that come while we walk are told of, and wait their turn.
+    const told = new Set<number>()
+    let walking = true
     this.#newcomers.push(
       Newcomers.start(
         context.native,
         this.host.ring,
         [{ identity: file.identity, path: file.path }],
-        (pid, how) => this.#onNewcomer(request, pid, how),
+        (pid, how) => {
+          if (walking && how === 'fork') told.add(pid)
+          this.#onNewcomer(request, pid, how)
+        },
         () => this.#walkLater(request),
       ),
     )
-    // A process may fork between being listed and being watched for it, so it takes a look at which nothing new is found.
-    let before: number
+    // A process may fork between being listed and being watched for it, so it takes a look at which nothing new is found. But where a server forks all the time, something always is; what the kernel told of, and will
+    // tell of the children of, does not count.
+    let untold: boolean
     do {
-      before = this.#found.size
+      const before = new Set(this.#found.pids)
+      const startMs = performance.now()
       for await (const { pid } of processesMapping(context.native, file.identity, signal)) {
         try {
           await this.#find(request, pid)
@@ -365,7 +375,11 @@ export class CounterClaims {
         }
       }
       this.#watchForks()
-    } while (this.#found.size > before)
+      const remembered = performance.now() - startMs < FORKS_REMEMBERED_MS
+      untold = this.#found.pids.some((pid) => !before.has(pid) && !(remembered && told.has(pid)))
+    } while (untold)
+    walking = false
+    told.clear()
   }
 
   async #open(request: ClaimRequest, target: TargetProcess): Promise<ProcessClaim | null> {
