@@ -1,6 +1,10 @@
 /**
  * How a probe is switched on and off in its targets: with the kernel's count, or with a claim.
  *
+ * Hits are counted from one moment to another, which the pause map makes: from when every registration is in until the first one is about to go. Putting them in and taking them out takes the kernel a while: a link of several sites 30 ms to go, a perf
+ * event 100 ms, one after the other. For a part of it some sites are hit and others are not, or the breakpoint is in and its program is off already: a perf event loses its program when its close begins (`perf_event_free_bpf_prog` in
+ * `_free_event`, kernel/events/core.c), and the consumers of a link go before it waits (`bpf_uprobe_unregister`, kernel/trace/bpf_trace.c). Of such a while nobody could say how much of it was seen.
+ *
  * With the kernel's count everything hangs on the registration: it puts the breakpoint in and counts, and closing it takes both back. With a claim the counter is ours,
  * and pausing is one store: a program that checks its counter no longer comes by the breakpoint. One that does not check goes on paying for it, though its hits are
  * ignored; that is noticed, and the registration closed instead.
@@ -21,23 +25,23 @@ export interface Arming {
   /** The counters that are claimed, one for each process. */
   claimedCounters(): ReleasedCounter[]
   /**
-   * Puts everything in. Sites that the kernel refuses are reported; any other failure throws, with everything taken back.
+   * Puts everything in; hits are ignored until it resolves. Sites that the kernel refuses are reported; any other failure throws, with everything taken back.
    * @returns the refusals, and what else is not as asked for, as sentences
    */
   arm(work: SiteWork): Promise<{ failures: readonly PartFailure[]; warnings: readonly string[] }>
   /**
-   * Switches off what can be switched on again by {@link resume}. Where there is a pause map, hits are ignored from the call on.
+   * Switches off what can be switched on again by {@link resume}. Hits are ignored from the call on.
    * @returns why something could not be switched off in a target; its hits are ignored all the same; `null` if all was
    */
   pause(): Promise<unknown>
   /**
-   * Switches on again; when that fails, the probe is off as before. Where there is a pause map, hits are ignored until it resolves.
+   * Switches on again; when that fails, the probe is off as before. Hits are ignored until it resolves.
    * @param prepare - what else has to be done once everything is in, before hits are counted; if it fails, so does the whole
    * @returns what is not as asked for, as sentences
    */
   resume(signal: AbortSignal, prepare?: () => Promise<void>): Promise<readonly string[]>
   /**
-   * Takes everything out of the targets. Where there is a pause map, hits are ignored from the call on. Returns why something could not be, or `null`.
+   * Takes everything out of the targets. Hits are ignored from the call on. Returns why something could not be, or `null`.
    * @param work - counts the sites
    */
   disarm(work?: SiteWork): Promise<unknown>
@@ -53,11 +57,10 @@ export interface Arming {
 export class CountedArming implements Arming {
   readonly claims = false
 
-  /** @param pauseMap - for a probe that is to count up to a moment, however long the registrations take to go; `null` for others */
   constructor(
     private readonly attachment: Attachment,
     private readonly ring: Ring,
-    private readonly pauseMap: PauseMap | null,
+    private readonly pauseMap: PauseMap,
   ) {}
 
   claimedCounters(): ReleasedCounter[] {
@@ -65,7 +68,10 @@ export class CountedArming implements Arming {
   }
 
   async arm(work: SiteWork): ReturnType<Arming['arm']> {
-    return { failures: await this.attachment.register(work), warnings: [] }
+    this.pauseMap.set(true)
+    const failures = await this.attachment.register(work)
+    this.pauseMap.set(false)
+    return { failures, warnings: [] }
   }
 
   /** What was hit before is delivered when this resolves. */
@@ -79,7 +85,7 @@ export class CountedArming implements Arming {
     await this.attachment.registerAgain(signal)
     try {
       await prepare?.()
-      this.pauseMap?.set(false)
+      this.pauseMap.set(false)
     } catch (error) {
       await this.disarm()
       throw error
@@ -89,7 +95,7 @@ export class CountedArming implements Arming {
 
   async disarm(work?: SiteWork): Promise<null> {
     try {
-      this.pauseMap?.set(true)
+      this.pauseMap.set(true)
     } finally {
       await this.attachment.unregister(work)
     }
@@ -147,7 +153,9 @@ export class ClaimedArming implements Arming {
       through: (counters) => work.advance(counters),
     })
     this.#registered = true
+    this.pauseMap.set(true)
     const failures = await this.attachment.register(work)
+    this.pauseMap.set(false)
     reached('breakpoints-in')
     return { failures, warnings }
   }

@@ -67,7 +67,7 @@ export interface AttachContext {
 /** What takes the hits of a probe instead of the ring. */
 export interface Taker {
   readonly sink: HitSink
-  /** Whether the probe is one of two that are switched together: then it has a switch of its own, and no program of it runs while it is off. */
+  /** Whether the probe is one of two that are switched together: then no program of it runs while it is off. */
   readonly paired: boolean
   /** Makes of the probe's own arming the one that switches both; default: it is switched by the other. */
   pair?(own: Arming, pauseMap: PauseMap): Arming
@@ -165,8 +165,8 @@ async function attachSteps(
   undo.add(() => counts.close())
   const paired = taker?.paired === true
   const seeLate: SeeLate = taker?.seeLate ?? ((_pid, work) => work())
-  const pauseMap = settings.counter === 'msb' || context.throttled || paired ? new PauseMap(native) : null
-  undo.add(() => pauseMap?.close())
+  const pauseMap = new PauseMap(native)
+  undo.add(() => pauseMap.close())
   const stacks = settings.stack ? await ProbeStacks.open(native, ring, spec.kind !== 'uretprobe', settings.stackDepth) : null
   undo.add(() => stacks?.close())
   await stacks?.seeTargets(settings.pids, signal)
@@ -182,7 +182,7 @@ async function attachSteps(
       excludeTid: readerThreadToExclude(ring, processes),
       filter,
       sink: taker?.sink ?? null,
-      pauseFd: pauseMap?.fd ?? null,
+      pauseFd: pauseMap.fd,
       stacks: stacks?.program ?? null,
     },
     prepared.sites,
@@ -207,9 +207,8 @@ async function attachSteps(
     counterTable,
     prepared.files.flatMap((file) => countersOf(context, file, settings.counter, () => probe.armed)),
   )
-  const own: Arming =
-    pauseMap !== null && settings.counter === 'msb' ? await claimCounters(pauseMap) : new CountedArming(attachment, ring, pauseMap)
-  const arming = (pauseMap === null ? null : taker?.pair?.(own, pauseMap)) ?? own
+  const own: Arming = settings.counter === 'msb' ? await claimCounters() : new CountedArming(attachment, ring, pauseMap)
+  const arming = taker?.pair?.(own, pauseMap) ?? own
   const probe: Probe = new Probe({
     native,
     ring,
@@ -238,7 +237,7 @@ async function attachSteps(
   // The probe owns everything from here on, and its end closes it.
   undo.replace(() => probe.detach())
 
-  async function claimCounters(map: PauseMap): Promise<ClaimedArming> {
+  async function claimCounters(): Promise<ClaimedArming> {
     const host: ClaimsHost = {
       native,
       ring,
@@ -255,7 +254,7 @@ async function attachSteps(
     const claimed = new ClaimedArming(
       attachment,
       new CounterClaims(host, requests),
-      map,
+      pauseMap,
       () => probe.stillHit(claimed),
       (error) => probe.failed(error),
       paired,

@@ -75,7 +75,7 @@ export interface ProbeStats {
   readonly lostRing: number
   /** Hits for which the queue of the iterator had no room. */
   readonly lostQueue: number
-  /** Time in which hits were counted, in milliseconds; so `hits / seenMs` is how often the sites were hit, also with a budget. */
+  /** Time in which hits were counted, in milliseconds: from when all sites are in until they begin to be taken out. So `hits / seenMs` is how often the sites were hit, also with a budget. */
   readonly seenMs: number
   /**
    * `seenMs` as a share of the time since the attach, without pauses that `pause()` asked for: 1, unless a budget took the probe out for a while, it could not be armed again (`refused`),

@@ -43,7 +43,7 @@ export interface ProbeParts {
   readonly attachment: Attachment
   readonly arming: Arming
   /** What the programs look at to ignore hits; closed with them. */
-  readonly pauseMap: PauseMap | null
+  readonly pauseMap: PauseMap
   readonly programs: CapturePrograms
   readonly counts: SiteCounts
   readonly files: readonly TargetFile[]
@@ -314,12 +314,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** @internal How often its targets ran into a breakpoint, counted as hits or not; `null` once it ends. */
   trapped(): number | null {
     if (this.#ending !== null) return null
-    return this.#tally.hits + (this.#parts.pauseMap?.allHits() ?? 0)
+    return this.#tally.hits + this.#parts.pauseMap.allHits()
   }
 
-  /** @internal Ignores hits from now on, until it is armed again: it is about to be taken out. Only where there is a switch for that. */
+  /** @internal Ignores hits from now on, until it is armed again: it is about to be taken out. */
   ignoreHits(): void {
-    this.#parts.pauseMap?.set(true)
+    this.#parts.pauseMap.set(true)
   }
 
   /**
@@ -393,14 +393,10 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     }
   }
 
-  /** Counts the time as `time` from where hits are no longer counted: with a pause map at once, without one when the registrations are gone. */
-  async #switchOff<T>(time: SeenState, work: () => Promise<T>): Promise<T> {
-    if (this.#parts.pauseMap !== null || this.#seen.state !== 'seen') this.#seen.turn(time)
-    try {
-      return await work()
-    } finally {
-      this.#seen.turn(time)
-    }
+  /** Switches off, and counts the time as `time` from where hits are no longer counted: at once, however long the registrations take to go. */
+  #switchOff<T>(time: SeenState, work: () => Promise<T>): Promise<T> {
+    this.#seen.turn(time)
+    return work()
   }
 
   /** Switches on. Returns whether all is as asked for. */
@@ -485,7 +481,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       for (const target of this.#targets) target.close()
       this.#targets.clear()
       await programs.close()
-      pauseMap?.close()
+      pauseMap.close()
       counts.close()
       for (const file of files) file.close()
       holds.leave()

@@ -20,7 +20,7 @@
  * Which returns the kernel tells of, of calls that began while the return probe was out, depends on its version and on the way of registration: all through a link, and before Linux 6.13 through a perf event, too, if something else had the
  * kernel watch the call; else none (`handle_uretprobe_chain`, kernel/events/uprobes.c). They find nothing either way.
  *
- * The same is done for a pause, for another tool that asks for a counter of either, at the end, and at the attach: where it begins, hits are marked until all sites are in, since of several one is in before another.
+ * The same is done for a pause, for another tool that asks for a counter of either, at the end, and at the attach, where what arms a probe sees to it (lib/arming.ts).
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Arming } from '../arming.js'
@@ -63,9 +63,8 @@ export class PairedArming implements Arming {
   }
 
   async arm(work: SiteWork): ReturnType<Arming['arm']> {
-    this.pauseMap.mark()
+    // Where it ends, hits are seen by now. Here none is until all sites are in, as of any probe.
     const result = await this.own.arm(work)
-    this.pauseMap.set(false)
     this.pair.bothSeen()
     this.#liveSinceMs = performance.now()
     return result

@@ -4,7 +4,7 @@
  * In outline, for every hit:
  *
  *     if this is our own reader thread: leave
- *     if the probe can be paused without being taken out, and is: pause.hits += 1, leave
+ *     if hits are to be ignored, since the probe is paused, or is being put in or taken out: pause.hits += 1, leave
  *     if it is to mark its hits (where a latency begins): pause.hits += 1, count nothing below, and do what is done with hits that the filter rejects
  *     counts = per-CPU array[slot];  counts.hits += 1
  *     if only counting: leave
@@ -70,7 +70,7 @@ export interface CaptureProgram extends ReadingProgram {
   readonly stacks?: StackProgram | null | undefined
   /** Takes the hits instead of the ring. */
   readonly sink?: HitSink | null | undefined
-  /** An array with one entry of {@link PAUSE_VALUE_BYTES}; `null` for a probe that is paused by taking it out. */
+  /** An array with one entry of {@link PAUSE_VALUE_BYTES}, by which hits are ignored; `null` for a program that counts whatever it is hit by. */
   readonly pauseFd?: number | null | undefined
 }
 
@@ -168,9 +168,7 @@ function marksHits({ pauseFd, sink }: Pick<CaptureProgram, 'pauseFd' | 'sink'>):
 
 function emitPause(asm: Assembler, pauseFd: number, marks: boolean, leave: Label): void {
   const live = new Label()
-  asm.storeImm(FRAME, STACK.key, 0, 4)
-  emitLookup(asm, pauseFd, STACK.key)
-  asm.jumpIf(0, 'jeq', 0, leave)
+  asm.loadMapValue(0, pauseFd)
   asm.loadMemory(1, 0, PAUSE.state, 8)
   // It is looked at once, since it may change while the program runs.
   if (marks) asm.storeMemory(FRAME, STACK.marking, 1, 8)

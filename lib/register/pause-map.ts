@@ -1,5 +1,5 @@
 /**
- * The switch by which a capture program ignores hits while its breakpoint stays in.
+ * The switch by which a capture program ignores hits while its breakpoint is in. By it, all sites of a probe are counted from one moment to another (lib/arming.ts).
  *
  * A claimed counter is switched off by one store, and a program that looks at its counter then no longer comes by. One that does not look goes on hitting the
  * breakpoint; those hits are neither delivered nor lost, but they are counted here, so that somebody can see that pausing alone did not help.

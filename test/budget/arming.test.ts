@@ -30,6 +30,7 @@ class Parts {
   readonly held = {
     taken: true,
     counters: 1,
+    take: async () => this.#note('take', []),
     set: async () => this.#note('set', []),
     clear: async () => this.#note('clear', null),
     releaseLeases: () => undefined,
@@ -91,6 +92,8 @@ const signal = new AbortController().signal
 
 test('hits of a claimed probe are counted from when all bits are set until before the first is cleared', async () => {
   const parts = new Parts()
+  await parts.claimed().arm(SiteWork.quietly(signal))
+  assert.deepEqual(parts.calls.splice(0), ['take', 'ignore hits', 'register', 'count hits'])
   const arming = parts.claimed()
   await arming.resume(signal)
   assert.deepEqual(parts.calls.splice(0), ['set', 'register', 'count hits'])
@@ -106,6 +109,8 @@ test('hits of a claimed probe are counted from when all bits are set until befor
 test('hits of a counted probe are counted from when all is registered until before the first registration is closed', async () => {
   const parts = new Parts()
   const arming = parts.counted()
+  await arming.arm(SiteWork.quietly(signal))
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'register', 'count hits'])
   await arming.resume(signal)
   assert.deepEqual(parts.calls.splice(0), ['register', 'count hits'])
   await arming.pause()
@@ -133,7 +138,7 @@ test('the probes of a latency: beginnings are marked first, and seen last, and w
   const parts = new Parts()
   const arming = parts.paired()
   await arming.arm(SiteWork.quietly(signal))
-  assert.deepEqual(parts.calls.splice(0), ['mark hits', 'register', 'count hits'])
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'register', 'count hits'])
   await arming.pause()
   assert.deepEqual(parts.calls.splice(0), [...OUT, 'cut'])
   await arming.resume(signal)
