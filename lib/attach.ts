@@ -36,7 +36,7 @@ import type { SiteFailure } from './register/register.js'
 import type { Site } from './register/site.js'
 import { SiteCounts } from './register/stats.js'
 import { limitError } from './shortage.js'
-import { type FileSites, prepareSites } from './spec/prepare-sites.js'
+import { type FileSites, type PreparedSites, prepareSites } from './spec/prepare-sites.js'
 import { type ProbeSpec, parseSpec } from './spec/spec.js'
 import { ProbeStacks } from './symbolize/probe-stacks.js'
 import { TargetProcess } from './target/process.js'
@@ -79,7 +79,7 @@ export interface Taker {
  * Makes what takes the hits of a probe, once its sites are known and before they are registered. What it opens is its own to close, also when the
  * attach fails later.
  */
-export type MakeTaker = (sites: readonly Site[], signal: AbortSignal) => Promise<Taker>
+export type MakeTaker = (prepared: Pick<PreparedSites, 'sites' | 'files'>, signal: AbortSignal) => Promise<Taker>
 
 /** Attaches a probe. Throws {@link UprobeError}, or the reason of an aborted signal; nothing is left behind then. */
 export async function attach(
@@ -157,7 +157,7 @@ async function attachSteps(
   const probed = new Set(prepared.files.map(({ file }) => file))
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
   if (filter !== null) warnings.push(...checkFilter(filter, prepared.sites))
-  const taker = makeTaker === null ? null : await makeTaker(prepared.sites, signal)
+  const taker = makeTaker === null ? null : await makeTaker(prepared, signal)
   const ring = await context.ring()
   signal.throwIfAborted()
   const probeId = ring.newProbeId()

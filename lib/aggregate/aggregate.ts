@@ -16,6 +16,7 @@ import type { Site } from '../register/site.js'
 import { type ProbeSpec, parseSpec } from '../spec/spec.js'
 import { Undo } from '../undo.js'
 import { Aggregation } from './aggregation.js'
+import { refuseCommonSites } from './common-sites.js'
 import { hasCompareExchange } from './compare-exchange.js'
 import type { GroupCode } from './group-code.js'
 import { Groups } from './groups.js'
@@ -53,7 +54,9 @@ export async function aggregate(context: AggregateContext, settings: AggregateSe
   const made: Made = { store: null, groups: null, pair: null }
   const undo = new Undo()
   try {
-    const start = await attachPart(settings.spec, settings.attach, (sites) => makeTaker(context, settings, attachPart, sites, made, undo))
+    const start = await attachPart(settings.spec, settings.attach, (prepared) =>
+      makeTaker(context, settings, attachPart, prepared, made, undo),
+    )
     const { store, groups, pair } = made
     if (store === null || groups === null) throw new TypeError('a probe was attached without asking what takes its hits')
     if (pair !== null) pair.start = start
@@ -70,7 +73,7 @@ async function makeTaker(
   { native }: AggregateContext,
   settings: AggregateSettings,
   attachPart: AttachPart,
-  sites: readonly Site[],
+  { sites, files }: Parameters<MakeTaker>[0],
   made: Made,
   undo: Undo,
 ): Promise<Taker> {
@@ -101,9 +104,11 @@ async function makeTaker(
   }
   const startTerm = checked(termAt(settings.spec), sites)
   const endTerm = termAt(end.spec)
-  const probe = await attachPart(end.spec, { ...settings.attach, filter: null }, async (endSites) => {
+  const returns = (spec: string): boolean => parseSpec(spec).kind === 'uretprobe'
+  const probe = await attachPart(end.spec, { ...settings.attach, filter: null }, async (atEnd) => {
+    if (returns(end.spec) === returns(settings.spec)) refuseCommonSites(files, atEnd.files)
     return {
-      sink: new EndSink(code, starts.maps, checked(endTerm, endSites)),
+      sink: new EndSink(code, starts.maps, checked(endTerm, atEnd.sites)),
       paired: true,
       seeLate: (pid, work) => starts.seeEndsLate(pid, work),
     }

@@ -4,6 +4,7 @@
  * In guests on 5.10, newest and arm64-6.12 only: it takes long, and the others lie between the first two.
  */
 import assert from 'node:assert/strict'
+import { linkSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
 import type { Aggregation, AggregationStats } from '../../lib/index.js'
 import { Attachment } from '../../lib/register/attachment.js'
@@ -333,6 +334,30 @@ for (const match of ['thread', 'arg0']) {
     assertCounts(calls, { hits: 4 * THREADS * each, aggregated: 4 * THREADS * each })
   })
 }
+
+test('a latency that would begin and end at one site is refused, by whatever name, and one from entry to return is not', GCC, async (t) => {
+  const target = await start(t)
+  const tracer = newTracer(t)
+  const sameFile = `${target.program}-by-another-name`
+  linkSync(target.program, sameFile)
+  for (const [from, to] of [
+    ['usdt:t:begin', 'usdt:t:begin'],
+    ['usdt:t:begin', `usdt:${sameFile}:t:begin`],
+    ['usdt:t:*', 'usdt:t:b*'],
+    ['usdt:t:end', 'usdt:t:*'],
+    ['uretprobe:f_down', 'uretprobe:f_*'],
+  ] as const) {
+    for (const match of from.startsWith('usdt:') ? ['thread', 'arg0'] : ['thread']) {
+      const { message } = await refused(tracer.aggregate({ from, to, match }, { pid: target.pid }), 'ERR_UPROBE_BAD_OPTION')
+      assert.match(message, /^Option to: the latency would begin and end at the same site, \S+ at \S+:0x[0-9a-f]+,/)
+    }
+  }
+  assert.deepEqual([tracer.probes, tracer.aggregations], [[], []])
+  const aggregation = await tracer.aggregate({ from: 'uprobe:f_down', to: 'uretprobe:f_down' }, { pid: target.pid })
+  await run(target, 'down 5')
+  await aggregation.detach()
+  assertCounts(aggregation, { hits: 6, aggregated: 6 })
+})
 
 test('what cannot be matched or measured is refused, and nothing stays attached', GCC, async (t) => {
   const target = await start(t)
