@@ -13,7 +13,7 @@ import { COMM_BYTES } from '../capture/record.js'
 import type { CaptureShape } from '../capture/shape.js'
 import { KEY } from './frame.js'
 import type { GroupLayout, KeyPart } from './layout.js'
-import { bindTerm } from './terms.js'
+import { bindTerm, readsMemory } from './terms.js'
 
 const CUT = 1
 const UNREADABLE = 2
@@ -23,6 +23,11 @@ export function emitKey(asm: Assembler, program: ReadingProgram, layout: GroupLa
   const { keyFlagsAt } = layout
   if (keyFlagsAt !== null) asm.storeImm(FRAME, KEY + keyFlagsAt, 0, 8)
   for (const [index, part] of layout.key.entries()) emitPart(asm, program, layout, shape, part, index)
+}
+
+/** Whether any part of a key is read from memory of the target. */
+export function keyReadsMemory({ key }: GroupLayout, operands: CaptureShape['operands']): boolean {
+  return key.some((part) => part.kind !== 'comm' && readsMemory(part.term, operands))
 }
 
 function emitPart(asm: Assembler, program: ReadingProgram, layout: GroupLayout, shape: CaptureShape, part: KeyPart, index: number): void {

@@ -12,9 +12,9 @@ import { emitDelete, emitInsert, emitLookup } from '../capture/lookup-code.js'
 import type { CaptureShape } from '../capture/shape.js'
 import { GENERATION, GROUP, KEY, SCRATCH } from './frame.js'
 import { emitAdd, emitEnded, emitLoss, emitUnfinished, type GroupCode, LOSS } from './group-code.js'
-import { emitKey } from './key-code.js'
+import { emitKey, keyReadsMemory } from './key-code.js'
 import { emitDrop, emitLeaveDead, emitPlace, emitPop, emitPush, type Place } from './stack-code.js'
-import { bindTerm, type Term } from './terms.js'
+import { bindTerm, readsMemory, type Term } from './terms.js'
 import { emitLosses } from './value-code.js'
 
 /** The maps in which a latency keeps what has begun. */
@@ -58,6 +58,10 @@ export class StartSink implements HitSink {
     private readonly maps: StartMaps,
     private readonly term: Term | null,
   ) {}
+
+  readsMemory({ operands }: CaptureShape): boolean {
+    return keyReadsMemory(this.code.layout, operands) || (this.term !== null && readsMemory(this.term, operands))
+  }
 
   emit(asm: Assembler, program: ReadingProgram, shape: CaptureShape, leave: Label): void {
     emitKey(asm, program, this.code.layout, shape)
@@ -176,6 +180,11 @@ export class EndSink implements HitSink {
     private readonly maps: StartMaps,
     private readonly term: Term | null,
   ) {}
+
+  /** It does not wait for its argument: another thread could begin anew with the same one meanwhile, and this end would take that beginning. */
+  readsMemory(): boolean {
+    return false
+  }
 
   emit(asm: Assembler, program: ReadingProgram, shape: CaptureShape, leave: Label): void {
     const unmatched = new Label()

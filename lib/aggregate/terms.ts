@@ -7,7 +7,7 @@
  * Parsing and binding are those of filters (capture/filter-parse.ts, filter-bind.ts).
  */
 import type { FilterNumber, FilterString } from '../capture/filter.js'
-import { type BoundNumber, bindFilter, type ReadableOperand } from '../capture/filter-bind.js'
+import { type BoundNumber, bindFilter, numberReadsMemory, type ReadableOperand } from '../capture/filter-bind.js'
 import { parseTerm } from '../capture/filter-parse.js'
 import type { BoundOperand } from '../capture/operands.js'
 import { UprobeError } from '../errors.js'
@@ -54,6 +54,12 @@ export function bindTerm({ text, option, node }: Term, operands: readonly BoundO
   )
   if (bound.kind !== 'compare') throw new TypeError('a comparison was bound to something else')
   return { is: 'number', number: bound.left }
+}
+
+/** Whether a term is read from memory of the target. */
+export function readsMemory(term: Term, operands: readonly BoundOperand[]): boolean {
+  const bound = bindTerm(term, operands)
+  return bound.is === 'string' ? bound.subject !== null : numberReadsMemory(bound.number)
 }
 
 /** Errors of filters name the option that the text was given as. */

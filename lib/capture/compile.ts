@@ -36,12 +36,14 @@ import { emitDiscard, emitFill, emitMeasure, emitSubmit } from './record-code.js
 import { type CaptureShape, readableStrings } from './shape.js'
 import { emitStack, type StackProgram } from './stack-code.js'
 
-/** What becomes of a hit where it is not made a record of: it is added up in maps (lib/aggregate). Its code may use the registers from `COOKIE` on, and must not sleep. */
+/** What becomes of a hit where it is not made a record of: it is added up in maps (lib/aggregate). Its code may use the registers from `COOKIE` on. Where the program may sleep it sleeps only before it looks anything up: a page may be long in coming. */
 export interface HitSink {
   /** The code for a hit that the filter let through; it ends by going to `leave`. */
   emit(asm: Assembler, program: CaptureProgram, shape: CaptureShape, leave: Label): void
   /** The code for one that was rejected, and has been counted; it ends likewise. Default: none. */
   emitRejected?(asm: Assembler, program: CaptureProgram, shape: CaptureShape, leave: Label): void
+  /** Whether the code for this shape reads memory of the target that is worth waiting for. */
+  readsMemory(shape: CaptureShape): boolean
   /** Whether the probe may be told to mark its hits ({@link PAUSE_STATE}): then they go to {@link emitRejected}, without being counted. */
   readonly marks?: boolean
 }
@@ -134,8 +136,9 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
 
 /** Whether a program for these shapes reads memory of the target, so that it has something to sleep for, and may. */
 export function readsMemory({ filter, sink }: Pick<CaptureProgram, 'filter' | 'sink'>, shapes: readonly CaptureShape[]): boolean {
-  if (sink) return false
-  return shapes.some((shape) => recordsMemory(shape) || (filter && filterReadsMemory(bindFilter(filter, shape.operands))))
+  return shapes.some(
+    (shape) => (sink?.readsMemory(shape) ?? recordsMemory(shape)) || (filter && filterReadsMemory(bindFilter(filter, shape.operands))),
+  )
 }
 
 function recordsMemory(shape: CaptureShape): boolean {

@@ -192,7 +192,8 @@ export function filterReadsMemory(condition: BoundCondition): boolean {
   }
 }
 
-function numberReadsMemory(number: BoundNumber): boolean {
+/** Whether a number is computed from memory of the target. */
+export function numberReadsMemory(number: BoundNumber): boolean {
   switch (number.kind) {
     case 'operand':
       return !isDirect(number)

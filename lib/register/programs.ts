@@ -58,8 +58,8 @@ function kindsOf(sites: readonly Site[]): Kinds {
 /** What all programs of a probe have in common. */
 export type ProgramBase = Omit<CaptureProgram, 'attach' | 'slot' | 'shapes' | 'sleepable'>
 
-/** Whether this kernel takes sleepable programs for uprobes that fetch memory (seen on 6.12, refused by 6.1), as far as known. */
-let sleepableWorks = true
+/** Whether this kernel takes sleepable programs for uprobes that fetch memory (seen on 6.12, refused by 6.1), as far as known: those that make records, and those that add up, which use maps of other kinds. */
+const sleepableWorks = { records: true, sums: true }
 
 /** The programs of one probe. `close` when the probe is detached; attached events and links keep theirs alive. */
 export class CapturePrograms {
@@ -118,14 +118,15 @@ export class CapturePrograms {
         name: 'uprobe_capture',
         sleepable,
       })
-    if (!sleepableWorks || !readsMemory(this.base, shapes)) return load(false)
+    const kind = this.base.sink ? 'sums' : 'records'
+    if (!sleepableWorks[kind] || !readsMemory(this.base, shapes)) return load(false)
     try {
       return await load(true)
     } catch (error) {
       if (!(error instanceof UprobeError) || error.code !== 'ERR_UPROBE_BPF_REJECTED') throw error
       const fd = await load(false)
       // It was the sleeping that the kernel did not like.
-      sleepableWorks = false
+      sleepableWorks[kind] = false
       return fd
     }
   }
