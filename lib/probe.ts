@@ -79,6 +79,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   #state: ProbeState = 'attached'
   /** Taken out for a while, since its hits cost more than they may. */
   #out = false
+  #outUntilMs = 0
   #work: Promise<unknown> = Promise.resolve()
   #ending: Promise<void> | null = null
 
@@ -122,6 +123,11 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** What the probe is doing. */
   get state(): ProbeState {
     return this.#state
+  }
+
+  /** Until when a budget keeps the probe out of its targets, as `Date.now()` tells time; `null` while it is armed or paused. It is a little later if there are hits while it is being taken out. */
+  get outUntilMs(): number | null {
+    return this.#out ? this.#outUntilMs : null
   }
 
   /** The counts of all sites together. While attached they are a moment old. */
@@ -304,6 +310,14 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
   /** @internal Whether it is taken out by a budget. */
   get out(): boolean {
     return this.#out
+  }
+
+  /** @internal Its hits, not the time between them, are what it sees. */
+  readonly timesCalls = false
+
+  /** @internal Until when it has to stay out. */
+  staysOut(untilMs: number): void {
+    this.#outUntilMs = untilMs
   }
 
   /** @internal Of all hits while it is taken out, the share that {@link trapped} may not know of. */

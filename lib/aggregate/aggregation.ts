@@ -81,6 +81,11 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     return this.#parts.start.state
   }
 
+  /** Until when a budget keeps it out of its targets, as `Date.now()` tells time; `null` while it is armed or paused. */
+  get outUntilMs(): number | null {
+    return this.#parts.start.outUntilMs
+  }
+
   /** @internal What a budget takes out. */
   get throttled(): Throttled {
     return this.#parts.pair ?? this.#parts.start

@@ -114,6 +114,12 @@ export class Pair implements Throttled {
     return this.start?.out === true
   }
 
+  readonly timesCalls = true
+
+  staysOut(untilMs: number): void {
+    this.start?.staysOut(untilMs)
+  }
+
   get unseenShare(): number {
     return Math.max(this.start?.unseenShare ?? 0, this.end.unseenShare)
   }

@@ -1,7 +1,7 @@
 /**
  * Keeps the budgets of one tracer's probes.
  *
- * It reads the counts of the kernel every 50 ms, and only of probes with a budget that are not out. A probe whose hits cost more than its budget has allowed so far is taken out of its targets until the time that
+ * It reads the counts of the kernel every 50 ms, of new probes after 1, 2, 4 ms and so on, and only of probes with a budget that are not out. A probe whose hits cost more than its budget has allowed so far is taken out of its targets until the time that
  * has passed pays for them, and then armed again. When the budget that all share is used up, the probe that costs most is taken out first, then the next, until those that are left take at most half of it;
  * so what is seldom hit stays seen.
  *
@@ -24,6 +24,8 @@ export class Governor {
   readonly #bucket: Bucket | null
   #timer: NodeJS.Timeout | null = null
   #lastMs = performance.now()
+  /** When the timer is due. */
+  #dueAtMs = 0
 
   /** @param common - of all probes together; `null` if only some have a budget of their own */
   constructor(private readonly common: Budget | null) {
@@ -45,8 +47,8 @@ export class Governor {
     if (hits === null) return
     this.#members.add(member)
     this.#bucket?.pass(0, hits * commonPriceMs)
-    // A timer that runs is left alone, or attach after attach would put it off for ever. It is never far away.
-    if (this.#timer === null) this.#plan(0)
+    // A timer that is due sooner is left alone, or attach after attach would put it off for ever.
+    if (this.#timer === null || this.#dueAtMs > performance.now() + member.dueMs(this.#lastMs, 0)) this.#plan(0)
   }
 
   /** Ends the timer. */
@@ -61,7 +63,7 @@ export class Governor {
     this.#measure()
     const readingMs = performance.now() - startMs
     this.#choose()
-    for (const member of this.#members) member.decide(this.#lastMs, () => this.#check())
+    for (const member of this.#members) member.decide(this.#lastMs, () => this.#check(), this.#bucket?.debtMs ?? 0)
     this.#plan(readingMs)
   }
 
@@ -103,6 +105,8 @@ export class Governor {
     let dueMs = CHECK_MS
     for (const member of this.#members) dueMs = Math.min(dueMs, member.dueMs(this.#lastMs, this.#bucket?.debtMs ?? 0))
     const restMs = Math.min(READING_SHARE * readingMs, LONGEST_PAUSE_MS)
-    this.#timer = setTimeout(() => this.#check(), Math.max(dueMs, restMs)).unref()
+    const inMs = Math.max(dueMs, restMs)
+    this.#dueAtMs = performance.now() + inMs
+    this.#timer = setTimeout(() => this.#check(), inMs).unref()
   }
 }

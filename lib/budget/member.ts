@@ -13,6 +13,8 @@ export interface Throttled {
   readonly out: boolean
   /** Of all hits while it is taken out, the share that {@link trapped} may not know of. */
   readonly unseenShare: number
+  /** Whether what it sees takes time, as calls do, so that a moment for which it is armed has to last. */
+  readonly timesCalls: boolean
   /** How often its targets ran into a breakpoint so far, counted as hits or not; `null` once it ends. */
   trapped(): number | null
   /** Takes the probe out, unless it is paused or ends. */
@@ -21,11 +23,15 @@ export interface Throttled {
   comeBack(): Promise<void>
   /** It keeps its budget without being taken out. */
   calm(): Promise<void>
+  /** Is told when it will have paid for its hits, as `Date.now()` tells time: before it is taken out, and as more becomes known. */
+  staysOut(untilMs: number): void
   failed(error: unknown): void
 }
 
 /** How often the cost is looked at, in milliseconds: a burst is noticed after this time. */
 export const CHECK_MS = 50
+/** But one that has just been attached, or armed by the user, after this time first, and then twice as much each time: what is hit a million times a second would use up a minute's budget by the first look. */
+const FIRST_LOOK_MS = 1
 /** The shortest time for which it is worth while to arm a probe. */
 const SHORTEST_MS = 10
 /** A probe that is over its budget is armed for a moment once in about this time, or more seldom if a moment's hits have to be paid for longer. */
@@ -34,6 +40,8 @@ const CYCLE_MS = 500
 const LONGEST_MS = 100
 /** A probe that was armed for so long keeps its budget by itself. */
 const CALM_MS = 2000
+/** Switching should not be most of what is done; it is not where a moment has to be paid for so many times longer than a switch takes. */
+const SWITCHES_PAID = 10
 /** After a switch that did not come about. */
 const RETRY_MS = 200
 
@@ -51,8 +59,9 @@ export class Member {
   outForAll = false
   readonly #own: Bucket | null
   #trapped = 0
-  /** Hits a millisecond while it is armed. */
-  #rate = 0
+  /** Hits a millisecond while it is armed; `null` until that is known. */
+  #rate: number | null = null
+  #lookMs = FIRST_LOOK_MS
   /** It was taken out, and is not known to keep its budget by itself. */
   #throttled = false
   /** What fails at the moment, and was said: not in each cycle. */
@@ -76,7 +85,7 @@ export class Member {
 
   /** The share of the common budget that it takes at the moment. */
   get commonUse(): number {
-    return this.probe.armed ? this.#rate * this.commonPriceMs : 0
+    return this.probe.armed ? (this.#rate ?? 0) * this.commonPriceMs : 0
   }
 
   /**
@@ -96,10 +105,14 @@ export class Member {
     this.#trapped = trapped
     if (this.#switch !== null) {
       // As if it had been hit as before. Nothing like that for the way back: what it was hit long ago says nothing, and would take it out again at once.
-      if (!this.#switch.on) hits += this.#rate * elapsedMs * this.probe.unseenShare
+      if (!this.#switch.on) hits += (this.#rate ?? 0) * elapsedMs * this.probe.unseenShare
       if (this.#switch.done) this.#settle(this.#switch, nowMs)
     } else if (this.probe.armed && elapsedMs > 0) {
-      this.#rate += (hits / elapsedMs - this.#rate) * Math.min(1, elapsedMs / CHECK_MS)
+      const rate = hits / elapsedMs
+      this.#rate = this.#rate === null ? rate : this.#rate + (rate - this.#rate) * Math.min(1, elapsedMs / CHECK_MS)
+      this.#lookMs = Math.min(2 * this.#lookMs, CHECK_MS)
+    } else if (!this.probe.armed && !this.probe.out) {
+      this.#lookMs = FIRST_LOOK_MS
     }
     this.#own?.pass(elapsedMs, hits * (this.ownPriceMs ?? 0))
     return hits
@@ -108,8 +121,11 @@ export class Member {
   /**
    * Takes the probe out or arms it again, as its budgets want it.
    * @param onSwitched - called when that is done, for what was hit meanwhile to be measured
+   * @param commonDebtMs - what the common budget owes
    */
-  decide(nowMs: number, onSwitched: () => void): void {
+  decide(nowMs: number, onSwitched: () => void, commonDebtMs = 0): void {
+    const debtMs = this.#debtMs(commonDebtMs)
+    if (debtMs > 0) this.probe.staysOut(Date.now() + debtMs)
     if (this.#switch !== null || nowMs < this.#notBeforeMs) return
     // The moment for which it was armed is not cut short because another probe is looked at.
     if (this.#throttled && this.probe.armed && this.#windowLeftMs(nowMs) > 0) return
@@ -129,7 +145,7 @@ export class Member {
   dueMs(nowMs: number, commonDebtMs: number): number {
     if (this.#switch !== null) return Number.POSITIVE_INFINITY
     if (!this.probe.out) {
-      if (!this.#throttled || !this.probe.armed) return CHECK_MS
+      if (!this.#throttled || !this.probe.armed) return this.#lookMs
       const leftMs = this.#windowLeftMs(nowMs)
       return leftMs > 0 ? leftMs : this.#windowMs()
     }
@@ -164,10 +180,10 @@ export class Member {
 
   /** How long it should be armed at a time. */
   #windowMs(): number {
-    const use = this.#rate * Math.max(this.ownPriceMs ?? 0, this.commonPriceMs)
+    const use = (this.#rate ?? 0) * Math.max(this.ownPriceMs ?? 0, this.commonPriceMs)
     const windowMs = Math.min(CHECK_MS, Math.max(SHORTEST_MS, CYCLE_MS / use))
-    // Where switching takes long, it should not be most of what is done.
-    return Math.max(windowMs, Math.min(LONGEST_MS, this.#lastSwitchMs))
+    const switchMs = Math.min(LONGEST_MS, this.#lastSwitchMs)
+    return Math.max(windowMs, this.probe.timesCalls ? switchMs : Math.min(1, SWITCHES_PAID / use) * switchMs)
   }
 
   #begin(sinceMs: number, on: boolean, work: Promise<void>, onSwitched: () => void): void {

@@ -5,6 +5,8 @@ export class FakeProbe implements Throttled {
   armed = true
   out = false
   unseenShare = 0
+  timesCalls = false
+  untilMs = 0
   hits: number | null = 0
   calmed = 0
   reads = 0
@@ -30,6 +32,9 @@ export class FakeProbe implements Throttled {
   }
   async calm(): Promise<void> {
     this.calmed++
+  }
+  staysOut(untilMs: number): void {
+    this.untilMs = untilMs
   }
   failed(error: unknown): void {
     this.failures.push(error)

@@ -138,7 +138,7 @@ test('counts that take long to be read are read seldom, and bursts noticed all t
   }
   const governor = world.governor()
   governor.add(probe, ONE_A_MS, 0, 0)
-  await world.pass(50)
+  await world.pass(1)
   // That was the look which others kept from the processor.
   slowMs = 0
   const { reads } = probe
@@ -184,4 +184,46 @@ test('of probes with a common budget, the one that costs most is taken out', asy
   assert.ok(hot.switches.length >= 4)
   assert.deepEqual(quiet.switches, [])
   assert.ok((hot.hits ?? 0) + (quiet.hits ?? 0) <= 11_000 + 500)
+})
+
+test('a probe that is hit a thousand times as often as it may be is taken out after its first millisecond, also beside others that are out', async (t) => {
+  const world = new World(t)
+  const governor = world.governor()
+  await outForHours(world, governor)
+  const probe = new FakeProbe()
+  governor.add(probe, ONE_A_MS, 0, 0)
+  world.hit(probe, 1000)
+  await world.pass(3)
+  assert.equal(probe.out, true)
+  // A thousand were saved.
+  assert.ok((probe.hits ?? 0) <= 3000, `${probe.hits} hits`)
+  const outMs = probe.untilMs - Date.now()
+  assert.ok(outMs > (probe.hits ?? 0) - 1000 - 20 && outMs <= (probe.hits ?? 0) - 1000, `${outMs} ms`)
+})
+
+test('a new probe that is quiet is looked at more and more seldom', async (t) => {
+  const world = new World(t)
+  const probe = new FakeProbe()
+  world.governor().add(probe, ONE_A_MS, 0, 0)
+  const atMs: number[] = []
+  for (let ms = 1; ms <= 213; ms++) {
+    const { reads } = probe
+    await world.pass(1)
+    if (probe.reads > reads) atMs.push(ms)
+  }
+  assert.deepEqual(atMs, [1, 3, 7, 15, 31, 63, 113, 163, 213])
+})
+
+test('a new probe does not put off the look at another', async (t) => {
+  const world = new World(t)
+  const governor = world.governor()
+  const hot = new FakeProbe()
+  governor.add(hot, ONE_A_MS, 0, 0)
+  await world.pass(500)
+  world.hit(hot, 1000)
+  for (let ms = 0; ms < 60; ms++) {
+    await world.pass(1)
+    governor.add(new FakeProbe(), ONE_A_MS, 0, 0)
+  }
+  assert.equal(hot.out, true)
 })

@@ -160,6 +160,26 @@ test('the moment for which a probe is armed is not cut short when it is looked a
   }
 })
 
+test('what has to be paid for much longer than switching takes is not armed for as long as switching takes, unless calls are timed', async () => {
+  for (const [timesCalls, windowMs] of [
+    [false, 10],
+    [true, 80],
+  ] as const) {
+    const probe = new FakeProbe()
+    probe.timesCalls = timesCalls
+    const member = new Member(probe, 1, 0)
+    const run = new Run(probe, member)
+    const slowly = (work: () => Promise<void>) => async (): Promise<void> => {
+      await work()
+      run.nowMs += 80
+    }
+    probe.sitOut = slowly(probe.sitOut.bind(probe))
+    probe.comeBack = slowly(probe.comeBack.bind(probe))
+    while (!probe.switches.includes('back')) await run.step(1000)
+    assert.equal(member.dueMs(run.nowMs, 0), windowMs)
+  }
+})
+
 test('a probe that has ended is no longer measured', () => {
   const probe = new FakeProbe()
   const member = new Member(probe, 1, 0)

@@ -114,7 +114,10 @@ for (const counter of ['kernel', 'msb'] as const) {
     const probe = await tracer.attach(spec, { pid: target.pid, counter, budget: { hitsPerSecond: 2000 } })
     const hits = collect(probe)
     const reasons = changesOf(probe)
+    const untilMs: (number | null)[] = []
+    probe.on('state', () => untilMs.push(probe.outUntilMs))
     assert.equal(probe.stats().seenFraction, 1)
+    const begunMs = Date.now()
     const executed =
       counter === 'kernel' ? await pacedUntil(target, () => cycles(probe, 4)) : await gatedUntil(target, () => cycles(probe, 4))
     const { hits: counted, seenMs, seenFraction } = probe.stats()
@@ -125,6 +128,8 @@ for (const counter of ['kernel', 'msb'] as const) {
     assert.ok(seenMs > 0)
     await waitFor('the probe to keep its budget', () => probe.state === 'attached')
     assert.deepEqual(reasons, ['over-budget', 'within-budget'])
+    assert.ok((untilMs[0] ?? 0) > begunMs)
+    assert.deepEqual([untilMs[1], probe.outUntilMs], [null, null])
     const before = probe.stats().hits
     assert.equal(await target.askNumber(`${counter === 'kernel' ? 'calls' : 'fires'} 1 10`), 10)
     await probe.detach()
