@@ -275,9 +275,9 @@ test('a site that is refused when a throttled probe comes back: told, paused, an
   const reasons = changesOf(probe)
   const errors: Error[] = []
   probe.on('error', (error) => errors.push(error))
-  await waitFor('the probe to be out', async () => {
+  await waitFor('the probe to be out for long enough', async () => {
     await target.ask('gated 20')
-    return probe.out
+    return (probe.outUntilMs ?? 0) > Date.now() + 1000
   })
   const other = await registerForOwnProcess(target.program, fileOffset, 0)
   await waitFor('the refusal', () => probe.state === 'paused')
