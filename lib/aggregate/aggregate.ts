@@ -89,8 +89,8 @@ async function makeTaker(
   const { matching } = end
   const { pids, counter } = settings.attach
   // In processes that are named, when perf events are moved to another thread; elsewhere, when claims are made, which those of calls need not.
-  const endsComeLate = pids.length > 0 || (counter === 'msb' && matching.by !== 'frame')
-  const starts = await Starts.open(native, matching.by, layout.keyBytes, store.maps.lossFd, endsComeLate)
+  const comeLate = pids.length > 0 || (counter === 'msb' && matching.by !== 'frame')
+  const starts = await Starts.open(native, matching.by, layout.keyBytes, store.maps.lossFd, comeLate)
   undo.add(() => starts.close())
   const termAt = (spec: string): Term | null => {
     if (matching.by !== 'argument') return null
@@ -110,7 +110,7 @@ async function makeTaker(
     return {
       sink: new EndSink(code, starts.maps, checked(endTerm, atEnd.sites)),
       paired: true,
-      seeLate: (pid, work) => starts.seeEndsLate(pid, work),
+      seeLate: (pid, work) => starts.seeLate('end', pid, work),
     }
   })
   undo.add(() => probe.detach())
@@ -119,6 +119,7 @@ async function makeTaker(
   return {
     sink: new StartSink(code, starts.maps, startTerm),
     paired: true,
+    seeLate: (pid, work) => starts.seeLate('start', pid, work),
     pair: (own, pauseMap) => new PairedArming(own, pauseMap, pair),
   }
 }

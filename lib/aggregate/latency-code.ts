@@ -19,11 +19,11 @@ import { emitLosses } from './value-code.js'
 
 /** The maps in which a latency keeps what has begun. */
 export type StartMaps = KeptBy & {
-  /** Since when ends are seen, where that may be later than beginnings are. */
+  /** Since when beginnings and ends are seen, where one may be later than another. */
   readonly since: SinceMap | null
 }
 
-/** Array by process, of u64: the moment from which on its ends are seen. What has begun before may have ended unseen. */
+/** Array by process, of u64: the moment from which on its beginnings and ends are seen. What has begun before may have ended unseen. */
 export interface SinceMap {
   readonly fd: number
   /** How many entries there are, a power of two. Processes whose numbers differ by a multiple of it have one in common. */
@@ -213,7 +213,7 @@ export class EndSink implements HitSink {
     emitLosses(asm, this.code, places, leave)
   }
 
-  /** Gives the beginning up if it is from when ends were not seen in this process. r1 is when it began, before and after. */
+  /** Gives the beginning up if it is from when not all was seen in this process. r1 is when it began, before and after. */
   #checkSince(asm: Assembler, { fd, entries }: SinceMap, unmatched: Label): void {
     const seen = new Label()
     asm.mov(GENERATION, 1)

@@ -7,8 +7,8 @@
  *
  * Where counters are claimed in processes that come later, things begin in these before their ends are seen: beginnings may need no counter, or have had theirs first. And perf events on a process see nothing from when its leader
  * thread exits until they are moved to another. What began before may have ended unseen, and an end must not be taken for its: of calls within each other, the outer one's would end the inner one. So there is a moment for each
- * process from which on its ends are seen, and what began before it is given up by whatever seems to end it. While the counter is being set, or the events moved, that moment is in the future. What begins after it is kept above
- * all from before, and sees its end, as everything within it does; if beginnings are seen later still, what ends until then finds only what is given up.
+ * process from which on all of its beginnings and ends are seen, and what began before it is given up by whatever seems to end it. While counters are being set, or events moved, of either probe, that moment is in the future: of several
+ * sites at which things begin one is seen before another, too. What begins after it is kept above all from before, and sees its end, as everything within it does.
  */
 import { readlinkSync } from 'node:fs'
 import { machineMonotonicNs } from '../counter/boot-clock.js'
@@ -38,7 +38,7 @@ const MOST_STARTS = 65_536
 const ENTRY_BYTES = 64
 /** The life of a process begins with the first thing that begins in it. */
 const MOST_LIVES = 16_384
-/** The moments from which on ends are seen. Numbers of processes go up, so that two that live at once seldom have one in common; it costs them no more than what is open when one of them comes. */
+/** The moments from which on beginnings and ends are seen. Numbers of processes go up, so that two that live at once seldom have one in common; it costs them no more than what is open when one of them comes. */
 const SINCE_ENTRIES = 65_536
 const NOT_YET = 2n ** 64n - 1n
 /** Inode of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h), whose numbers programs in the kernel see. */
@@ -47,9 +47,22 @@ const INITIAL_PID_NAMESPACE = 'pid:[4026531836]'
 const SLICE_BYTES = 256 * 1024
 const SLICE_ENTRIES = 512
 
+/** Where a latency begins, and where it ends. */
+export type Side = 'start' | 'end'
+
+/** What is being done in the processes that have one moment in common. */
+interface Unsettled {
+  /** How many are at work. */
+  working: number
+  /** Who has failed, and has not succeeded since. */
+  readonly failed: Set<Side>
+}
+
 /** The beginnings of one latency. */
 export class Starts {
   #closed = false
+  /** By entry of the map of moments. */
+  readonly #unsettled = new Map<number, Unsettled>()
 
   private constructor(
     private readonly native: Native,
@@ -61,10 +74,10 @@ export class Starts {
   /**
    * Makes the maps and watches for what is over.
    * @param lossFd - where beginnings that are given up are counted
-   * @param endsComeLate - whether {@link seeEndsLate} is going to be called
+   * @param comeLate - whether {@link seeLate} is going to be called
    * @throws {UprobeError} as {@link createLargeMap}
    */
-  static async open(native: Native, by: Matching['by'], keyBytes: number, lossFd: number, endsComeLate: boolean): Promise<Starts> {
+  static async open(native: Native, by: Matching['by'], keyBytes: number, lossFd: number, comeLate: boolean): Promise<Starts> {
     const fds: number[] = []
     const create = async (type: number, name: string, mapKeyBytes: number, valueBytes: number, maxEntries: number): Promise<number> => {
       const fd = await createLargeMap(native, { type, keyBytes: mapKeyBytes, valueBytes, maxEntries, name })
@@ -78,7 +91,7 @@ export class Starts {
       return { entries, fd: await create(BPF_MAP_TYPE_ARRAY, 'uprobe_since', 4, 8, entries) }
     }
     const openMaps = async (): Promise<StartMaps> => {
-      const since = endsComeLate ? await openSince() : null
+      const since = comeLate ? await openSince() : null
       if (by === 'argument') {
         const bytes = 8 + keyBytes
         return {
@@ -148,21 +161,37 @@ export class Starts {
     }
   }
 
-  /** Does what makes the ends in a process seen that were not. What began there before is given up by what seems to end it. */
-  async seeEndsLate(pid: number, work: () => Promise<void>): Promise<void> {
-    this.#seeEndsSince(pid, NOT_YET)
+  /**
+   * Does what makes beginnings or ends in a process seen that were not. What began there before it is done is given up by what seems to end it; if it fails, what begins later, too, until it succeeds:
+   * some may be seen, and others not. A process that is gone has nothing to end.
+   */
+  async seeLate(side: Side, pid: number, work: () => Promise<void>): Promise<void> {
+    const { since } = this.maps
+    if (since === null) return work()
+    const entry = pid % since.entries
+    const unsettled = this.#unsettled.get(entry) ?? { working: 0, failed: new Set<Side>() }
+    this.#unsettled.set(entry, unsettled)
+    unsettled.working++
+    this.#seeSince(since, entry, NOT_YET)
     try {
       await work()
+      unsettled.failed.delete(side)
+    } catch (error) {
+      if (error instanceof UprobeError && error.code === 'ERR_UPROBE_TARGET_GONE') unsettled.failed.delete(side)
+      else unsettled.failed.add(side)
+      throw error
     } finally {
-      this.#seeEndsSince(pid, machineMonotonicNs())
+      unsettled.working--
+      if (unsettled.working === 0 && unsettled.failed.size === 0) {
+        this.#unsettled.delete(entry)
+        this.#seeSince(since, entry, machineMonotonicNs())
+      }
     }
   }
 
-  #seeEndsSince(pid: number, timeNs: bigint): void {
-    const { since } = this.maps
+  #seeSince({ fd }: SinceMap, entry: number, timeNs: bigint): void {
     // Another file may have its number by now.
-    if (since === null || this.#closed) return
-    this.native.bpfMapUpdate(since.fd, pid % since.entries, new Uint8Array(BigUint64Array.of(timeNs).buffer))
+    if (!this.#closed) this.native.bpfMapUpdate(fd, entry, new Uint8Array(BigUint64Array.of(timeNs).buffer))
   }
 
   /** Ends the watching, and forgets everything. Idempotent. */

@@ -225,17 +225,22 @@ export class Attachment {
   async moveToLivingThread(target: TargetProcess, signal: AbortSignal): Promise<boolean> {
     const left = this.with_.parts.filter((part) => part.target === target && part.via === 'perf' && part.tid !== target.tid)
     if (left.length === 0) return false
-    await this.with_.seeLate(target.pid, () => this.#registerAnew(left, signal))
+    const old: number[] = []
+    try {
+      await this.with_.seeLate(target.pid, () => this.#registerAnew(left, old, signal))
+    } finally {
+      await closeRegistrations(this.with_.native, old)
+    }
     return true
   }
 
-  async #registerAnew(parts: readonly Part[], signal: AbortSignal): Promise<void> {
+  /** @param old - gets what was open before */
+  async #registerAnew(parts: readonly Part[], old: number[], signal: AbortSignal): Promise<void> {
     for (const part of parts) {
-      const old = part.fds
       // The counters are not looked at: the breakpoint is in already, so the kernel counts nothing.
       const { fds, failures } = await this.#registerPart(part, SiteWork.quietly(signal))
+      old.push(...part.fds)
       part.fds = fds
-      await closeRegistrations(this.with_.native, old)
       const [first] = failures
       if (first !== undefined) throw first.error
     }

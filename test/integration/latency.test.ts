@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import { linkSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
 import type { Aggregation, AggregationStats } from '../../lib/index.js'
+import { loadNative } from '../../lib/native.js'
 import { Attachment } from '../../lib/register/attachment.js'
 import { NOTHING_ELSE } from '../aggregate/counts.js'
 import { buildTarget } from '../support/build.js'
@@ -263,6 +264,48 @@ test('what began before the leader thread exited, and perf events with it, does 
   )
   // Where the leader's exit counts as that of the process, nothing is found that could be given up.
   assertCounts(aggregation, { hits: 3, aggregated: 1, unfinished: 2, abandoned: HAS_LAST_THREAD ? 2 : 0, unmatched: 2 })
+})
+
+test('nothing ends while of several sites at which things begin one is moved before another', GCC, async (t) => {
+  const target = await start(t)
+  const from = 'usdt:t:begin*'
+  const aggregation = await newTracer(t).aggregate({ ...PAIR, from }, { pid: target.pid, by: 'arg0', registration: 'perf' })
+  const native = loadNative()
+  const { perfEventOpenUprobe } = native
+  let opened = 0
+  t.mock.method(native, 'perfEventOpenUprobe', async (options: Parameters<typeof perfEventOpenUprobe>[0]) => {
+    // The end is in, and of the beginnings the first.
+    if (++opened === 3) await run(target, 'begin 1', 'too 2', 'end 2')
+    return perfEventOpenUprobe(options)
+  })
+  let endMoved: () => void = () => undefined
+  const end = new Promise<void>((resolve) => {
+    endMoved = resolve
+  })
+  let moved = 0
+  const { moveToLivingThread } = Attachment.prototype
+  t.mock.method(
+    Attachment.prototype,
+    'moveToLivingThread',
+    async function (this: Attachment, ...parameters: Parameters<typeof moveToLivingThread>) {
+      const isEnd = this.parts[0]?.sites.length === 1
+      if (!isEnd) await end
+      const result = await moveToLivingThread.call(this, ...parameters)
+      if (isEnd) endMoved()
+      moved++
+      return result
+    },
+  )
+  assert.equal(await target.ask('leader-exit'), 'leader gone')
+  await waitFor('both to be moved', () => moved === 2)
+  await run(target, 'begin 3', 'end 3', 'end 1')
+  await aggregation.detach()
+  const { groups } = await aggregation.snapshot()
+  assert.deepEqual(
+    groups.map(({ key, count }) => [...key, count]),
+    [[3, 1]],
+  )
+  assertCounts(aggregation, { hits: 2, aggregated: 1, unfinished: 1, abandoned: 1, unmatched: 2 })
 })
 
 test('the probes of a latency are links where there are any, which go on when the leader thread exits', MULTI, async (t) => {

@@ -5,9 +5,9 @@
  *   f_leave(n)          calls itself n times, and the last one leaves all of them by longjmp
  *   f_tail(n)           goes on in f_down(n), which returns for both
  *   f_hold(n)           takes commands, and returns when it is told to
- *   t:begin, t:end      -4@id; they fire only where they are told to
+ *   t:begin, t:end, t:begin_too  -4@id; they fire only where they are told to
  *
- * Commands: down N, leave N TIMES, tail N; hold N (the answer is `held`), return (from the last that holds, and the answer is that of its command); begin ID, end ID; nest N (N times begin, then N times end), thread ID (a thread that begins and is over), fork ID (a child that begins and
+ * Commands: down N, leave N TIMES, tail N; hold N (the answer is `held`), return (from the last that holds, and the answer is that of its command); begin ID, too ID, end ID; nest N (N times begin, then N times end), thread ID (a thread that begins and is over), fork ID (a child that begins and
  * is over), pairs T N (T threads that N times begin, call f_down(3), and end, each with an id of its own), exec, leader-exit (another thread goes on). The answer is `done`, after leader-exit
  * `leader gone`.
  */
@@ -61,6 +61,7 @@ EXPORT long f_hold(long n) {
 }
 
 static __attribute__((noinline)) void begin(int id) { PROBE("t", "begin", NO_SEMAPHORE, "-4@%[id]", [id] "r"(id)); }
+static __attribute__((noinline)) void begin_too(int id) { PROBE("t", "begin_too", NO_SEMAPHORE, "-4@%[id]", [id] "r"(id)); }
 static __attribute__((noinline)) void end(int id) { PROBE("t", "end", NO_SEMAPHORE, "-4@%[id]", [id] "r"(id)); }
 
 static void *begin_in_thread(void *id) {
@@ -117,6 +118,8 @@ static void commands(void) {
       begin(atoi(argument));
     } else if ((argument = argument_of(line, "end"))) {
       end(atoi(argument));
+    } else if ((argument = argument_of(line, "too"))) {
+      begin_too(atoi(argument));
     } else if ((argument = argument_of(line, "nest"))) {
       int depth = atoi(argument);
       for (int i = 0; i < depth; i++) begin(i);
