@@ -334,7 +334,7 @@ export interface Native {
   openInRoot(root: string, path: string): number
   /** open(2), read-only, close-on-exec, non-blocking (so that a FIFO does not hang us); returns the fd. */
   openFile(path: string): number
-  /** preadv2(2) with RWF_NOWAIT: reads from `position` on what is in the page cache, and waits for nothing. Returns how many bytes; 0 if none could be had in that way, for whatever reason. */
+  /** preadv2(2) with RWF_NOWAIT: reads from `position` on what is in the page cache, and does not wait for a disk. Returns how many bytes; 0 if none could be had in that way, for whatever reason. */
   readCached(fd: number, bytes: Uint8Array, position: bigint): number
   /** Reads a whole file as UTF-8, off the event loop in one turn: open(2) as {@link openFile}, read(2) to its end, close(2). For files of /proc, which give a page at a time. EFBIG beyond 64 MiB. */
   readText(path: string): Promise<string>

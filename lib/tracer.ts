@@ -35,6 +35,8 @@ import type { Probe } from './probe.js'
 import type { Progress } from './progress.js'
 import { parseSpec } from './spec/spec.js'
 
+type Attached = Probe | Aggregation
+
 /** How long an attach that is under way is waited for by whoever asks to give way, and does not wait for ever himself. */
 const ATTACH_PATIENCE_MS = 10_000
 
@@ -266,14 +268,33 @@ export class Tracer extends EventEmitter<TracerEvents> {
   async #giveWay(pid: number | null): Promise<ReleasedCounter[]> {
     // One that is being attached has its claims already, and cannot give them up before it is.
     await Promise.race([Promise.allSettled(this.#attaching), delay(ATTACH_PATIENCE_MS, undefined, { ref: false })])
+    // One that takes longer gives way as soon as it can, and nobody waits for that.
+    for (const late of this.#attaching) {
+      late
+        .then((one) =>
+          this.#yieldAll(
+            this.#givers.filter((giver) => giver === one),
+            pid,
+          ),
+        )
+        .catch((err: unknown) => this.#log.error({ err }, 'what was being attached did not give way'))
+    }
+    return this.#yieldAll(this.#givers, pid)
+  }
+
+  /** What has claims to give up. Probes of aggregations do not by themselves: the two of a latency have an order. */
+  get #givers(): Attached[] {
+    return [...this.#aggregations, ...this.probes]
+  }
+
+  async #yieldAll(attached: readonly Attached[], pid: number | null): Promise<ReleasedCounter[]> {
     const released: ReleasedCounter[] = []
     const failures: unknown[] = []
-    // Those of aggregations do not give way by themselves: the two of a latency have an order.
-    for (const probe of [...this.#aggregations, ...this.probes]) {
-      const held = probe.claimedCounters()
+    for (const one of attached) {
+      const held = one.claimedCounters()
       if (pid !== null && !held.some((counter) => counter.pid === pid)) continue
       try {
-        if (await probe.yield()) released.push(...held)
+        if (await one.yield()) released.push(...held)
       } catch (error) {
         failures.push(error)
       }

@@ -85,7 +85,8 @@ Napi::Value CloseFd(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// RWF_NOWAIT, Linux 4.14: what is not in the page cache is not waited for (EAGAIN). File systems that cannot tell refuse it (EOPNOTSUPP).
+// RWF_NOWAIT, Linux 4.14: what is not in the page cache is not waited for (EAGAIN). File systems that cannot tell refuse it (EOPNOTSUPP). What may be waited for all the same is whoever has asked to be
+// asked for permission (fanotify), and the note of when the file was last read, where one is kept.
 constexpr int kNoWait = 0x8;
 
 // What is wrong with the file, the next read says that may wait.
@@ -94,6 +95,8 @@ Napi::Value ReadCached(const Napi::CallbackInfo& info) {
   const int fd = arguments.FdNumber(arguments.At(0), "fd");
   Napi::Uint8Array room = arguments.Room(arguments.At(1), "bytes");
   const std::int64_t position = arguments.Int64(arguments.At(2), "position");
+  // -1 would be the descriptor's own.
+  if (position < 0) arguments.Fail("position", "not negative");
   if (arguments.Failed()) return Napi::Value();
   const iovec piece{room.Data(), room.ElementLength()};
   const ssize_t bytes = preadv2(fd, &piece, 1, position, kNoWait);

@@ -120,7 +120,8 @@ export async function parseLeaseInSlices(text: string): Promise<LeaseRecord | nu
   const slice = new TimeSlice()
   try {
     const lease = ofThisVersion(pieces.head)
-    if (lease === null) return null
+    // What is behind the counters may say otherwise.
+    if (lease === null) return parseLease(text)
     const counters: LeaseCounter[] = []
     for (const piece of pieces.lists) {
       if (slice.isOver) await slice.rest()

@@ -54,9 +54,24 @@ export const MAX_READ_BYTES = 16 * 1024 * 1024
 
 /** Longest piece that is copied from the page cache on the event loop: some tenths of a millisecond. */
 const MAX_CACHED_BYTES = 1024 * 1024
+/** A read that took longer has waited for a processor, or for somebody who is asked for permission, such as a virus scanner. */
+const MAX_CACHED_NS = 2_000_000n
+/** So many in a row, and no other is made in this way, of no file. */
+const MOST_SLOW_READS = 3
 
 /** Reads what can be had without waiting; see `Native.readCached`. */
 export type ReadCached = (fd: number, bytes: Uint8Array, position: bigint) => number
+
+let slowReads = 0
+
+/** Reads what is in the page cache, as long as the event loop is not held by it: a process may map hundreds of files. Else, and of what is not there, nothing. */
+function readAtOnce({ fd, readCached }: Source, buffer: Buffer, position: bigint): number {
+  if (readCached === null || slowReads === MOST_SLOW_READS || buffer.length > MAX_CACHED_BYTES || new TimeSlice().isOver) return 0
+  const startNs = process.hrtime.bigint()
+  const bytes = readCached(fd, buffer, position)
+  slowReads = process.hrtime.bigint() - startNs > MAX_CACHED_NS ? slowReads + 1 : 0
+  return bytes
+}
 
 /** An open file. */
 interface Source {
@@ -397,8 +412,9 @@ async function onFile<T>(path: string, verb: string, call: () => Promise<T>): Pr
 }
 
 /** Reads until the buffer is full or the file ends; returns the number of bytes. */
-async function readFully({ fd, path, readCached }: Source, buffer: Buffer, position: bigint): Promise<number> {
-  let done = readCached !== null && buffer.length <= MAX_CACHED_BYTES ? readCached(fd, buffer, position) : 0
+async function readFully(source: Source, buffer: Buffer, position: bigint): Promise<number> {
+  const { fd, path } = source
+  let done = readAtOnce(source, buffer, position)
   while (done < buffer.length) {
     const bytes = await onFile(path, 'read', () => readOnce(fd, buffer, done, position + BigInt(done)))
     if (bytes === 0) break

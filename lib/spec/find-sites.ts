@@ -102,6 +102,9 @@ interface NoteSites {
   readonly unplaced: readonly UsdtNote[]
 }
 
+/** So many notes without a place are told of one by one. A file may have a hundred thousand. */
+const MAX_SKIPPED = 20
+
 /** What was made of the notes that are kept: an agent attaches to the same thousands again and again. */
 const madeOfNotes = new WeakMap<readonly UsdtNote[], NoteSites>()
 
@@ -140,12 +143,18 @@ async function findNotes(elf: ElfFile, provider: string, name: string, work: Sit
     if (isMeant(site.note)) sites.push(site)
     return undefined
   })
-  const skipped = unplaced
-    .filter(isMeant)
-    .map(
-      (note) =>
+  const skipped: string[] = []
+  let more = 0
+  await work.each(unplaced, (note) => {
+    if (!isMeant(note)) return undefined
+    if (skipped.length === MAX_SKIPPED) more++
+    else
+      skipped.push(
         `${escapeForDisplay(probeOf(note))}: its address 0x${note.vaddr.toString(16)} has no place in the file (a file of debug symbols?)`,
-    )
+      )
+    return undefined
+  })
+  if (more > 0) skipped.push(`${more} more whose addresses have no place in the file`)
   return { sites, skipped, notes }
 }
 

@@ -230,6 +230,14 @@ function largeRecord(counters: number, nameOf: (index: number) => string): Lease
   }
 }
 
+test('what a large lease says behind its counters counts as well', async () => {
+  const record = largeRecord(2000, (index) => `site${index}`)
+  const text = formatLease(record)
+  const behind = `${text.replace('"version":1,', '').slice(0, -3)}],"version":1,"more":[]}\n`
+  assert.deepEqual(parseLease(behind), record)
+  assert.deepEqual(await parseLeaseInSlices(behind), record)
+})
+
 test('a lease of thousands of counters is parsed in pieces, with turns of the event loop in between', async (t) => {
   const record = largeRecord(5000, (index) => `site${index}`)
   const text = formatLease(record)

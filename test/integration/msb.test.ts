@@ -3,6 +3,8 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import timers from 'node:timers/promises'
+import { Attachment } from '../../lib/register/attachment.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
@@ -220,6 +222,32 @@ test('a tracer that gives way lets kernel tracers in, and takes the counter agai
   await detachAfterYield(probe, 4)
   assert.deepEqual(changes, ['paused yield', 'attached resume', 'detached detach'])
   await detachComplete(await theirs.attach('usdt:t:gated', { pid }), 0)
+})
+
+test('what is attached for longer than anybody waits gives way when it is attached', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  const { register } = Attachment.prototype
+  let open: () => void = () => undefined
+  const opened = new Promise<void>((resolve) => {
+    open = resolve
+  })
+  let held = false
+  t.mock.method(Attachment.prototype, 'register', async function (this: Attachment, ...parameters: Parameters<typeof register>) {
+    held = true
+    await opened
+    return register.call(this, ...parameters)
+  })
+  const attaching = tracer.attach('usdt:t:gated', { pid: target.pid, counter: 'msb' })
+  await waitFor('the attach to be under way', () => held)
+  t.mock.method(timers, 'setTimeout', async () => undefined)
+  assert.deepEqual(await tracer.yield(), [])
+  t.mock.restoreAll()
+  open()
+  const probe = await attaching
+  await waitFor('it to give way', () => probe.state === 'paused')
+  assert.equal(await target.ask('counters'), '0 0 0 0')
+  await detachAfterYield(probe, 0)
 })
 
 test('what a tracer gave way to may be another of this process that counts with the kernel, until that is gone', GCC, async (t) => {

@@ -56,6 +56,7 @@ test('reads what is in the page cache, or nothing where a file system cannot tel
   assert.equal(native.readCached(state, bytes, 0n), 0, 'what is no file of a disk')
   assert.equal(native.readCached(0x7fffffff, bytes, 0n), 0, 'no descriptor')
   assert.throws(() => native.readCached(fd, new Uint16Array(2) as unknown as Uint8Array, 0n), /bytes must be a Uint8Array/)
+  assert.throws(() => native.readCached(fd, bytes, -1n), /position must be not negative/)
 })
 
 test('every fd is close-on-exec', () => {
