@@ -8,7 +8,7 @@
  */
 import { STATS_VALUE_BYTES } from '../capture/compile.js'
 import type { Native } from '../native.js'
-import { BPF_MAP_TYPE_PERCPU_ARRAY, createLargeMap, createMap } from './bpf-objects.js'
+import { BPF_MAP_TYPE_PERCPU_ARRAY, createLargeMap } from './bpf-objects.js'
 
 /** Counts since a probe was attached, by slot. */
 export interface KernelCounts {
@@ -22,9 +22,6 @@ export interface KernelCounts {
 
 /** A probe with more slots than this shares entries; so many to each, which makes values of 1.5 KB. */
 const SLOTS_AN_ENTRY = 64
-
-/** A map of no more is made in less time than another thread takes to wake up. */
-const SMALL_MAP_BYTES = 64 * 1024
 
 let possible: number | null = null
 
@@ -46,19 +43,17 @@ export class SiteCounts {
     readonly slotsAnEntry: number,
   ) {}
 
-  /** Throws as `createMap`. */
+  /** Throws as `createLargeMap`. */
   static async open(native: Native, slots: number): Promise<SiteCounts> {
-    const cpus = possibleCpus(native)
+    possibleCpus(native)
     const slotsAnEntry = slots > SLOTS_AN_ENTRY ? SLOTS_AN_ENTRY : 1
-    const map = {
+    const fd = await createLargeMap(native, {
       type: BPF_MAP_TYPE_PERCPU_ARRAY,
       keyBytes: 4,
       valueBytes: STATS_VALUE_BYTES * slotsAnEntry,
       maxEntries: entriesFor(slots, slotsAnEntry),
       name: 'uprobe_stats',
-    }
-    const isSmall = map.maxEntries * map.valueBytes * cpus <= SMALL_MAP_BYTES
-    const fd = isSmall ? createMap(native, map) : await createLargeMap(native, map)
+    })
     return new SiteCounts(native, fd, slots, slotsAnEntry)
   }
 

@@ -71,6 +71,7 @@ class Parts {
       get open() {
         return open.shift() ?? 0
       },
+      bothSeen: () => this.calls.push('leave out what ended before'),
       endsIgnored: () => {
         this.calls.push('note what is abandoned')
         if (this.failure !== null) throw this.failure
@@ -138,7 +139,7 @@ test('the probes of a latency: beginnings are marked first, and seen last, and w
   const parts = new Parts()
   const arming = parts.paired()
   await arming.arm(SiteWork.quietly(signal))
-  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'register', 'count hits'])
+  assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'register', 'count hits', 'leave out what ended before'])
   await arming.pause()
   assert.deepEqual(parts.calls.splice(0), [...OUT, 'cut'])
   await arming.resume(signal)
