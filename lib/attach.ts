@@ -236,6 +236,7 @@ async function attachSteps(
   })
   // The probe owns everything from here on, and its end closes it.
   undo.replace(() => probe.detach())
+  probe.prepare()
 
   async function claimCounters(): Promise<ClaimedArming> {
     const host: ClaimsHost = {
@@ -263,10 +264,7 @@ async function attachSteps(
   }
 
   holds.enter()
-  const beingArmed = arming.arm(work)
-  // Meanwhile, since that is mostly a wait for the kernel.
-  probe.prepare()
-  const { failures: refused, warnings: leftAlone } = await beingArmed
+  const { failures: refused, warnings: leftAlone } = await arming.arm(work)
   probe.seeFromNow()
   warnings.push(...leftAlone)
   settle(spec, refused, prepared.sites.length, warnings)
