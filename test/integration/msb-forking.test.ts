@@ -1,5 +1,7 @@
 /**
  * Claims in a server that forks a process for each request: more come and go than can be looked at, and none of them may keep anybody waiting.
+ *
+ * Not for guests: on an emulated processor none of those children lives until it is asked whether it has the bit, and then an error says, rightly, that nobody could be asked.
  */
 import assert from 'node:assert/strict'
 import { readdirSync, readFileSync } from 'node:fs'

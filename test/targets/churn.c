@@ -2,7 +2,7 @@
  * A program with one probe, c:gated, that forks all the time, as a server does that has a process for each request:
  *
  *   fork N    forks so many children that wait; the answer is their pids
- *   churn N   forks children that fire if the probe is on, and end after a millisecond or two, so many at a time, until the next command
+ *   churn N   forks children that fire if the probe is on, and end after some milliseconds, so many at a time, until the next command
  *   stop      the answer is how many of them fired
  *   counter   the semaphore as the program reads it
  */
@@ -43,7 +43,7 @@ static long churn(int at_a_time) {
     if (child < 0) abort();
     if (child == 0) {
       int fires = fire(1);
-      usleep(1500);
+      usleep(4000);
       _exit(fires);
     }
     if (++living < at_a_time) continue;
