@@ -6,14 +6,13 @@
  */
 
 import type { MakeTaker, Taker } from '../attach.js'
-import { UprobeError } from '../errors.js'
 import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
 import { bad } from '../option-checks.js'
 import type { AttachSettings } from '../options.js'
 import type { Probe } from '../probe.js'
 import type { Site } from '../register/site.js'
-import { type ProbeSpec, parseSpec } from '../spec/spec.js'
+import { parseSpec } from '../spec/spec.js'
 import { Undo } from '../undo.js'
 import { Aggregation } from './aggregation.js'
 import { refuseCommonSites } from './common-sites.js'
@@ -94,7 +93,7 @@ async function makeTaker(
   undo.add(() => starts.close())
   const termAt = (spec: string): Term | null => {
     if (matching.by !== 'argument') return null
-    const term = parseMatch(matching.text, parseSpec(spec).kind)
+    const term = parseTermOf('match', matching.text, parseSpec(spec).kind, ['thread'])
     if (term.node.kind === 'str' || term.node.kind === 'comm') bad('match', 'give a number, such as arg0; strings are not compared')
     return term
   }
@@ -121,15 +120,5 @@ async function makeTaker(
     paired: true,
     seeLate: (pid, work) => starts.seeLate('start', pid, work),
     pair: (own, pauseMap) => new PairedArming(own, pauseMap, pair),
-  }
-}
-
-/** Parses the argument by which ends find their beginnings; what is told to be known in its place is also the word that stands for none. */
-function parseMatch(text: string, kind: ProbeSpec['kind']): Term {
-  try {
-    return parseTermOf('match', text, kind)
-  } catch (error) {
-    if (!(error instanceof UprobeError)) throw error
-    throw new UprobeError(error.code, error.message.replace('there are arg0,', 'there are thread, arg0,'), { cause: error })
   }
 }

@@ -30,10 +30,11 @@ export type BoundTerm =
 
 /**
  * Parses a term.
+ * @param words - as of {@link parseTerm}
  * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION`, with the place
  */
-export function parseTermOf(option: string, text: string, kind: ProbeSpec['kind']): Term {
-  return { text, option, node: naming(option, () => parseTerm(text, kind)) }
+export function parseTermOf(option: string, text: string, kind: ProbeSpec['kind'], words: readonly string[] = []): Term {
+  return { text, option, node: naming(option, () => parseTerm(text, kind, words)) }
 }
 
 /**

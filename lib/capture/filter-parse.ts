@@ -43,7 +43,7 @@ const RELATIONS: ReadonlyMap<string, FilterRelation> = new Map([
 
 const OPERATORS: ReadonlySet<string> = new Set<FilterOperator>(['+', '-', '*', '/', '%', '&', '|', '^', '<<', '>>'])
 
-const SUBJECTS = 'there are arg0, arg1, …, retval, pid, tid, cpu, comm and str(argN)'
+const SUBJECTS = 'arg0, arg1, …, retval, pid, tid, cpu, comm and str(argN)'
 
 /** What a part of the expression is, before it is known where it stands. */
 type Part =
@@ -68,18 +68,28 @@ export function parseFilter(text: string, kind: 'usdt' | 'uprobe' | 'uretprobe' 
 
 /**
  * Parses a number or a string alone, in the same syntax.
+ * @param words - what may stand in its place, and is told with what may be in it
  * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION`, with the place
  */
-export function parseTerm(text: string, kind: 'usdt' | 'uprobe' | 'uretprobe' = 'usdt'): FilterNumber | FilterString {
+export function parseTerm(
+  text: string,
+  kind: 'usdt' | 'uprobe' | 'uretprobe' = 'usdt',
+  words: readonly string[] = [],
+): FilterNumber | FilterString {
   if (text.length > MAX_TEXT) throw filterError(text, MAX_TEXT, `the expression is longer than ${MAX_TEXT} characters`)
-  return new Walk(text, kind).term(parseExpression(text))
+  return new Walk(text, kind, words).term(parseExpression(text))
 }
 
 class Walk {
   constructor(
     private readonly text: string,
     private readonly kind: 'usdt' | 'uprobe' | 'uretprobe',
+    private readonly words: readonly string[] = [],
   ) {}
+
+  get #known(): string {
+    return `there are ${[...this.words, SUBJECTS].join(', ')}`
+  }
 
   /** A number where a condition is wanted is compared with 0. */
   condition(node: Expression, depth: number): FilterCondition {
@@ -159,7 +169,7 @@ class Walk {
       case 'CallExpression':
         return this.#call(node, depth)
     }
-    throw this.#error(node, `this is not part of a filter; ${SUBJECTS}`)
+    throw this.#error(node, `this is not part of a filter; ${this.#known}`)
   }
 
   /** `a || b || c` is a chain of any length, which acorn gives as `(a || b) || c`. */
@@ -293,7 +303,7 @@ class Walk {
       return numberPart({ kind: 'arg', at, index: 0 })
     }
     const index = /^arg(0|[1-9]\d{0,2})$/.exec(name)?.[1]
-    if (index === undefined) throw filterError(this.text, at, `${shown(name)} is not known; ${SUBJECTS}`)
+    if (index === undefined) throw filterError(this.text, at, `${shown(name)} is not known; ${this.#known}`)
     return numberPart({ kind: 'arg', at, index: Number(index) })
   }
 

@@ -224,25 +224,31 @@ test('matched by an argument, a process lives as long as one of its threads, whe
   assertCounts(aggregation, { hits: 3, ...expected })
 })
 
-/** Has the probes moved to another thread, when that of a process they are registered on has exited, only when it is opened. Returns how often that was done. */
-function holdMoves(t: TestContext): { open(): void; moved(): number } {
-  let open: () => void = () => undefined
-  const opened = new Promise<void>((resolve) => {
-    open = resolve
-  })
+type Move = () => Promise<boolean>
+
+/** Has something done around each move of a probe to another thread. Returns how often probes were moved. */
+function aroundMoves(t: TestContext, around: (attachment: Attachment, move: Move) => Promise<boolean>): () => number {
   let moved = 0
   const { moveToLivingThread } = Attachment.prototype
   t.mock.method(
     Attachment.prototype,
     'moveToLivingThread',
     async function (this: Attachment, ...parameters: Parameters<typeof moveToLivingThread>) {
-      await opened
-      const result = await moveToLivingThread.call(this, ...parameters)
+      const result = await around(this, () => moveToLivingThread.call(this, ...parameters))
       moved += 1
       return result
     },
   )
-  return { open, moved: () => moved }
+  return () => moved
+}
+
+/** Has the probes moved to another thread, when that of a process they are registered on has exited, only when it is opened. Returns how often that was done. */
+function holdMoves(t: TestContext): { open(): void; moved(): number } {
+  let open: () => void = () => undefined
+  const opened = new Promise<void>((resolve) => {
+    open = resolve
+  })
+  return { open, moved: aroundMoves(t, (_attachment, move) => opened.then(move)) }
 }
 
 test('what began before the leader thread exited, and perf events with it, does not end after they are moved', GCC, async (t) => {
@@ -282,22 +288,14 @@ test('nothing ends while of several sites at which things begin one is moved bef
   const end = new Promise<void>((resolve) => {
     endMoved = resolve
   })
-  let moved = 0
-  const { moveToLivingThread } = Attachment.prototype
-  t.mock.method(
-    Attachment.prototype,
-    'moveToLivingThread',
-    async function (this: Attachment, ...parameters: Parameters<typeof moveToLivingThread>) {
-      const isEnd = this.parts[0]?.sites.length === 1
-      if (!isEnd) await end
-      const result = await moveToLivingThread.call(this, ...parameters)
-      if (isEnd) endMoved()
-      moved++
-      return result
-    },
-  )
+  const moved = aroundMoves(t, async (attachment, move) => {
+    if (attachment.parts[0]?.sites.length !== 1) return end.then(move)
+    const result = await move()
+    endMoved()
+    return result
+  })
   assert.equal(await target.ask('leader-exit'), 'leader gone')
-  await waitFor('both to be moved', () => moved === 2)
+  await waitFor('both to be moved', () => moved() === 2)
   await run(target, 'begin 3', 'end 3', 'end 1')
   await aggregation.detach()
   const { groups } = await aggregation.snapshot()
