@@ -17,8 +17,9 @@
 #include "protocol.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
-#include <stdint.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #define EXPORT __attribute__((noinline, noclone, used, visibility("default")))
@@ -64,9 +65,25 @@ static __attribute__((noinline)) void begin(int id) { PROBE("t", "begin", NO_SEM
 static __attribute__((noinline)) void begin_too(int id) { PROBE("t", "begin_too", NO_SEMAPHORE, "-4@%[id]", [id] "r"(id)); }
 static __attribute__((noinline)) void end(int id) { PROBE("t", "end", NO_SEMAPHORE, "-4@%[id]", [id] "r"(id)); }
 
-static void *begin_in_thread(void *id) {
-  begin((int)(intptr_t)id);
+struct beginner {
+  int id;
+  pid_t tid;
+};
+
+static void *begin_in_thread(void *argument) {
+  struct beginner *beginner = argument;
+  beginner->tid = (pid_t)syscall(SYS_gettid);
+  begin(beginner->id);
   return NULL;
+}
+
+/* To join a thread is not enough: it wakes who waits for it before the tracepoint of its exit (mm_release and trace_sched_process_exit in do_exit, kernel/exit.c). It has passed that when its number is gone. */
+static void thread(int id) {
+  struct beginner beginner = {.id = id};
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, begin_in_thread, &beginner) != 0) abort();
+  pthread_join(thread, NULL);
+  while (syscall(SYS_tgkill, getpid(), beginner.tid, 0) == 0) sched_yield();
 }
 
 struct worker {
@@ -125,9 +142,7 @@ static void commands(void) {
       for (int i = 0; i < depth; i++) begin(i);
       for (int i = depth; i > 0; i--) end(i - 1);
     } else if ((argument = argument_of(line, "thread"))) {
-      pthread_t thread;
-      if (pthread_create(&thread, NULL, begin_in_thread, (void *)(intptr_t)atoi(argument)) != 0) abort();
-      pthread_join(thread, NULL);
+      thread(atoi(argument));
     } else if ((argument = argument_of(line, "fork"))) {
       pid_t child = fork();
       if (child == 0) {
