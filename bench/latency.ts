@@ -6,12 +6,12 @@
  */
 import { readFileSync } from 'node:fs'
 import type { Probe } from '../lib/index.js'
+import { threadsNamed } from '../test/support/threads.js'
 import { waitFor } from '../test/support/wait.js'
 import { Tracer } from './support/built.js'
 import { table } from './support/markdown.js'
 import { type GoalResult, grouped, judge, type Report, type Settings } from './support/report.js'
 import { type Summary, showQuartiles, summarise } from './support/statistics.js'
-import { threadsNamed } from './support/threads.js'
 import { makeRoomForTarget, Workshop } from './support/workshop.js'
 
 /** Full speed is a rate of `null`. */

@@ -26,6 +26,7 @@ import type { Native } from './native.js'
 import type { AttachSettings } from './options.js'
 import { Probe } from './probe.js'
 import { type Progress, type ReportProgress, SiteWork } from './progress.js'
+import { anticipateRegistration } from './register/anticipate.js'
 import { type ArmResult, Attachment, type Part } from './register/attachment.js'
 import { checkEvents } from './register/many-events.js'
 import { multiSupport } from './register/multi-support.js'
@@ -42,6 +43,7 @@ import { ProbeStacks } from './symbolize/probe-stacks.js'
 import { TargetProcess } from './target/process.js'
 import { resolveFiles } from './target/resolve.js'
 import { processesMapping } from './target/scan.js'
+import { TaskEvents } from './target/task-events.js'
 import { Undo } from './undo.js'
 
 /** What a tracer lends to an attach. */
@@ -139,7 +141,12 @@ async function attachSteps(
   const { native, log } = context
   const pmu = readUprobePmu()
   undo.add(() => closeAll(processes))
+  const tasks = new TaskEvents(native)
+  undo.add(() => tasks.close())
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
+  for (const target of processes) tasks.prepare(target)
+  const anticipated = anticipateRegistration(native)
+  undo.add(() => anticipated)
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()
   const files = await resolveFiles(native, spec.path, processes)
@@ -228,6 +235,7 @@ async function attachSteps(
     queueLimits: { hits: settings.queueLimit, bytes: settings.queueLimitBytes },
     log,
     holds,
+    tasks,
     onEnded: () => {
       stacks?.close()
       context.onEnded(probe)
@@ -277,6 +285,7 @@ async function attachSteps(
     if (target.addressSpaceGone()) throw target.goneError()
     await attachment.moveToLivingThread(target, signal)
   }
+  await anticipated
   signal.throwIfAborted()
   probe.start(leftOut, verified.found)
   if (settings.signal !== null) probe.detachOnAbort(settings.signal)

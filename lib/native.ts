@@ -277,6 +277,11 @@ export interface Native {
   bpfProgLoad(options: BpfProgram): Promise<number>
   /** BPF_LINK_CREATE with BPF_TRACE_UPROBE_MULTI, likewise from a process of its own; resolves to the link's fd. */
   bpfLinkCreateUprobeMulti(options: UprobeMulti): Promise<number>
+  /**
+   * Registers a uprobe in a file that nobody maps, and takes it out again on a thread of its own: no process sees it. It makes the kernel wait now for what it would wait for at the next registration (lib/register/anticipate.ts). EINVAL where
+   * there is no uprobe_multi link.
+   */
+  bpfAnticipateUprobes(): Promise<void>
   /** The counts of a program as BPF_OBJ_GET_INFO_BY_FD gives them. */
   bpfProgInfo(progFd: number): { id: number; recursionMisses: bigint }
   /** setrlimit(2): lifts RLIMIT_MEMLOCK of this process. Before Linux 5.11 maps and programs count against it, and creating one fails with EPERM. */

@@ -33,7 +33,8 @@ import { SiteNames } from './site-names.js'
 import { type Counted, Tally } from './tally.js'
 import type { TargetFile } from './target/file.js'
 import type { TargetProcess } from './target/process.js'
-import { TargetWatches } from './target/watches.js'
+import type { TaskEvents } from './target/task-events.js'
+import { TargetWatches, type WatchesHost } from './target/watches.js'
 
 /** @internal What a probe is made of. */
 export interface ProbeParts {
@@ -57,6 +58,8 @@ export interface ProbeParts {
   readonly log: Logger
   /** What it has in the table of counters. */
   readonly holds: ProbeHolds
+  /** Events on the processes, which have been opened ahead. */
+  readonly tasks: TaskEvents
   readonly onEnded: () => void
   /** Is told how far the end is. */
   readonly onEnding: ReportProgress
@@ -90,11 +93,12 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     this.#targets = new Set(parts.processes)
     this.#sites = new ProbeSites(parts.sites)
     this.#names = new SiteNames(parts.sites)
-    this.#watches = new TargetWatches(parts.native, parts.ring, {
+    const host: WatchesHost = {
       onEnd: (target, reason) => this.#background(() => this.#endTarget(target, reason)),
       onThreadChange: (target) => this.#background(() => this.#moveThread(target)),
       onError: (error) => this.#report(error),
-    })
+    }
+    this.#watches = new TargetWatches(parts.native, parts.ring, host, parts.tasks)
     this.#tally = new Tally(parts.counts, parts.siteCount, parts.countOnly)
     this.#consumer = new Consumer(
       {
@@ -220,9 +224,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     if (signal.aborted) detach()
   }
 
-  /** @internal Begins what is done while the kernel registers the sites: to open what {@link watchTargets} needs, and to compare names. */
+  /** @internal Begins what is done while the kernel registers the sites: to compare names. */
   prepare(): void {
-    for (const target of this.#targets) this.#watches.prepare(target)
     this.#names.prepare(() => this.#ending === null)
   }
 

@@ -17,6 +17,7 @@
 #include "async.h"
 #include "closer.h"
 #include "errors.h"
+#include "thread.h"
 
 namespace uprobe {
 
@@ -36,6 +37,7 @@ enum Command {
 };
 
 constexpr std::uint32_t kTraceUprobeMulti = 48;        // BPF_TRACE_UPROBE_MULTI
+constexpr std::uint32_t kKprobe = 2;                   // BPF_PROG_TYPE_KPROBE
 constexpr std::uint64_t kNoExist = 1;                  // BPF_NOEXIST
 constexpr std::uint32_t kSleepable = 1u << 4;          // BPF_F_SLEEPABLE
 constexpr std::uint32_t kUprobeMultiReturn = 1u << 0;  // BPF_F_UPROBE_MULTI_RETURN
@@ -380,6 +382,60 @@ Napi::Value BpfLinkCreateUprobeMulti(const Napi::CallbackInfo& info) {
   });
 }
 
+// A file of one byte that nobody maps.
+Fd FileOfNobody() {
+  constexpr unsigned kCloseOnExec = 1, kNoExecSeal = 8;  // MFD_CLOEXEC, MFD_NOEXEC_SEAL
+  constexpr const char* kName = "uprobe";
+  // Systems may demand the seal (vm.memfd_noexec), and kernels before 6.3 do not know it.
+  Fd file(static_cast<int>(syscall(SYS_memfd_create, kName, kCloseOnExec | kNoExecSeal)));
+  if (!file.valid()) file = Fd(static_cast<int>(syscall(SYS_memfd_create, kName, kCloseOnExec)));
+  if (file.valid() && ftruncate(file.get(), 1) != 0) return Fd();
+  return file;
+}
+
+// A program for a uprobe_multi link that does nothing.
+Fd EmptyProgram() {
+  constexpr std::uint64_t kInsns[] = {0xb7, 0x95};  // r0 = 0, exit
+  ProgLoad attributes{};
+  attributes.prog_type = kKprobe;
+  attributes.expected_attach_type = kTraceUprobeMulti;
+  attributes.insns = Pointer(kInsns);
+  attributes.insn_cnt = 2;
+  attributes.license = Pointer("GPL");
+  return Fd(static_cast<int>(Bpf(kProgLoad, attributes)));
+}
+
+Result<Fd> RegisterNowhere() {
+  const Fd file = FileOfNobody();
+  if (!file.valid()) return LastFailure("memfd_create");
+  const Fd program = EmptyProgram();
+  if (!program.valid()) return LastFailure("bpf(BPF_PROG_LOAD)");
+  const std::string path = "/proc/self/fd/" + std::to_string(file.get());
+  const std::uint64_t offset = 0;
+  LinkCreateUprobeMulti attributes{};
+  attributes.prog_fd = static_cast<std::uint32_t>(program.get());
+  attributes.attach_type = kTraceUprobeMulti;
+  attributes.path = Pointer(path.c_str());
+  attributes.offsets = Pointer(&offset);
+  attributes.cnt = 1;
+  Fd link(static_cast<int>(Bpf(kLinkCreate, attributes)));
+  if (!link.valid()) return LastFailure("bpf(BPF_LINK_CREATE)");
+  return link;
+}
+
+Napi::Value BpfAnticipateUprobes(const Napi::CallbackInfo& info) {
+  return RunForNothing(info.Env(), "BPF_LINK_CREATE", []() -> Result<Nothing> {
+    Result<Fd> registered = RegisterNowhere();
+    if (const Failure* failure = registered.failure()) return *failure;
+    // The descriptor is gone at once, and what the kernel waits for then (uprobe_unregister_sync) is not worth one of libuv's threads. No other process is needed for it (apart.h): nobody maps the file, so a fatal signal finds no
+    // lock of a memory map to be missed.
+    const std::shared_ptr<Fd> link(std::make_unique<Fd>(std::move(registered.value())));
+    Result<Thread> closing = Thread::Start("uprobe-ahead", [link] { *link = Fd(); });
+    if (closing.failure() == nullptr) closing.value().Detach();
+    return Nothing();
+  });
+}
+
 Napi::Value BpfProgInfo(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
   const int program_fd = arguments.FdNumber(arguments.At(0), "progFd");
@@ -415,6 +471,7 @@ void InitBpf(Napi::Env env, Napi::Object exports) {
   exports.Set("bpfRawTracepointOpen", Napi::Function::New<BpfRawTracepointOpen>(env, "bpfRawTracepointOpen"));
   exports.Set("bpfProgLoad", Napi::Function::New<BpfProgLoad>(env, "bpfProgLoad"));
   exports.Set("bpfLinkCreateUprobeMulti", Napi::Function::New<BpfLinkCreateUprobeMulti>(env, "bpfLinkCreateUprobeMulti"));
+  exports.Set("bpfAnticipateUprobes", Napi::Function::New<BpfAnticipateUprobes>(env, "bpfAnticipateUprobes"));
   exports.Set("bpfProgInfo", Napi::Function::New<BpfProgInfo>(env, "bpfProgInfo"));
   exports.Set("raiseMemlockLimit", Napi::Function::New<RaiseMemlockLimit>(env, "raiseMemlockLimit"));
 }

@@ -5,10 +5,9 @@
  * in: uprobe filters go by a thread's address space.
  */
 import type { Ring } from '../delivery/ring.js'
-import { ESRCH } from '../errno.js'
-import { errnoOf } from '../errors.js'
 import type { Native, TargetEvent } from '../native.js'
 import type { TargetProcess } from './process.js'
+import { TaskEvents } from './task-events.js'
 
 /** Who is told. What these reject with is handled by the caller. */
 export interface WatchesHost {
@@ -29,22 +28,14 @@ interface Watched {
 /** The watches of one probe. */
 export class TargetWatches {
   readonly #watches = new Map<TargetProcess, Watched>()
-  /** Events that are not watched yet. */
-  readonly #prepared = new Map<TargetProcess, Promise<number | null>>()
 
+  /** @param tasks - events that may have been opened before */
   constructor(
     private readonly native: Native,
     private readonly ring: Ring,
     private readonly host: WatchesHost,
+    private readonly tasks: TaskEvents = new TaskEvents(native),
   ) {}
-
-  /** Begins to open what {@link add} needs of a process, which may take a while. */
-  prepare(target: TargetProcess): void {
-    const opening = this.#open(target)
-    this.#prepared.set(target, opening)
-    // Whoever adds the process is told.
-    opening.catch(() => undefined)
-  }
 
   /**
    * Begins to watch a process.
@@ -68,10 +59,7 @@ export class TargetWatches {
     if (watched !== undefined) this.ring.unwatch(watched.pidfd)
     if (watched?.task != null) this.ring.unwatch(watched.task)
     this.#watches.delete(target)
-    const prepared = this.#prepared.get(target)
-    this.#prepared.delete(target)
-    const fd = await prepared?.catch(() => null)
-    if (fd != null) this.native.closeFd(fd)
+    await this.tasks.drop(target)
     // Whoever waits for this one closes it, since it is not wanted any more.
     await watched?.opening?.catch(() => null)
   }
@@ -90,26 +78,12 @@ export class TargetWatches {
   async #watchTask(target: TargetProcess, watched: Watched): Promise<void> {
     if (watched.task !== null) this.ring.unwatch(watched.task)
     watched.task = null
-    watched.opening = this.#prepared.get(target) ?? this.#open(target)
-    this.#prepared.delete(target)
+    watched.opening = this.tasks.take(target)
     const fd = await watched.opening
     watched.opening = null
     if (fd === null) return
     if (this.#watches.get(target) === watched) watched.task = this.#give(fd, 'task', (event) => this.#onTask(target, watched, event))
     else this.native.closeFd(fd)
-  }
-
-  /** Opens an event on a living thread; `null` if there is none. */
-  async #open(target: TargetProcess): Promise<number | null> {
-    do {
-      try {
-        return await this.native.taskWatchOpen(target.tid)
-      } catch (error) {
-        // Else the thread ended after it was chosen.
-        if (errnoOf(error) !== ESRCH) throw error
-      }
-    } while (target.refreshThread())
-    return null
   }
 
   #onTask(target: TargetProcess, watched: Watched, event: TargetEvent['event']): void {

@@ -11,6 +11,7 @@ import { buildTarget } from '../support/build.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { gatedNote, notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
+import { threadsNamed } from '../support/threads.js'
 import { waitFor } from '../support/wait.js'
 import { native, uprobePmu, withoutRights } from './kernel.js'
 
@@ -40,16 +41,7 @@ function withoutPath(): number {
   }).length
 }
 
-function closingThreads(): number {
-  return readdirSync('/proc/self/task').filter((tid) => {
-    try {
-      return readFileSync(`/proc/self/task/${tid}/comm`, 'utf8') === 'uprobe-closer\n'
-    } catch {
-      // A thread that ended since the listing.
-      return false
-    }
-  }).length
-}
+const closingThreads = (): number => threadsNamed('uprobe-closer').length
 
 test('resolves when all are closed, and the thread ends', async () => {
   const fds = Array.from({ length: 100 }, () => native.openFile(FILE))

@@ -10,6 +10,7 @@ import { FoundProcesses } from '../../lib/counter/found.js'
 import { Ring } from '../../lib/delivery/ring.js'
 import { loadNative, type Native } from '../../lib/native.js'
 import { TargetProcess } from '../../lib/target/process.js'
+import { TaskEvents } from '../../lib/target/task-events.js'
 import { TargetWatches } from '../../lib/target/watches.js'
 import { holdings } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
@@ -73,9 +74,10 @@ for (const prepared of [true, false]) {
     async (t) => {
       const target = open(t, start(t, 'sleep', '600'))
       const { native, opens, release } = slowNative()
-      const watches = new TargetWatches(native, await newRing(t), HOST)
+      const tasks = new TaskEvents(native)
+      const watches = new TargetWatches(native, await newRing(t), HOST, tasks)
       const before = watchFds()
-      if (prepared) watches.prepare(target)
+      if (prepared) tasks.prepare(target)
       const adding = watches.add(target)
       await waitFor('the opening', () => opens() === 1)
       let removed = false
@@ -95,10 +97,14 @@ for (const prepared of [true, false]) {
 
 test('what was prepared and never added is closed', ROOT, async (t) => {
   const target = open(t, start(t, 'sleep', '600'))
-  const watches = new TargetWatches(loadNative(), await newRing(t), HOST)
+  const tasks = new TaskEvents(loadNative())
+  const watches = new TargetWatches(loadNative(), await newRing(t), HOST, tasks)
   const before = watchFds()
-  watches.prepare(target)
+  tasks.prepare(target)
   await watches.remove(target)
+  assert.equal(watchFds(), before)
+  tasks.prepare(target)
+  await tasks.close()
   assert.equal(watchFds(), before)
 })
 

@@ -1,0 +1,80 @@
+/**
+ * That an attach has the kernel wait ahead (lib/register/anticipate.ts) changes nothing but the time that it takes.
+ */
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { EINVAL, EMFILE } from '../../lib/errno.js'
+import { loadNative, type Native } from '../../lib/native.js'
+import { anticipateRegistration } from '../../lib/register/anticipate.js'
+import { buildTarget } from '../support/build.js'
+import { HAS_MULTI } from '../support/features.js'
+import { holdings } from '../support/leftovers.js'
+import { isArmed } from '../support/memory.js'
+import { needs } from '../support/needs.js'
+import { notesOf } from '../support/notes.js'
+import { Target } from '../support/target.js'
+import { threadsNamed } from '../support/threads.js'
+import { newTracer } from '../support/tracing.js'
+import { turns, waitFor } from '../support/wait.js'
+
+const ROOT = needs({})
+const GCC = needs({ programs: ['gcc'] })
+
+/** Descriptors of what it makes. */
+function descriptors(): string[] {
+  return Object.keys(holdings().descriptors).filter((name) => name.includes('memfd') || name.includes('bpf'))
+}
+
+test('nothing is left of it, and where there are no links it says so', ROOT, async () => {
+  const native = loadNative()
+  if (HAS_MULTI) await native.bpfAnticipateUprobes()
+  else await assert.rejects(native.bpfAnticipateUprobes(), { errno: -EINVAL })
+  await waitFor('the link to be closed', () => descriptors().length === 0)
+  await waitFor('the thread to end', () => threadsNamed('uprobe-ahead').length === 0)
+})
+
+test('a kernel without links is asked once; who is short of something is asked again', async () => {
+  const asked: number[] = []
+  const failing = (errno: number): Native =>
+    ({
+      bpfAnticipateUprobes: () => {
+        asked.push(errno)
+        return Promise.reject(Object.assign(new Error('refused'), { errno: -errno, code: 'E', syscall: 'bpf' }))
+      },
+    }) as unknown as Native
+  for (const errno of [EINVAL, EMFILE]) {
+    const native = failing(errno)
+    await anticipateRegistration(native)
+    await anticipateRegistration(native)
+  }
+  assert.deepEqual(asked, [EINVAL, EMFILE, EMFILE])
+})
+
+test('an attach is over when it is, whether it succeeds or not, and does not fail with it', GCC, async (t) => {
+  const path = buildTarget(t, 'latency')
+  const target = await Target.start(t, path)
+  const tracer = newTracer(t)
+  const attach = (name: string): Promise<unknown> => tracer.attach(`usdt:t:${name}`, { pid: target.pid })
+  await attach('begin')
+  const [end] = notesOf(path, 't:end')
+  assert.ok(end !== undefined)
+  for (const [name, outcome] of [
+    ['end', 'attached'],
+    ['nothing_is_called_so', 'ERR_UPROBE_NOT_FOUND'],
+  ] as const) {
+    let settle: (error: Error) => void = () => undefined
+    t.mock.method(loadNative(), 'bpfAnticipateUprobes', () => new Promise<void>((_, reject) => (settle = reject)))
+    let seen: unknown = null
+    const attaching = attach(name).then(
+      () => (seen = 'attached'),
+      (error: { code: string }) => (seen = error.code),
+    )
+    if (outcome === 'attached') await waitFor('the registration', () => isArmed(target.pid, path, end.fileOffset))
+    await turns(200)
+    assert.equal(seen, null)
+    settle(new Error('the kernel does not like it'))
+    await attaching
+    assert.equal(seen, outcome)
+    t.mock.reset()
+  }
+})
