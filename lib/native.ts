@@ -114,7 +114,7 @@ export interface RingReaderOptions {
    * Called on the JavaScript thread when a batch or a watch event waits, or a drain is through. Rings that nobody has answered yet are one. It
    * should not do long work: Node may call it many times before the event loop turns. What it throws becomes an uncaught exception.
    */
-  onDoorbell: () => void
+  onDoorbell: (events: boolean) => void
 }
 
 /**

@@ -105,6 +105,11 @@ std::vector<WatchEvent> ReaderThread::TakeEvents() {
   return std::exchange(events_, {});
 }
 
+bool ReaderThread::HasEvents() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return !events_.empty();
+}
+
 std::uint64_t ReaderThread::RequestDrain() {
   const std::uint64_t target = ring_.produced();
   {

@@ -65,6 +65,7 @@ class ReaderThread {
   // What waits, oldest first, in chunks of at most kChunkBytes.
   std::optional<Chunk> Take();
   std::vector<WatchEvent> TakeEvents();
+  bool HasEvents();
 
   // Asks for everything up to what the kernel has reserved by now; returns that position. The bell rings once offered() has reached it.
   std::uint64_t RequestDrain();

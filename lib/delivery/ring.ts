@@ -48,7 +48,7 @@ export class Ring {
     private readonly options: RingOptions,
     private readonly log: Logger,
   ) {
-    this.reader = new native.RingReader({ ring: mapped, ...options, onDoorbell: () => this.#onDoorbell() })
+    this.reader = new native.RingReader({ ring: mapped, ...options, onDoorbell: (events) => this.#onDoorbell(events) })
   }
 
   /**
@@ -166,8 +166,8 @@ export class Ring {
     await unmapped
   }
 
-  #onDoorbell(): void {
-    for (const event of this.reader.takeEvents()) this.#watches.get(event.watch)?.(event)
+  #onDoorbell(events: boolean): void {
+    if (events) for (const event of this.reader.takeEvents()) this.#watches.get(event.watch)?.(event)
     if (!this.#pumping) this.#pump().catch((error: unknown) => this.log.error({ err: error }, 'delivery failed'))
   }
 
