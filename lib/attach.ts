@@ -145,7 +145,7 @@ async function attachSteps(
   undo.add(() => tasks.close())
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
   for (const target of processes) tasks.prepare(target)
-  const anticipated = anticipateRegistration(native)
+  let anticipated = Promise.resolve()
   undo.add(() => anticipated)
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()
@@ -158,7 +158,10 @@ async function attachSteps(
     (step, done, total) =>
       context.onProgress({ action, spec: spec.text, step, done, total })
   const work = new SiteWork(signal, reportOf('attach'))
-  const prepared = await prepareSites({ native, spec, files, settings, log, work })
+  const onFound = (): void => {
+    anticipated = anticipateRegistration(native)
+  }
+  const prepared = await prepareSites({ native, spec, files, settings, log, work, onFound })
   const warnings = [...prepared.warnings]
   // A process may map hundreds of files. Those without sites need not be kept open, and with them the file systems they are on.
   const probed = new Set(prepared.files.map(({ file }) => file))

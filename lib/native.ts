@@ -111,7 +111,7 @@ export interface RingReaderOptions {
   /** How many bytes may wait for JavaScript before the reader leaves further ones in the ring (where the kernel counts losses). */
   pendingLimitBytes: number
   /**
-   * Called on the JavaScript thread when a batch or a watch event waits, or a drain is through. Rings that nobody has answered yet are one. It
+   * Called on the JavaScript thread when a batch or a watch event waits, or a drain is through; `events` says whether there are watch events. Rings that nobody has answered yet are one. It
    * should not do long work: Node may call it many times before the event loop turns. What it throws becomes an uncaught exception.
    */
   onDoorbell: (events: boolean) => void

@@ -59,6 +59,8 @@ export interface PrepareRequest {
   readonly settings: AttachSettings
   readonly log: Logger
   readonly work: SiteWork
+  /** Called when it is known that there are sites, and looking at them begins. */
+  onFound(): void
 }
 
 /** e_machine of the files that this machine can run in its own mode. */
@@ -97,6 +99,7 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
       `${escapeForDisplay(spec.text)} stands for ${total} sites, and maxSites is ${settings.maxSites}. Narrow the pattern, or raise maxSites.`,
     )
   }
+  request.onFound()
   const files: FileSites[] = []
   let slots = 0
   let refusal: UprobeError | null = null

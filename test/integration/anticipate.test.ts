@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { EINVAL, EMFILE } from '../../lib/errno.js'
+import { UprobeError } from '../../lib/errors.js'
 import { loadNative, type Native } from '../../lib/native.js'
 import { anticipateRegistration } from '../../lib/register/anticipate.js'
 import { buildTarget } from '../support/build.js'
@@ -54,27 +55,47 @@ test('an attach is over when it is, whether it succeeds or not, and does not fai
   const path = buildTarget(t, 'latency')
   const target = await Target.start(t, path)
   const tracer = newTracer(t)
-  const attach = (name: string): Promise<unknown> => tracer.attach(`usdt:t:${name}`, { pid: target.pid })
-  await attach('begin')
+  const attach = (strings: number[]): Promise<unknown> => tracer.attach('usdt:t:end', { pid: target.pid, strings })
   const [end] = notesOf(path, 't:end')
   assert.ok(end !== undefined)
-  for (const [name, outcome] of [
-    ['end', 'attached'],
-    ['nothing_is_called_so', 'ERR_UPROBE_NOT_FOUND'],
+  for (const [strings, outcome] of [
+    [[], 'attached'],
+    [[7], 'ERR_UPROBE_BAD_OPTION'],
   ] as const) {
-    let settle: (error: Error) => void = () => undefined
-    t.mock.method(loadNative(), 'bpfAnticipateUprobes', () => new Promise<void>((_, reject) => (settle = reject)))
-    let seen: unknown = null
-    const attaching = attach(name).then(
-      () => (seen = 'attached'),
-      (error: { code: string }) => (seen = error.code),
+    let settle: ((error: Error) => void) | null = null
+    t.mock.method(
+      loadNative(),
+      'bpfAnticipateUprobes',
+      () =>
+        new Promise<void>((_, reject) => {
+          settle = reject
+        }),
     )
+    let seen: unknown = null
+    const attaching = attach([...strings]).then(
+      () => {
+        seen = 'attached'
+      },
+      (error: { code: string }) => {
+        seen = error.code
+      },
+    )
+    await waitFor('the beginning', () => settle !== null)
     if (outcome === 'attached') await waitFor('the registration', () => isArmed(target.pid, path, end.fileOffset))
     await turns(200)
     assert.equal(seen, null)
-    settle(new Error('the kernel does not like it'))
+    ;(settle as unknown as (error: Error) => void)(new Error('the kernel does not like it'))
     await attaching
     assert.equal(seen, outcome)
     t.mock.reset()
   }
+})
+
+test('for a name that is not there the kernel is not asked', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'latency'))
+  const asked = t.mock.method(loadNative(), 'bpfAnticipateUprobes')
+  for (const spec of ['usdt:t:nothing_is_called_so', 'usdt:/no/file:t:end']) {
+    await assert.rejects(newTracer(t).attach(spec, { pid: target.pid }), UprobeError)
+  }
+  assert.equal(asked.mock.callCount(), 0)
 })
