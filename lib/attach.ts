@@ -8,6 +8,7 @@
  * the reason, as long as any is left.
  */
 import { readlinkSync } from 'node:fs'
+import { release } from 'node:os'
 import { type Arming, ClaimedArming, CountedArming } from './arming.js'
 import type { HitSink } from './capture/compile.js'
 import type { Filter } from './capture/filter.js'
@@ -159,7 +160,7 @@ async function attachSteps(
       context.onProgress({ action, spec: spec.text, step, done, total })
   const work = new SiteWork(signal, reportOf('attach'))
   const onFound = (): void => {
-    anticipated = anticipateRegistration(native)
+    if (settings.registration !== 'perf') anticipated = anticipateRegistration(native, release())
   }
   const prepared = await prepareSites({ native, spec, files, settings, log, work, onFound })
   const warnings = [...prepared.warnings]
@@ -246,7 +247,9 @@ async function attachSteps(
     onEnding: reportOf('detach'),
   })
   // The probe owns everything from here on, and its end closes it.
-  undo.replace(() => probe.detach())
+  undo.replace(async () => {
+    await probe.detach().finally(() => anticipated)
+  })
   probe.prepare()
 
   async function claimCounters(): Promise<ClaimedArming> {

@@ -278,8 +278,8 @@ export interface Native {
   /** BPF_LINK_CREATE with BPF_TRACE_UPROBE_MULTI, likewise from a process of its own; resolves to the link's fd. */
   bpfLinkCreateUprobeMulti(options: UprobeMulti): Promise<number>
   /**
-   * Registers a uprobe in a file that nobody maps, and takes it out again on a thread of its own: no process sees it. It makes the kernel wait now for what it would wait for at the next registration (lib/register/anticipate.ts). EINVAL where
-   * there is no uprobe_multi link.
+   * Registers a uprobe in a file that nobody maps, and takes it out again on a thread of its own. It makes the kernel wait now for what it would wait for at the next registration (lib/register/anticipate.ts). Resolves when it is registered;
+   * at once, while another call of this process is at it. EINVAL where there is no uprobe_multi link.
    */
   bpfAnticipateUprobes(): Promise<void>
   /** The counts of a program as BPF_OBJ_GET_INFO_BY_FD gives them. */

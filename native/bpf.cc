@@ -4,11 +4,13 @@
 
 #include "bpf.h"
 
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 
@@ -345,6 +347,10 @@ Napi::Value BpfProgLoad(const Napi::CallbackInfo& info) {
   });
 }
 
+// Whether a descriptor is left for a link. Asked right before, since where the last step fails for want of one, kernels from 6.6 until 6.11 go on using what they have freed: bpf_uprobe_multi_link_attach does not unregister what it has
+// registered (CVE-2024-47675). Another thread may still take it in between.
+bool HasRoomForFd(const int fd) { return Fd(fcntl(fd, F_DUPFD_CLOEXEC, 0)).valid(); }
+
 Napi::Value BpfLinkCreateUprobeMulti(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
   const Napi::Object options = arguments.Object(0, "options");
@@ -376,20 +382,20 @@ Napi::Value BpfLinkCreateUprobeMulti(const Napi::CallbackInfo& info) {
     attributes.cnt = static_cast<std::uint32_t>(offsets.size());
     attributes.multi_flags = retprobe ? kUprobeMultiReturn : 0;
     attributes.pid = static_cast<std::uint32_t>(pid);
+    if (!HasRoomForFd(program_fd)) return LastFailure("bpf(BPF_LINK_CREATE)");
     const long fd = RunApart(SYS_bpf, {kLinkCreate, Argument(&attributes), sizeof attributes});
     if (fd < 0) return LastFailure("bpf(BPF_LINK_CREATE)");
     return Fd(static_cast<int>(fd));
   });
 }
 
-// A file of one byte that nobody maps.
+// An empty file that nobody maps.
 Fd FileOfNobody() {
   constexpr unsigned kCloseOnExec = 1, kNoExecSeal = 8;  // MFD_CLOEXEC, MFD_NOEXEC_SEAL
-  constexpr const char* kName = "uprobe";
+  constexpr const char* kName = "uprobe_ahead";
   // Systems may demand the seal (vm.memfd_noexec), and kernels before 6.3 do not know it.
   Fd file(static_cast<int>(syscall(SYS_memfd_create, kName, kCloseOnExec | kNoExecSeal)));
   if (!file.valid()) file = Fd(static_cast<int>(syscall(SYS_memfd_create, kName, kCloseOnExec)));
-  if (file.valid() && ftruncate(file.get(), 1) != 0) return Fd();
   return file;
 }
 
@@ -401,8 +407,9 @@ Fd EmptyProgram() {
   attributes.expected_attach_type = kTraceUprobeMulti;
   attributes.insns = Pointer(kInsns);
   attributes.insn_cnt = 2;
-  attributes.license = Pointer("GPL");
-  return Fd(static_cast<int>(Bpf(kProgLoad, attributes)));
+  attributes.license = Pointer("Dual MIT/GPL");
+  SetName(attributes.prog_name, "uprobe_ahead");
+  return Fd(static_cast<int>(LoadProgram(attributes)));
 }
 
 Result<Fd> RegisterNowhere() {
@@ -418,23 +425,38 @@ Result<Fd> RegisterNowhere() {
   attributes.path = Pointer(path.c_str());
   attributes.offsets = Pointer(&offset);
   attributes.cnt = 1;
+  if (!HasRoomForFd(program.get())) return LastFailure("bpf(BPF_LINK_CREATE)");
   Fd link(static_cast<int>(Bpf(kLinkCreate, attributes)));
   if (!link.valid()) return LastFailure("bpf(BPF_LINK_CREATE)");
   return link;
 }
 
-Napi::Value BpfAnticipateUprobes(const Napi::CallbackInfo& info) {
-  return RunForNothing(info.Env(), "BPF_LINK_CREATE", []() -> Result<Nothing> {
-    Result<Fd> registered = RegisterNowhere();
-    if (const Failure* failure = registered.failure()) return *failure;
-    // The descriptor is gone at once, and what the kernel waits for then (uprobe_unregister_sync) is not worth one of libuv's threads. No other process is needed for it (apart.h): nobody maps the file, so a fatal signal finds no
-    // lock of a memory map to be missed.
-    const std::shared_ptr<Fd> link(std::make_unique<Fd>(std::move(registered.value())));
-    Result<Thread> closing = Thread::Start("uprobe-ahead", [link] { *link = Fd(); });
-    if (closing.failure() == nullptr) closing.value().Detach();
-    return Nothing();
-  });
+// One is enough for the whole process. Set from the beginning until the link is gone.
+std::atomic<bool> anticipating = false;
+
+Result<Nothing> Anticipate() {
+  if (anticipating.exchange(true)) return Nothing();
+  Result<Fd> registered = RegisterNowhere();
+  if (const Failure* failure = registered.failure()) {
+    anticipating = false;
+    return *failure;
+  }
+  // The descriptor is gone at once, and what the kernel waits for then (uprobe_unregister_sync) is not worth one of libuv's threads. No other process is needed for it (apart.h): nobody maps the file, so there is no page to be fetched.
+  const std::shared_ptr<Fd> link(std::make_unique<Fd>(std::move(registered.value())));
+  const auto close = [link] {
+    *link = Fd();
+    anticipating = false;
+  };
+  Result<Thread> closing = Thread::Start("uprobe-ahead", close);
+  if (closing.failure() == nullptr) {
+    closing.value().Detach();
+  } else {
+    close();
+  }
+  return Nothing();
 }
+
+Napi::Value BpfAnticipateUprobes(const Napi::CallbackInfo& info) { return RunForNothing(info.Env(), "BPF_LINK_CREATE", Anticipate); }
 
 Napi::Value BpfProgInfo(const Napi::CallbackInfo& info) {
   Arguments arguments(info);

@@ -15,6 +15,7 @@
  */
 import { ENXIO, EPROTO } from '../errno.js'
 import { UprobeError, type UprobeErrorCode } from '../errors.js'
+import { isAmong, isBefore, type Releases } from '../kernel-release.js'
 import { escapeForDisplay } from '../log.js'
 import { type CodeSite, checkInstructionStart, type InstructionSource } from './instruction-start.js'
 import { instructionLength, isNop, MAX_INSTRUCTION_BYTES } from './x86-length.js'
@@ -117,10 +118,8 @@ function checkGo(site: CodeSite, { source, retprobe, goBinary }: HazardContext):
   )
 }
 
-type Version = readonly [major: number, minor: number, patch: number]
-
 /** First and first repaired version of each line of kernels that kills targets of return probes under seccomp. */
-const SECCOMP_KILLS: ReadonlyArray<readonly [from: Version, to: Version]> = [
+const SECCOMP_KILLS: readonly Releases[] = [
   [
     [6, 11, 0],
     [6, 12, 14],
@@ -133,7 +132,7 @@ const SECCOMP_KILLS: ReadonlyArray<readonly [from: Version, to: Version]> = [
 
 /** Whether a return probe kills a target under seccomp on this kernel. Only x86-64 has the system call. */
 export function returnProbeBreaksSeccomp(kernelRelease: string): boolean {
-  return SECCOMP_KILLS.some(([from, to]) => !isBefore(kernelRelease, from) && isBefore(kernelRelease, to))
+  return isAmong(kernelRelease, SECCOMP_KILLS)
 }
 
 function checkSeccomp(site: CodeSite, context: HazardContext): UprobeError | null {
@@ -152,18 +151,6 @@ function checkSeccomp(site: CodeSite, context: HazardContext): UprobeError | nul
       `Use a kernel from 6.12.14 or 6.13.3 on, ${help}, or pass unsafe: true if the filter allows system call 335`,
     confined?.pid,
   )
-}
-
-/** Whether the release, as in `6.12.5-amd64`, is older than `version`. A release that cannot be read counts as the newest. */
-function isBefore(release: string, version: Version): boolean {
-  const match = /^(\d+)\.(\d+)(?:\.(\d+))?/.exec(release)
-  if (match === null) return false
-  const parts = [match[1], match[2], match[3] ?? '0'].map(Number)
-  for (const [index, least] of version.entries()) {
-    const part = parts[index] ?? 0
-    if (part !== least) return part < least
-  }
-  return false
 }
 
 function refusal(code: UprobeErrorCode, site: CodeSite, source: InstructionSource, why: string, pid?: number): UprobeError {

@@ -139,7 +139,7 @@ export class TargetProcess {
       if (tid === null) throw gone(pid, 'has exited')
       const memFd = keep(openOfProcess(`/proc/${pid}/task/${tid}/mem`))
       if (readOpenStat(statFd) === null) throw gone(pid, 'has exited')
-      // The pidfd is not asked again, but kept: where it was closed here, the registration that followed waited for two grace periods of the kernel, and not for one (seen on Linux 6.18, in quiet: 14 ms, and 7).
+      // The pidfd is not asked again, but kept: its dentry and inode are freed behind a grace period of RCU, so closing it begins one, and a registration that finds one begun waits for the next (seen on Linux 6.18, in quiet: 14 ms, and 7).
       return new TargetProcess(native, pid, stat.startTime, tid, statFd, memFd, pidfd)
     } catch (error) {
       for (const fd of opened) closeSync(fd)

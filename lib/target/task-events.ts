@@ -12,15 +12,18 @@ import type { TargetProcess } from './process.js'
 /** What is being opened, and nobody has taken yet. */
 export class TaskEvents {
   readonly #opening = new Map<TargetProcess, Promise<number | null>>()
+  #first: Promise<unknown> | null = null
 
   constructor(private readonly native: Native) {}
 
-  /** Begins to open the event of a process. */
+  /** Begins to open the event of a process, once. Those behind the first wait for it: they would wait in the kernel, and hold libuv's threads. */
   prepare(target: TargetProcess): void {
-    const opening = this.#open(target)
+    if (this.#opening.has(target)) return
+    const opening = this.#first === null ? this.#open(target) : this.#first.then(() => this.#open(target))
     this.#opening.set(target, opening)
     // Whoever takes it is told.
-    opening.catch(() => undefined)
+    const settled = opening.catch(() => undefined)
+    this.#first ??= settled
   }
 
   /** Resolves to an event on a living thread, the caller's from here on, or to `null` if no thread lives. */

@@ -45,11 +45,15 @@ test('a kernel without links is asked once; who is short of something is asked a
     }) as unknown as Native
   for (const errno of [EINVAL, EMFILE]) {
     const native = failing(errno)
-    await anticipateRegistration(native)
-    await anticipateRegistration(native)
+    await anticipateRegistration(native, '6.12.0')
+    await anticipateRegistration(native, '6.12.0')
   }
   assert.deepEqual(asked, [EINVAL, EMFILE, EMFILE])
 })
+
+function limitReached(): Error {
+  return Object.assign(new Error('no descriptor'), { errno: -EMFILE, code: 'EMFILE', syscall: 'perf_event_open' })
+}
 
 test('an attach is over when it is, whether it succeeds or not, and does not fail with it', GCC, async (t) => {
   const path = buildTarget(t, 'latency')
@@ -61,6 +65,7 @@ test('an attach is over when it is, whether it succeeds or not, and does not fai
   for (const [strings, outcome] of [
     [[], 'attached'],
     [[7], 'ERR_UPROBE_BAD_OPTION'],
+    [[], 'ERR_UPROBE_LIMIT'],
   ] as const) {
     let settle: ((error: Error) => void) | null = null
     t.mock.method(
@@ -71,6 +76,7 @@ test('an attach is over when it is, whether it succeeds or not, and does not fai
           settle = reject
         }),
     )
+    if (outcome === 'ERR_UPROBE_LIMIT') t.mock.method(loadNative(), 'perfEventOpenUprobe', () => Promise.reject(limitReached()))
     let seen: unknown = null
     const attaching = attach([...strings]).then(
       () => {
@@ -91,11 +97,27 @@ test('an attach is over when it is, whether it succeeds or not, and does not fai
   }
 })
 
-test('for a name that is not there the kernel is not asked', GCC, async (t) => {
+test('kernels are left alone whose links do harm when they fail', async () => {
+  let asked = 0
+  const native = {
+    bpfAnticipateUprobes: async () => {
+      asked++
+    },
+  } as unknown as Native
+  for (const release of ['6.6.0', '6.6.53-1', '6.7.1', '6.8.0-45-generic', '6.10.12', '6.11.1'])
+    await anticipateRegistration(native, release)
+  assert.equal(asked, 0)
+  const sound = ['6.6.54', '6.10.13', '6.11.2', '6.12.1', '7.0.0']
+  for (const release of sound) await anticipateRegistration(native, release)
+  assert.equal(asked, sound.length)
+})
+
+test('for a name that is not there, or where no link is wanted, the kernel is not asked', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'latency'))
   const asked = t.mock.method(loadNative(), 'bpfAnticipateUprobes')
   for (const spec of ['usdt:t:nothing_is_called_so', 'usdt:/no/file:t:end']) {
     await assert.rejects(newTracer(t).attach(spec, { pid: target.pid }), UprobeError)
   }
+  await newTracer(t).attach('usdt:t:end', { pid: target.pid, registration: 'perf' })
   assert.equal(asked.mock.callCount(), 0)
 })

@@ -162,7 +162,7 @@ export interface RecordOptions extends Partial<Omit<RingReaderOptions, 'ring' | 
   /** Each hit wakes the reader. */
   forceWakeup?: boolean
   /** Called at the end of each doorbell. */
-  onDoorbell?: (recording: Recording) => void
+  onDoorbell?: (recording: Recording, events: boolean) => void
 }
 
 /** Makes a ring with a reader, whose doorbell takes all that waits. */
@@ -187,10 +187,10 @@ export async function record(t: TestContext, options: RecordOptions = {}): Promi
       ring: await native.mapRing(ringFd, ringBytes),
       flushIntervalMs: 20,
       pendingLimitBytes: 64 << 20,
-      onDoorbell: () => {
+      onDoorbell: (events) => {
         recording.bells++
         if (!paused) takeAll()
-        onDoorbell?.(recording)
+        onDoorbell?.(recording, events)
       },
       ...others,
     }),

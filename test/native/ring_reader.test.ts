@@ -283,6 +283,13 @@ test('a closed reader answers, and closes again', { skip: withoutRights }, async
   await assert.rejects(reader.drain(), { message: 'the ring reader is closed' })
 })
 
+test('a doorbell for a drain tells of no events', { skip: withoutRights }, async (t) => {
+  const told: boolean[] = []
+  const { reader } = await record(t, { onDoorbell: (_, events) => told.push(events) })
+  await reader.drain()
+  assert.deepEqual(told, [false])
+})
+
 test('closes from within its own doorbell', { skip: withoutRights }, async (t) => {
   const recording = await record(t, { onDoorbell: ({ reader }) => void reader.close() })
   await assert.rejects(recording.reader.drain(), { message: 'the ring reader is closed' })

@@ -14,7 +14,7 @@ import { TaskEvents } from '../../lib/target/task-events.js'
 import { TargetWatches } from '../../lib/target/watches.js'
 import { holdings } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
-import { waitFor } from '../support/wait.js'
+import { turns, waitFor } from '../support/wait.js'
 
 const ROOT = needs()
 
@@ -106,6 +106,22 @@ test('what was prepared and never added is closed', ROOT, async (t) => {
   tasks.prepare(target)
   await tasks.close()
   assert.equal(watchFds(), before)
+})
+
+test('of many that are prepared, the first is opened alone, and each once', ROOT, async (t) => {
+  const targets = [1, 2, 3].map(() => open(t, start(t, 'sleep', '600')))
+  const { native, opens, release } = slowNative()
+  const tasks = new TaskEvents(native)
+  const before = watchFds()
+  for (const target of [...targets, ...targets]) tasks.prepare(target)
+  await turns(20)
+  assert.equal(opens(), 1)
+  release()
+  await waitFor('the others', () => opens() === 3)
+  const closing = tasks.close()
+  release()
+  await closing
+  assert.deepEqual([opens(), watchFds()], [3, before])
 })
 
 test('a process that is gone before it is taken in is not, and leaves nothing', ROOT, async (t) => {

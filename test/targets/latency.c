@@ -77,8 +77,8 @@ static void *begin_in_thread(void *argument) {
   return NULL;
 }
 
-/* To join a thread is not enough: it wakes who waits for it before the tracepoint of its exit (mm_release and trace_sched_process_exit in do_exit, kernel/exit.c). It has passed that when its number is gone. */
-static void thread(int id) {
+/* To join a thread is not enough: before Linux 6.16 it wakes who waits for it before the tracepoint of its exit (exit_mm and trace_sched_process_exit in do_exit, kernel/exit.c). It has passed that when its number is gone. */
+static void run_thread(int id) {
   struct beginner beginner = {.id = id};
   pthread_t thread;
   if (pthread_create(&thread, NULL, begin_in_thread, &beginner) != 0) abort();
@@ -142,7 +142,7 @@ static void commands(void) {
       for (int i = 0; i < depth; i++) begin(i);
       for (int i = depth; i > 0; i--) end(i - 1);
     } else if ((argument = argument_of(line, "thread"))) {
-      thread(atoi(argument));
+      run_thread(atoi(argument));
     } else if ((argument = argument_of(line, "fork"))) {
       pid_t child = fork();
       if (child == 0) {
