@@ -99,11 +99,11 @@ function tableOf(outcomes: readonly Outcome[]): string {
 }
 
 function goalsOf(outcomes: readonly Outcome[]): GoalResult[] {
-  return outcomes.flatMap(({ run: { way, group }, ratio }) =>
-    way.by === 'uprobe' && group.goal !== undefined
-      ? [judge({ what: `A hit: ${group.title.toLowerCase()}, ratio to \`perf stat\``, limit: group.goal }, ratio)]
-      : [],
-  )
+  return outcomes.flatMap(({ run: { way, group }, ratio }) => {
+    if (way.by !== 'uprobe' || group.goal === undefined) return []
+    const floor = outcomes.find(({ run }) => run.group === group && run.way.by === 'C')?.ratio
+    return [judge({ what: `A hit: ${group.title.toLowerCase()}, ratio to \`perf stat\``, limit: group.goal, floor }, ratio)]
+  })
 }
 
 /** The tracers of a group that cost less than this package, round by round, in more than three quarters of the rounds. */

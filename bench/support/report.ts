@@ -24,6 +24,8 @@ export interface GoalResult {
   readonly measured: string
   /** Half of the rounds, or what else says how sure the figure is. */
   readonly spread: string
+  /** See {@link Limit.floor}; empty if there is none. */
+  readonly floor: string
   readonly verdict: Verdict
 }
 
@@ -63,10 +65,12 @@ export interface Limit {
   readonly unit?: string
   readonly digits?: number
   readonly better?: 'less' | 'more'
+  /** What the same takes without this package, on this machine and in this run: nobody gets below it. */
+  readonly floor?: Summary | undefined
 }
 
 /** Holds what was measured against a goal. */
-export function judge({ what, limit, unit = '', digits = 2, better = 'less' }: Limit, measured: Summary): GoalResult {
+export function judge({ what, limit, unit = '', digits = 2, better = 'less', floor }: Limit, measured: Summary): GoalResult {
   const holds = (value: number): boolean => (better === 'less' ? value <= limit : value >= limit)
   const show = (value: number): string => `${grouped(value, digits)}${unit === '' ? '' : ` ${unit}`}`
   const best = better === 'less' ? measured.lowerQuartile : measured.upperQuartile
@@ -75,6 +79,7 @@ export function judge({ what, limit, unit = '', digits = 2, better = 'less' }: L
     goal: `${better === 'less' ? 'at most' : 'at least'} ${show(limit)}`,
     measured: show(measured.median),
     spread: `${grouped(measured.lowerQuartile, digits)} to ${grouped(measured.upperQuartile, digits)}`,
+    floor: floor === undefined ? '' : show(floor.median),
     verdict: holds(measured.median) ? 'yes' : holds(best) ? 'within the spread' : 'no',
   }
 }

@@ -53,13 +53,13 @@ const CAPTION = {
 export function summaryOf(results: ReadonlyArray<readonly [string, Result]>): string {
   const reports = results.map(([, { report }]) => report)
   const goals = reports.flatMap((report) => report.goals ?? [])
-  const rows = goals.map(({ what, goal, measured, spread, verdict }) => [what, goal, measured, spread, verdict])
+  const rows = goals.map(({ what, goal, measured, spread, floor, verdict }) => [what, goal, measured, spread, floor, verdict])
   const behind = reports.flatMap((report) => report.behind ?? [])
   const noise = reports.flatMap((report) => report.noise ?? [])
   const machines = [...new Set(results.map(([, { machine }]) => machine))]
   return [
-    table(['goal', 'bound', 'measured', 'half of the rounds', 'met'], rows),
-    '"Met" says *yes* if the median keeps the bound, *within the spread* if only the better quartile does.',
+    table(['goal', 'bound', 'measured', 'half of the rounds', 'C or Node alone', 'met'], rows),
+    '"Met" says *yes* if the median keeps the bound, *within the spread* if only the better quartile does. "C or Node alone" is what the same takes on this machine without the package: a program in C that traces the same way, or the least that Node does for it. Where that is beyond the bound, the machine is not the one on which the bound was set.',
     '![What a hit costs the traced program](performance.svg)',
     `**Where others are ahead:** ${behind.length === 0 ? 'nowhere, in what was measured.' : behind.join(' ')}`,
     `**Machine:** ${machines.join('; ')}. **Noise:** ${noise.length === 0 ? 'see the quartiles.' : noise.join(' ')}`,

@@ -40,11 +40,17 @@ test('quartiles are interpolated, and ratios are taken round by round', () => {
   assert.equal(spreadPercent({ median: 200, lowerQuartile: 190, upperQuartile: 210 }), 10)
 })
 
-test('the summary says which goals are met and where others are ahead', () => {
+test('the summary says which goals are met, what nobody gets below, and where others are ahead', () => {
   const summary = { median: 0.9, lowerQuartile: 0.8, upperQuartile: 1 }
-  const report = { markdown: '', goals: [judge({ what: 'a hit', limit: 0.85 }, summary)], behind: ['perf is faster.'] }
+  const floor = { median: 0.8, lowerQuartile: 0.8, upperQuartile: 0.8 }
+  const report = {
+    markdown: '',
+    goals: [judge({ what: 'a hit', limit: 0.85 }, summary), judge({ what: 'a string', limit: 1, floor }, summary)],
+    behind: ['perf is faster.'],
+  }
   const text = summaryOf([['a', { report, machine: 'M', date: '2026-01-01' }]])
-  assert.match(text, /\| a hit +\| +at most 0\.85 \| +0\.90 \| +0\.80 to 1\.00 \| within the spread \|/)
+  assert.match(text, /\| a hit +\| +at most 0\.85 \| +0\.90 \| +0\.80 to 1\.00 \| +\| within the spread \|/)
+  assert.match(text, /\| a string +\| +at most 1\.00 \| +0\.90 \| +0\.80 to 1\.00 \| +0\.80 \| +yes \|/)
   assert.match(text, /Where others are ahead:\*\* perf is faster\./)
 })
 
