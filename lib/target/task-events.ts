@@ -1,8 +1,8 @@
 /**
  * Events on living threads of processes, which tell their watcher (watches.ts) of exec and of the thread's end.
  *
- * The first on a machine takes the kernel a grace period (`account_event`, kernel/events/core.c: it lets every processor see that there are such events, and waits), and the registration of a probe takes one, too. Begun together they
- * take one in all. So an attach opens them first of all, when it is not known yet who will watch them, or whether it comes to that.
+ * The first on a machine takes the kernel a grace period of RCU (`account_event`, kernel/events/core.c: it lets every processor see that there are such events, and waits). So an attach opens them first of all, when it is not known yet
+ * who will watch them, or whether it comes to that: a registration that finds a grace period just begun waits for two.
  */
 import { ESRCH } from '../errno.js'
 import { errnoOf } from '../errors.js'
