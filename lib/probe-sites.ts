@@ -4,9 +4,10 @@
  * Of thousands few may ever be looked at, so each is made when it is asked for, and kept: a site is the same object in every hit. Who asks for all of them does not wait for a promise, and the first time V8
  * has no optimized code; so they are made in one loop, with little made or called for each that does not stay.
  */
+
+import type { SiteTarget } from './counter/site-facts.js'
 import type { SiteFindings } from './counter/site-findings.js'
-import type { SiteTarget } from './counter/verify.js'
-import type { ProbeSite } from './probe-types.js'
+import type { ProbeSite } from './probe-site.js'
 import type { Site } from './register/site.js'
 
 /** The sites of one file. Their slots follow each other, and those of the last file. */

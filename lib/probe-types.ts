@@ -1,8 +1,7 @@
 /**
- * What a program sees of a probe: its states, its sites, its counts and its events.
+ * What a program sees of a probe: its states, its counts and its events.
  */
 import type { Hit } from './capture/hit.js'
-import type { SiteTarget } from './counter/verify.js'
 import type { HitBatch } from './delivery/batch.js'
 
 /**
@@ -43,22 +42,6 @@ export interface ProbeStateChange {
   readonly pid?: number
   /** Whether hits may have been missed, uncounted, in the course of the change. */
   readonly mayHaveMissed: boolean
-}
-
-/** One instruction of one file that a probe resolves to. */
-export interface ProbeSite {
-  /** Resolved name without the path, as `usdt:postgresql:query__start` or `uprobe:malloc`. */
-  readonly probe: string
-  /** The file, as the target knows it. */
-  readonly path: string
-  /** Offset of the instruction in the file. */
-  readonly fileOffset: bigint
-  /** Offset of the counter in the file; `null` if the probe has none. */
-  readonly refCtrOffset: bigint | null
-  /** Operands as the note stores them; `null` for functions. */
-  readonly args: string | null
-  /** The processes in which the site was looked at after attaching. */
-  readonly targets: readonly SiteTarget[]
 }
 
 /** Counts of hits. hits = filtered + delivered + lost holds exactly once the probe is detached; before, some are on their way. */

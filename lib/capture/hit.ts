@@ -6,7 +6,7 @@
  */
 import { inspect } from 'node:util'
 import { UprobeError } from '../errors.js'
-import type { ProbeSite } from '../probe-types.js'
+import type { ProbeSite } from '../probe-site.js'
 import type { StackFrame } from '../symbolize/frame.js'
 import { type ArgJson, ArgumentReader, type ArgumentValue, argsToJson, hex } from './arguments.js'
 import { BatchMemory } from './memory.js'

@@ -11,7 +11,7 @@ import { PagedMemory } from '../target/paged-memory.js'
 import type { TargetProcess } from '../target/process.js'
 import { counterPlaces } from './places.js'
 import { BREAKPOINT_BYTES, CLAIM, type CounterSite } from './read.js'
-import type { FileFacts } from './verify.js'
+import type { FileFacts } from './site-facts.js'
 
 /** See the module's comment. */
 export class Glimpse {

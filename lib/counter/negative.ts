@@ -13,7 +13,7 @@ import { codeAddress, counterAddress, type FileIdentity, type Mapping, mappingsB
 import { PagedMemory } from '../target/paged-memory.js'
 import type { TargetProcess } from '../target/process.js'
 import { CLAIM, isArmed, readCounterOf } from './read.js'
-import type { FileFacts } from './verify.js'
+import type { FileFacts } from './site-facts.js'
 
 /** A process, and where it maps the file of the counters. */
 export interface CounterView {

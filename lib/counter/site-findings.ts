@@ -3,7 +3,7 @@
  *
  * Nearly all of thousands of sites are armed, and few are ever looked at, so only the numbers are kept of these, and an object is made for whoever asks.
  */
-import type { SiteTarget } from './verify.js'
+import type { SiteTarget } from './site-facts.js'
 
 /** No finding, and no counter. */
 const NOTHING = -2

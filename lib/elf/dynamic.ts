@@ -13,7 +13,7 @@
 import { badElf } from './bad-elf.js'
 import type { ElfFile } from './elf-file.js'
 import { type ElfView, PT_DYNAMIC } from './headers.js'
-import type { Piece, SymbolTable } from './symbol-table.js'
+import type { Piece, SymbolTable } from './table-place.js'
 import { TimeSlice } from './time-slice.js'
 
 const DT_NULL = 0n

@@ -14,23 +14,8 @@ import { dynamicSymbolTable } from './dynamic.js'
 import { type ElfFile, MAX_READ_BYTES } from './elf-file.js'
 import { type Section, SHN_XINDEX, SHT_DYNSYM, SHT_GNU_VERDEF, SHT_GNU_VERSYM, SHT_NOBITS, SHT_SYMTAB } from './headers.js'
 import type { NameFilter } from './name-filter.js'
+import type { Piece, SymbolTable } from './table-place.js'
 import { TimeSlice } from './time-slice.js'
-
-/** A range of the file. */
-export interface Piece {
-  readonly offset: bigint
-  readonly bytes: number
-}
-
-/** A symbol table, and what belongs to it. */
-export interface SymbolTable {
-  readonly kind: 'symtab' | 'dynsym'
-  readonly offset: bigint
-  readonly count: number
-  readonly names: Piece
-  /** `numbers`: a version number a symbol; `definitions`: what the numbers mean. `null` if the file defines no versions. */
-  readonly versions: { readonly numbers: Piece; readonly definitions: Piece } | null
-}
 
 /** A symbol whose name is wanted. */
 export interface NamedSymbol {

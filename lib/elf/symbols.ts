@@ -8,7 +8,8 @@
 import { hasWildcard } from '../glob.js'
 import type { ElfFile } from './elf-file.js'
 import { filterByNames, filterByPattern, type NameFilter } from './name-filter.js'
-import { type NamedSymbol, nameAt, namedSymbols, readSymbols, type Symbols, type SymbolTable, symbolTablesOf } from './symbol-table.js'
+import { type NamedSymbol, nameAt, namedSymbols, readSymbols, type Symbols, symbolTablesOf } from './symbol-table.js'
+import type { SymbolTable } from './table-place.js'
 import { TimeSlice } from './time-slice.js'
 import { NO_VERSION, readVersions, type SymbolVersion } from './versions.js'
 

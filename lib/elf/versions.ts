@@ -7,7 +7,7 @@
  */
 import { badElf, decodeName } from './bad-elf.js'
 import type { ElfFile } from './elf-file.js'
-import type { SymbolTable } from './symbol-table.js'
+import type { SymbolTable } from './table-place.js'
 
 /** The version of a symbol. */
 export interface SymbolVersion {

@@ -5,8 +5,9 @@
  */
 import type { SeeLate } from '../counter/claims.js'
 import { refuseNegative } from '../counter/negative.js'
+import type { FileFacts } from '../counter/site-facts.js'
 import type { SiteFindings } from '../counter/site-findings.js'
-import { type FileFacts, verifySites } from '../counter/verify.js'
+import { verifySites } from '../counter/verify.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { SiteWork } from '../progress.js'

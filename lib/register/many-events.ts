@@ -5,7 +5,6 @@
  * So a probe of so many sites is refused where there is no uprobe_multi link, before anything is registered, and one of a hundred says what it costs.
  */
 import { UprobeError } from '../errors.js'
-import type { Part } from './attachment.js'
 
 /** It takes the kernel two minutes to close these. */
 const MOST_EVENTS = 1024
@@ -16,7 +15,7 @@ const CLOSE_EVENT_MS = 108
 
 /** Sites that are registered in one way. */
 interface Registered {
-  readonly via: Part['via']
+  readonly via: 'perf' | 'multi'
   readonly sites: readonly unknown[]
 }
 

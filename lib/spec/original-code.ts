@@ -4,7 +4,7 @@
  * Most probes are on the same instruction, so its bytes are kept once, and those of the other sites beside.
  */
 import { BREAKPOINT_BYTES } from '../counter/read.js'
-import type { OriginalBytes } from '../counter/verify.js'
+import type { OriginalBytes } from '../counter/site-facts.js'
 import type { FileWindow } from '../elf/file-window.js'
 
 /** See the module's comment. */

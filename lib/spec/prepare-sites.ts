@@ -7,7 +7,7 @@
 import type { Arch } from '../capture/operands.js'
 import { functionArguments, type Operand, parseOperands, returnValue, symbolsOf } from '../capture/operands.js'
 import type { CaptureShape, StackShape } from '../capture/shape.js'
-import type { FileFacts } from '../counter/verify.js'
+import type { FileFacts } from '../counter/site-facts.js'
 import type { ElfFile } from '../elf/elf-file.js'
 import { FileWindow } from '../elf/file-window.js'
 import { SHT_SYMTAB } from '../elf/headers.js'

@@ -6,7 +6,8 @@
  * of a full table (`.symtab`): in one that names some functions only, others may lie between.
  */
 import type { ElfFile } from '../elf/elf-file.js'
-import { nameAt, readSymbols, type SymbolTable, symbolTablesOf } from '../elf/symbol-table.js'
+import { nameAt, readSymbols, symbolTablesOf } from '../elf/symbol-table.js'
+import type { SymbolTable } from '../elf/table-place.js'
 import { saysUnusable } from '../shortage.js'
 
 const STT_NOTYPE = 0

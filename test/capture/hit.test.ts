@@ -11,7 +11,7 @@ import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import { layoutOf } from '../../lib/capture/record.js'
 import { RecordOffsets } from '../../lib/capture/record-offsets.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
-import type { ProbeSite } from '../../lib/probe-types.js'
+import type { ProbeSite } from '../../lib/probe-site.js'
 import { batchOf, type RecordContent } from './records.js'
 
 const site: ProbeSite = { probe: 'usdt:t:probe', path: '/opt/program', fileOffset: 0x1139n, refCtrOffset: null, args: null, targets: [] }

@@ -3,7 +3,7 @@
  */
 import { statSync } from 'node:fs'
 import type { FileCounter, SharingSite } from '../../lib/counter/read.js'
-import type { FileFacts } from '../../lib/counter/verify.js'
+import type { FileFacts } from '../../lib/counter/site-facts.js'
 import { loadNative } from '../../lib/native.js'
 import { readUprobePmu } from '../../lib/register/pmu.js'
 import type { Site } from '../../lib/register/site.js'

@@ -3,7 +3,8 @@
  */
 import assert from 'node:assert/strict'
 import { describe, it, type TestContext } from 'node:test'
-import { type SiteTarget, type Verification, verifySites } from '../../lib/counter/verify.js'
+import type { SiteTarget } from '../../lib/counter/site-facts.js'
+import { type Verification, verifySites } from '../../lib/counter/verify.js'
 import { SiteWork } from '../../lib/progress.js'
 import { buildTarget } from '../support/build.js'
 import { writeCounter } from '../support/memory.js'
