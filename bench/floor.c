@@ -12,6 +12,9 @@
  *   floor stack PATH OFFSET PID      one that stores the user's stack, each only once
  *       Says "ready", holds the probe until its input ends, and never wakes anybody for a hit.
  *
+ *   floor wake PATH OFFSET PID       one that writes two arguments into a ring, and wakes us if we have read all that was before
+ *       Says "ready". Answers each line, a number of hits, when it has seen so many more: half of them, and 99 of a hundred, took at most so many nanoseconds from the time in the record until they were read.
+ *
  *   floor perf PATH PID OFFSET...    registers a perf event for each offset, each with a BPF program, and closes them
  *   floor multi PATH PID OFFSET...   the same through one uprobe_multi link
  *   floor whole PATH PID OFFSET...   that, with all the other calls that make an attach: they read the process, its file and the notes in it, make a map, load a program, and read back what is armed
@@ -23,6 +26,7 @@
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/perf_event.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,6 +43,7 @@
 #define RING_BYTES (8 << 20)
 #define MAX_SITES 16384
 #define TEXT_BYTES 64
+#define MAX_LATENCIES (1 << 20)
 
 static void check(int ok, const char *call) {
   if (ok) return;
@@ -128,12 +133,12 @@ enum { FILL_INSNS = 9 };
   MOV_REG(BPF_REG_1, BPF_REG_7), ADD_IMM(BPF_REG_1, AT_TEXT), MOV_IMM(BPF_REG_2, TEXT_BYTES),        \
       LOAD(BPF_REG_3, BPF_REG_6, ARGUMENT_2), CALL(BPF_FUNC_probe_read_user_str)
 enum { READ_TEXT_INSNS = 5 };
-#define SUBMIT MOV_REG(BPF_REG_1, BPF_REG_7), MOV_IMM(BPF_REG_2, BPF_RB_NO_WAKEUP), CALL(BPF_FUNC_ringbuf_submit)
+#define SUBMIT(flags) MOV_REG(BPF_REG_1, BPF_REG_7), MOV_IMM(BPF_REG_2, flags), CALL(BPF_FUNC_ringbuf_submit)
 enum { SUBMIT_INSNS = 3 };
 
-static int ints_program(int ring, int attach_type) {
+static int ints_program(int ring, int attach_type, int wake_up) {
   const insn insns[] = {
-      MOV_REG(BPF_REG_6, BPF_REG_1), RESERVE(ring, AT_TEXT), JUMP_IF_ZERO(BPF_REG_0, FILL_INSNS + SUBMIT_INSNS), FILL, SUBMIT,
+      MOV_REG(BPF_REG_6, BPF_REG_1), RESERVE(ring, AT_TEXT), JUMP_IF_ZERO(BPF_REG_0, FILL_INSNS + SUBMIT_INSNS), FILL, SUBMIT(wake_up),
       MOV_IMM(BPF_REG_0, 0),         EXIT,
   };
   return LOAD_PROGRAM(insns, attach_type);
@@ -146,7 +151,7 @@ static int text_program(int ring) {
       JUMP_IF_ZERO(BPF_REG_0, FILL_INSNS + READ_TEXT_INSNS + SUBMIT_INSNS),
       FILL,
       READ_TEXT,
-      SUBMIT,
+      SUBMIT(BPF_RB_NO_WAKEUP),
       MOV_IMM(BPF_REG_0, 0),
       EXIT,
   };
@@ -305,7 +310,7 @@ static void hold(const char *mode, const char *path, uint64_t offset, pid_t pid,
     set_program(open_probe(uprobe_type(), path, second, pid), done_program(starts));
   } else if (strcmp(mode, "count") != 0) {
     ring = create_ring();
-    program = strcmp(mode, "text") == 0 ? text_program(ring) : ints_program(ring, 0);
+    program = strcmp(mode, "text") == 0 ? text_program(ring) : ints_program(ring, 0, BPF_RB_NO_WAKEUP);
     pthread_t thread;
     check(pthread_create(&thread, NULL, discard, &ring) == 0, "pthread_create");
   }
@@ -324,6 +329,63 @@ static int64_t now_ns(void) {
 
 // Waits 60 to 72 ms, as attach.ts does before it attaches or detaches, and says why.
 static void wait_for_any_moment(void) { usleep((useconds_t)(60000 + now_ns() / 7 % 12000)); }
+
+static int by_value(const void *a, const void *b) {
+  int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+  return (x > y) - (x < y);
+}
+
+/* What took how long, since it was reported last. */
+static int64_t latencies[MAX_LATENCIES];
+static long latency_count;
+
+static void report_latencies(void) {
+  qsort(latencies, (size_t)latency_count, sizeof *latencies, by_value);
+  printf("%lld %lld\n", (long long)latencies[latency_count / 2], (long long)latencies[latency_count * 99 / 100]);
+  fflush(stdout);
+  latency_count = 0;
+}
+
+/* Reads a ring up to what has been written by now. */
+static void read_ring(const uint8_t *data, unsigned long *consumer, const unsigned long *producer) {
+  unsigned long at = *consumer, end = __atomic_load_n(producer, __ATOMIC_ACQUIRE);
+  while (at < end) {
+    const uint8_t *head = data + (at & (RING_BYTES - 1));
+    uint32_t bytes = __atomic_load_n((const uint32_t *)head, __ATOMIC_ACQUIRE);
+    if (bytes & BPF_RINGBUF_BUSY_BIT) break;
+    int64_t time;
+    memcpy(&time, head + BPF_RINGBUF_HDR_SZ + AT_TIME, sizeof time);
+    if (latency_count < MAX_LATENCIES) latencies[latency_count++] = now_ns() - time;
+    at += (bytes + BPF_RINGBUF_HDR_SZ + 7) & ~7ul;
+    /* Each by itself, so that the kernel sees whether we have caught up with the next. */
+    __atomic_store_n(consumer, at, __ATOMIC_SEQ_CST);
+  }
+}
+
+static void time_wake_ups(const char *path, uint64_t offset, pid_t pid) {
+  int ring = create_ring();
+  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  unsigned long *consumer = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0);
+  unsigned long *producer = mmap(NULL, page + 2 * RING_BYTES, PROT_READ, MAP_SHARED, ring, (off_t)page);
+  check(consumer != MAP_FAILED && producer != MAP_FAILED, "mmap");
+  set_program(open_probe(uprobe_type(), path, offset, pid), ints_program(ring, 0, 0));
+  puts("ready");
+  fflush(stdout);
+  long wanted = 0;
+  struct pollfd sources[] = {{.fd = ring, .events = POLLIN}, {.fd = STDIN_FILENO, .events = POLLIN}};
+  while (poll(sources, 2, -1) >= 0) {
+    read_ring((const uint8_t *)producer + page, consumer, producer);
+    if (sources[1].revents != 0) {
+      char line[64];
+      if (fgets(line, sizeof line, stdin) == NULL) return;
+      wanted = atol(line);
+    }
+    if (wanted > 0 && latency_count >= wanted) {
+      report_latencies();
+      wanted = 0;
+    }
+  }
+}
 
 static void report(int64_t attach, int64_t detach) { printf("%lld %lld\n", (long long)attach, (long long)detach); }
 
@@ -506,7 +568,7 @@ static void time_whole(const char *path, pid_t pid, const uint64_t *offsets, con
   create_map(BPF_MAP_TYPE_PERCPU_ARRAY, 4, 64 * 24, (uint32_t)(count + 63) / 64);
   for (int i = 0; i < 2; i++) read_at(state, 0, PAGE_BYTES);
   open_watch(pid);
-  int program = ints_program(ring, TRACE_UPROBE_MULTI);
+  int program = ints_program(ring, TRACE_UPROBE_MULTI, BPF_RB_NO_WAKEUP);
   snprintf(name, sizeof name, "/proc/self/fd/%d", file);
   int link = create_link(program, name, pid, offsets, counters, counters, count);
   read_mappings(pid, &identity);
@@ -519,11 +581,15 @@ static void time_whole(const char *path, pid_t pid, const uint64_t *offsets, con
 int main(int argc, char **argv) {
   static uint64_t offsets[MAX_SITES], counters[MAX_SITES];
   if (argc < 5 || argc - 4 > MAX_SITES) {
-    fputs("usage: floor count|empty|ints|text|tally|filter|histogram|stack PATH OFFSET PID, floor pair PATH OFFSET PID OFFSET, or floor perf|multi|whole PATH PID OFFSET...\n", stderr);
+    fputs("usage: floor count|empty|ints|text|tally|filter|histogram|stack|wake PATH OFFSET PID, floor pair PATH OFFSET PID OFFSET, or floor perf|multi|whole PATH PID OFFSET...\n", stderr);
     return 2;
   }
   const char *mode = argv[1];
   const char *path = argv[2];
+  if (strcmp(mode, "wake") == 0) {
+    time_wake_ups(path, strtoull(argv[3], NULL, 0), atoi(argv[4]));
+    return 0;
+  }
   int timing = strcmp(mode, "perf") == 0 || strcmp(mode, "multi") == 0 || strcmp(mode, "whole") == 0;
   if (!timing) {
     hold(mode, path, strtoull(argv[3], NULL, 0), atoi(argv[4]), argc > 5 ? strtoull(argv[5], NULL, 0) : 0);

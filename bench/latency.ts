@@ -6,6 +6,8 @@
  */
 import { readFileSync } from 'node:fs'
 import type { Probe } from '../lib/index.js'
+import { notesOf } from '../test/support/notes.js'
+import { Target } from '../test/support/target.js'
 import { threadsNamed } from '../test/support/threads.js'
 import { waitFor } from '../test/support/wait.js'
 import { Tracer } from './support/built.js'
@@ -20,6 +22,9 @@ const LOADS = [
   { name: '5,000 hits a second', rate: 5000, hits: { full: 5000, quick: 1000 } },
   { name: 'as fast as the program can', rate: null, hits: { full: 500_000, quick: 100_000 } },
 ] as const
+
+/** A probe of its own for the program in C. */
+const FLOOR_PROBE = 'ints1'
 
 const ROUNDS = { full: 15, quick: 3 }
 const WARM_UP_ROUNDS = 1
@@ -61,13 +66,40 @@ function quantile(sorted: readonly number[], fraction: number): number {
   return sorted[Math.min(Math.floor(sorted.length * fraction), sorted.length - 1)] ?? Number.NaN
 }
 
-function goalsOf([slow, , fast]: readonly Outcome[]): GoalResult[] {
-  const goal = (what: string, limit: number, values: readonly number[]): GoalResult =>
-    judge({ what: `Latency ${what}`, limit, unit: 'µs', digits: 0 }, summarise(values))
+function goalsOf([slow, , fast]: readonly Outcome[], floor: Floor): GoalResult[] {
+  const goal = (what: string, limit: number, values: readonly number[], floors?: readonly number[]): GoalResult =>
+    judge({ what: `Latency ${what}`, limit, unit: 'µs', digits: 0, floor: floors && summarise(floors) }, summarise(values))
   return [
-    ...(slow === undefined ? [] : [goal('at 500 hits a second, p50', 100, slow.p50), goal('at 500 hits a second, p99', 1000, slow.p99)]),
+    ...(slow === undefined
+      ? []
+      : [goal('at 500 hits a second, p50', 100, slow.p50, floor.p50), goal('at 500 hits a second, p99', 1000, slow.p99, floor.p99)]),
     ...(fast === undefined ? [] : [goal('at full speed, p99', 5000, fast.p99)]),
   ]
+}
+
+/** The same from C (floor.c), which has read a hit as soon as it is woken. */
+class Floor {
+  readonly p50: number[] = []
+  readonly p99: number[] = []
+
+  constructor(
+    private readonly process: Target,
+    private readonly target: Target,
+  ) {}
+
+  static async start(workshop: Workshop, target: Target, path: string): Promise<Floor> {
+    const [note] = notesOf(path, `bench:${FLOOR_PROBE}`)
+    if (note === undefined) throw new Error(`the target has no probe ${FLOOR_PROBE}`)
+    const args = ['wake', path, String(note.fileOffset), String(target.pid)]
+    return new Floor(await Target.start(workshop, workshop.build('floor'), { args }), target)
+  }
+
+  async measure(count: number, rate: number): Promise<void> {
+    await this.target.askNumber(`pace ${FLOOR_PROBE} ${count} ${rate}`)
+    const [half = Number.NaN, most = Number.NaN] = (await this.process.ask(String(count))).split(' ').map((ns) => Number(ns) / 1000)
+    this.p50.push(half)
+    this.p99.push(most)
+  }
 }
 
 /** Measures, and returns a section. */
@@ -81,9 +113,12 @@ export function latency({ quick }: Settings): Promise<Report> {
     const probe = await tracer.attach(`usdt:${path}:bench:ints0`, { pid: target.pid })
     const watch = new Watch(probe)
     const reader = threadsNamed('uprobe-reader')[0] ?? 0
+    const floor = await Floor.start(workshop, target, path)
     const outcomes: Outcome[] = LOADS.map(({ name }) => ({ name, p50: [], p99: [], wakeUpsPerSecond: [], hitsPerSecond: [] }))
     const rounds = quick ? ROUNDS.quick : ROUNDS.full
+    const [slow] = LOADS
     for (let round = 0; round < WARM_UP_ROUNDS + rounds; round++) {
+      await floor.measure(quick ? slow.hits.quick : slow.hits.full, slow.rate)
       for (const [index, { rate, hits }] of LOADS.entries()) {
         const count = quick ? hits.quick : hits.full
         const sleeps = sleepsOf(reader)
@@ -102,6 +137,8 @@ export function latency({ quick }: Settings): Promise<Report> {
     await probe.detach()
     const { delivered, lost } = probe.stats()
     const show = (summary: Summary): string => grouped(summary.median)
+    const [half, most] = [summarise(floor.p50), summarise(floor.p99)]
+    const floorRow = ['the same, to a program in C', '', show(half), showQuartiles(half), show(most), showQuartiles(most), '']
     const rows = outcomes.map(({ name, p50, p99, wakeUpsPerSecond, hitsPerSecond }) => {
       const [half, most] = [summarise(p50), summarise(p99)]
       const [hits, wakeUps] = [summarise(hitsPerSecond), summarise(wakeUpsPerSecond)]
@@ -112,11 +149,11 @@ export function latency({ quick }: Settings): Promise<Report> {
         '## How long a hit takes to JavaScript',
         table(
           ['load', 'hits a second', 'p50, µs', 'half of the rounds', 'p99, µs', 'half of the rounds', 'wake-ups of the reader a second'],
-          rows,
+          [...rows.slice(0, 1), floorRow, ...rows.slice(1)],
         ),
         `${rounds} rounds, one program with one thread; from the time in the record to the listener for \`'hit'\`. ${grouped(delivered)} delivered, ${grouped(lost)} lost.`,
       ].join('\n\n'),
-      goals: goalsOf(outcomes),
+      goals: goalsOf(outcomes, floor),
     }
   })
 }

@@ -94,11 +94,12 @@ class Family {
     if (claim.sinceTicks < this.#eldest.sinceTicks) this.#eldest = claim
   }
 
-  /** Whether a bit may be on the move still, after so many walks: one was met lately, or nobody lived long enough to be asked. */
-  mayBeRestless(walks: number): boolean {
+  /** Why a bit may be on the move still, after so many walks: one was met lately, or nobody lived long enough to be asked; `null` if none is. */
+  restlessness(walks: number): 'met' | 'vanished' | null {
     const calmSince = walks - CALM_WALKS
     const { met, clean, vanished } = this.lastWalks
-    return met >= calmSince || (vanished >= calmSince && clean < calmSince)
+    if (met >= calmSince) return 'met'
+    return vanished >= calmSince && clean < calmSince ? 'vanished' : null
   }
 
   mayHaveGivenTo({ pid, space, bornTicks }: Relative): boolean {
@@ -162,15 +163,22 @@ export async function clearInherited(
     if (bits.dryRun || quiet) return cleared
   }
   // Where others come and go all the time, and no bit was on the move any more, there is none.
-  for (const family of families) if (family.mayBeRestless(MAX_WALKS)) onFailure(family.eldest, restlessError(family.eldest))
+  for (const family of families) {
+    const why = family.restlessness(MAX_WALKS)
+    if (why !== null) onFailure(family.eldest, restlessError(family.eldest, why))
+  }
   return cleared
 }
 
-function restlessError({ pid, space }: EndedClaim): UprobeError {
+const RESTLESS = {
+  met: 'go on forking, and each gives the claim that it inherited to the next, faster than they can be looked through',
+  vanished: 'come and go so fast that none of them lived until it was asked whether it had inherited the claim',
+}
+
+function restlessError({ pid, space }: EndedClaim, why: keyof typeof RESTLESS): UprobeError {
   return new UprobeError(
     'ERR_UPROBE_LIMIT',
-    `Children of process ${pid ?? space.pid} go on forking, and each gives the claim that it inherited to the next, faster than they can be looked through (${MAX_WALKS} times). ` +
-      'The lease stays; run uprobe repair when they have come to rest.',
+    `Children of process ${pid ?? space.pid} ${RESTLESS[why]} (${MAX_WALKS} times). The lease stays; run uprobe repair when they have come to rest.`,
     { pid: pid ?? space.pid },
   )
 }

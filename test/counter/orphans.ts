@@ -82,3 +82,11 @@ export function identityOf(pid: number): LeaseClaim['target'] {
 export function outcomes(recovered: readonly Recovered[]): unknown[] {
   return recovered.map(({ outcome, cleared }) => [outcome, cleared.map(({ before, after }) => [before, after])])
 }
+
+/** The same claim, on a process that is gone: the parent of all that are there. */
+export function onTheirParent({ target, ...rest }: LeaseClaim): LeaseClaim {
+  return { ...rest, target: { ...target, pid: GONE, space: { ...target.space, pid: GONE } } }
+}
+
+/** Above the largest pid that a test's machine hands out, and below the largest there can be. */
+const GONE = 2 ** 22

@@ -11,7 +11,7 @@ import { loadNative } from '../../lib/native.js'
 import { leaseFiles } from '../support/leases.js'
 import { needs } from '../support/needs.js'
 import { waitFor } from '../support/wait.js'
-import { CLAIMED, identityOf, outcomes, scene } from './orphans.js'
+import { CLAIMED, identityOf, onTheirParent, outcomes, scene } from './orphans.js'
 
 const GCC = needs({ programs: ['gcc'] })
 
@@ -28,14 +28,6 @@ async function nextTick(): Promise<void> {
   const now = ticksSinceBoot()
   await waitFor('two ticks', () => ticksSinceBoot() > now + 1n)
 }
-
-/** The same claim, on a process that is gone: the parent of all that are there. */
-function onTheirParent({ target, ...rest }: LeaseClaim): LeaseClaim {
-  return { ...rest, target: { ...target, pid: GONE, space: { ...target.space, pid: GONE } } }
-}
-
-/** Above the largest pid that a test's machine hands out, and below the largest there can be. */
-const GONE = 2 ** 22
 
 test('children are found when the claimed process is gone', GCC, async (t) => {
   const { target, directory, claim, value, write, orphan, recover } = await scene(t, 'kin', 'k:gated')
@@ -164,19 +156,4 @@ test('an agent that holds a step is waited for', GCC, async (t) => {
   assert.deepEqual([done, value()], [false, CLAIMED])
   native.closeFd(fd)
   assert.deepEqual(await recovering, [['cleared', [[CLAIMED, 0]]]])
-})
-
-test('a claim goes while the process forks all the time, and a child that lives is cleared', GCC, async (t) => {
-  const { target, directory, claim, value, write, orphan, recover } = await scene(t, 'churn', 'c:gated')
-  orphan(claim)
-  // And of children that were claimed themselves.
-  for (let time = 0; time < 300; time++) orphan(onTheirParent(claim))
-  write(CLAIMED)
-  const child = Number(await target.ask('fork 1'))
-  await target.ask('churn 8')
-  const recovered = await recover()
-  assert.deepEqual(new Set(recovered.flatMap(({ cleared }) => cleared.map(({ pid }) => pid))).has(child), true)
-  assert.deepEqual([value(), value(child)], [0, 0])
-  assert.deepEqual(leaseFiles(directory.path), ['locks'])
-  await target.ask('stop')
 })
