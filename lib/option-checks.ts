@@ -21,9 +21,13 @@ export function boolean(name: string, value: unknown): boolean {
   return value ?? false
 }
 
-/** @param within - for an option that is an object itself, its name and a dot */
+/**
+ * Refuses names that are none, and `null`, which a value that is missing from a configuration may be: a filter that is not there would let everything through.
+ * @param within - for an option that is an object itself, its name and a dot
+ */
 export function onlyKnown(options: object, known: readonly string[], within = ''): void {
-  for (const name of Object.keys(options)) {
+  for (const [name, value] of Object.entries(options)) {
     if (!known.includes(name)) bad(`${within}${name}`, `there is no such option; there are ${known.join(', ')}`)
+    if (value === null) bad(`${within}${name}`, 'it is null; leave it out, or give undefined, where nothing is meant')
   }
 }

@@ -73,6 +73,7 @@ const MOST_PARTS = 16
 /** Checks the options of an aggregation. Throws `ERR_UPROBE_BAD_OPTION` or `ERR_UPROBE_BAD_SPEC`. */
 export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOptions): AggregateSettings {
   checkIsObject(options)
+  if ('match' in options) bad('match', 'it stands beside the two probes: { from, to, match }')
   onlyKnown(options, [...ATTACH, ...OWN])
   if (!boolean('count', options.count ?? true)) bad('count', 'hits are counted in any case; leave it out')
   const attach = checkAttachOptions(Object.fromEntries(ATTACH.map((name) => [name, options[name]])))

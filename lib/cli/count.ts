@@ -1,8 +1,9 @@
 /** `uprobe count`: counts hits in the kernel, delivers none, and prints the counts at the end. */
 import type { Command } from 'commander'
-import type { AttachOptions, Probe } from '../index.js'
+import type { AttachOptions } from '../index.js'
 import { escapeForDisplay } from '../log.js'
 import { type Answer, countsToJson, displayCounts, displayKey, keyToJson, runAggregations } from './aggregate.js'
+import { type CommonCounts, CommonTime } from './common-time.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import {
   type BudgetFlags,
@@ -17,7 +18,7 @@ import {
   pidOption,
 } from './options.js'
 import { Output } from './output.js'
-import { runSession, type SessionSettings, untilAllEnd } from './session.js'
+import { runSession, type SessionSettings } from './session.js'
 import { displaySeen } from './summary.js'
 import { alignColumns, jsonLine } from './text.js'
 
@@ -53,16 +54,14 @@ interface Row {
 }
 
 /** One row for each probe in each file, with the hits that the filter let through. */
-function toRows(probes: readonly Probe[], filter: boolean, budget: boolean): Row[] {
-  return probes.flatMap((probe) =>
-    probe.statsByName().map(({ probe: name, path, hits, filtered, seenFraction }) => ({
-      probe: name,
-      path,
-      hits: hits - filtered,
-      ...(filter && { filtered }),
-      ...(budget && { seenFraction }),
-    })),
-  )
+function toRows(counts: readonly CommonCounts[], filter: boolean, budget: boolean): Row[] {
+  return counts.map(({ probe, path, hits, filtered, seenFraction }) => ({
+    probe,
+    path,
+    hits: hits - filtered,
+    ...(filter && { filtered }),
+    ...(budget && { seenFraction }),
+  }))
 }
 
 function toText(rows: readonly Row[]): string[] {
@@ -131,8 +130,9 @@ export function addCount(program: Command): void {
         await output.lines(await countGroups({ durationMs, json, output, tracing }, specs, options, by))
       } else {
         const attach = { ...options, countOnly: true }
-        const probes = await runSession({ specs, attach, durationMs, json, output, tracing }, untilAllEnd)
-        const rows = toRows(probes, filter !== undefined, tracing.budget !== undefined)
+        const time = new CommonTime()
+        await runSession({ specs, attach, durationMs, json, output, tracing }, time.pass)
+        const rows = toRows(time.counts(), filter !== undefined, tracing.budget !== undefined)
         await output.lines(json ? rows.map((row) => jsonLine(row)) : toText(rows))
       }
       output.check()

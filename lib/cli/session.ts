@@ -107,10 +107,11 @@ export async function runSessionOf<T extends Attached>(
         'Interrupted before everything was attached: nothing was counted, and nothing is left behind.',
       )
     }
-    announce(probes, request.json)
-    if (request.durationMs !== undefined) stop.after(request.durationMs)
     // Iterators of the probes end once everything is detached and what was captured is taken; a reader who is slow or gone must not delay detaching.
     const consumed = consume(probes, stop)
+    // Behind it: who reads that all are attached, and begins, must not be sooner than whoever counts from here on.
+    announce(probes, request.json)
+    if (request.durationMs !== undefined) stop.after(request.durationMs)
     const detached = whenStopped(stop).then(async () => {
       // Each by itself first: what has begun in a latency is waited for then.
       await Promise.allSettled(probes.map((probe) => probe.detach()))

@@ -4,9 +4,10 @@
 import assert from 'node:assert/strict'
 import { EventEmitter } from 'node:events'
 import test, { type TestContext } from 'node:test'
+import { CommonTime } from '../../lib/cli/common-time.js'
 import { Output } from '../../lib/cli/output.js'
 import { type Attached, runSessionOf } from '../../lib/cli/session.js'
-import type { Progress } from '../../lib/index.js'
+import type { Probe, Progress } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
 import { Cli } from '../support/cli.js'
 import { needs } from '../support/needs.js'
@@ -82,3 +83,34 @@ test('a warning of a probe does not stand behind the bar of the one that is bein
   const shown = terminal.text.split('\n').map((line) => line.slice(line.lastIndexOf(ERASE) + (line.includes(ERASE) ? ERASE.length : 0)))
   assert.deepEqual(shown, ['uprobe: warning: the first is in trouble', 'attached 0 sites of 0 probes', ''])
 })
+
+test(
+  'several probes are counted over one time: what the first saw before the last was attached is not among it',
+  needs({ programs: ['gcc'] }),
+  async (t) => {
+    onTerminal(t, false)
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const time = new CommonTime()
+    await runSessionOf<Probe>(
+      { durationMs: undefined, json: false, output: new Output(process.stdout) },
+      async function* (tracer) {
+        for (const name of ['plain', 'shared']) {
+          yield await tracer.attach(`usdt:t:${name}`, { pid: target.pid, countOnly: true, filter: 'arg0 != 3' })
+          await target.ask('plain 5')
+        }
+      },
+      async (probes, stop) => {
+        const passed = time.pass(probes, stop)
+        await target.ask('plain 7')
+        await target.ask('shared 2')
+        stop.request('enough')
+        await passed
+      },
+    )
+    const counts = time.counts().map(({ probe, hits, filtered }) => [probe, hits, filtered])
+    assert.deepEqual(counts, [
+      ['usdt:t:plain', 7, 1],
+      ['usdt:t:shared', 6, 0],
+    ])
+  },
+)
