@@ -34,6 +34,7 @@ const ATTACH_TIMEOUT_MS = 180_000
 const END_TIMEOUT_MS = 120_000
 
 const TRACEFS = '/sys/kernel/tracing'
+const MOUNT_TRACEFS = `{ mountpoint -q ${TRACEFS} || mount -t tracefs tracefs ${TRACEFS}; }`
 
 /** Whether a program is installed. */
 export function isInstalled(program: string, harmless = '--version'): boolean {
@@ -61,8 +62,8 @@ const ARGUMENTS = process.arch === 'arm64' ? ['%x0', '%x1', '%x2'] : ['%di', '%s
 let events = 0
 
 /**
- * `perf stat` or `perf record`. perf takes uprobes only as events of tracefs, so one is defined first. tracefs is mounted in a mount namespace of perf's own, since it need
- * not be mounted on the machine.
+ * `perf stat` or `perf record`. perf takes uprobes only as events of tracefs, so one is defined first. Where tracefs is not mounted on the machine, it is in a mount
+ * namespace of perf's own.
  * @param reads - what the event reads: so many of the arguments a, b and text
  */
 export async function holdPerf(workshop: Workshop, command: readonly string[], place: Place, reads = 0): Promise<Holder> {
@@ -73,7 +74,7 @@ export async function holdPerf(workshop: Workshop, command: readonly string[], p
   workshop.after(() => inTracefs(`echo '-:${event}' >> ${TRACEFS}/uprobe_events`))
   const [verb = '', ...options] = command
   const perf = ['perf', verb, '-e', event.replace('/', ':'), '-p', String(place.pid), '-o', '/dev/null', ...options]
-  return hold(workshop, 'unshare', ['-m', 'sh', '-c', `mount -t tracefs tracefs ${TRACEFS} && exec "$@"`, 'sh', ...perf], place)
+  return hold(workshop, 'unshare', ['-m', 'sh', '-c', `${MOUNT_TRACEFS} && exec "$@"`, 'sh', ...perf], place)
 }
 
 /** Debian's Python, for which its bcc is made; another one may come first in the PATH. */
@@ -103,7 +104,7 @@ export function holdBcc(workshop: Workshop, headers: string, mode: BccMode, plac
 }
 
 function inTracefs(script: string): void {
-  const { status, stderr } = spawnSync('unshare', ['-m', 'sh', '-c', `mount -t tracefs tracefs ${TRACEFS} && ${script}`], {
+  const { status, stderr } = spawnSync('unshare', ['-m', 'sh', '-c', `${MOUNT_TRACEFS} && ${script}`], {
     encoding: 'utf8',
   })
   if (status !== 0) throw new Error(`tracefs refused ${script}: ${stderr}`)
