@@ -15,6 +15,7 @@ import { newTracer } from '../support/tracing.js'
 
 const GCC = needs({ programs: ['gcc'] })
 const LOOP_MS = 300
+const MOST_ROUNDS = 40
 
 async function priceNs(strings: number, stringLimit: number, probe: HitKind['probe'] = 'usdt'): Promise<number> {
   const { ns, guessed } = await hitCost(loadNative(), { probe, strings, stringLimit, stack: false, countOnly: false }, () => new Tracer())
@@ -30,13 +31,14 @@ for (const [what, stringLimit] of [
     const target = await Target.start(t, buildTarget(t, 'hot'))
     const probe = await newTracer(t).attach('usdt:t:hot', { pid: target.pid, strings: [1], stringLimit })
     probe.on('batch', () => undefined)
-    const rounds: number[] = []
-    for (let round = 0; round < 5; round++) rounds.push((LOOP_MS * 1e6) / (await target.askNumber(`gated ${LOOP_MS}`)))
-    await probe.detach()
-    // The least: what others did on the machine meanwhile is no cost of it.
-    const costs = Math.min(...rounds)
     const price = await priceNs(1, stringLimit)
-    assert.ok(price >= costs, `it costs ${costs} ns, and is taken to cost ${price}`)
+    // The least: what others did on the machine meanwhile is no cost of it. And it may have been quick when the price was found, and slow ever since; so it gets many chances, of which a hit that is taken for too cheap passes none.
+    let cost = Number.POSITIVE_INFINITY
+    for (let round = 0; round < MOST_ROUNDS && cost > price; round++) {
+      cost = Math.min(cost, (LOOP_MS * 1e6) / (await target.askNumber(`gated ${LOOP_MS}`)))
+    }
+    await probe.detach()
+    assert.ok(price >= cost, `it costs ${cost} ns, and is taken to cost ${price}`)
   })
 }
 
