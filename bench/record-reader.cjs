@@ -90,7 +90,14 @@ function runTimeNs(tid) {
 }
 
 function readerThread() {
-  return readdirSync(TASKS).find((tid) => readFileSync(`${TASKS}/${tid}/comm`, 'utf8') === 'uprobe-reader\n')
+  return readdirSync(TASKS).find((tid) => {
+    try {
+      return readFileSync(`${TASKS}/${tid}/comm`, 'utf8') === 'uprobe-reader\n'
+    } catch {
+      // A thread that ended since the listing.
+      return false
+    }
+  })
 }
 
 const SCALE = { records: 3600, recordBytes: 72, textBytes: 63, warmUps: 200, rounds: 400 }
