@@ -5,13 +5,13 @@
  */
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { addonPath } from '../../lib/native.js'
 import { mappedRings } from '../support/leftovers.js'
 import { notesOf } from '../support/notes.js'
 import { freshCopy } from '../support/temp.js'
+import { threadsNamed } from '../support/threads.js'
 import { waitFor } from '../support/wait.js'
 import { MAP_RINGBUF, native, recordingProgram, uprobePmu, withoutRights } from './kernel.js'
 
@@ -72,16 +72,7 @@ function selfTestPlan(t: TestContext): { addon: string; site: { type: number; fi
 }
 
 /** How many readers run in this process. */
-function readerThreads(): number {
-  return readdirSync('/proc/self/task').filter((tid) => {
-    try {
-      return readFileSync(`/proc/self/task/${tid}/comm`, 'utf8') === 'uprobe-reader\n'
-    } catch {
-      // A thread that ended since the listing.
-      return false
-    }
-  }).length
-}
+const readerThreads = (): number => threadsNamed('uprobe-reader').length
 
 const WAYS = [
   { how: 'exit', code: 7, stderr: /^$/ },

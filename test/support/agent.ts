@@ -5,13 +5,13 @@
  * the probe is not attached any more; `pause ID`, `resume ID` do so. Without ids there is one probe. `exit` begins to detach it and exits while the closing thread is at work; `die STEP` makes it kill itself with SIGKILL when it comes to a
  * step of taking or giving back a claim (lib/counter/steps.ts). UPROBE_TEST_LEASE_DIR is its lease directory.
  */
-import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setStepHook } from '../../lib/counter/steps.js'
 import { type AttachOptions, type Probe, Tracer, UprobeError } from '../../lib/index.js'
 import { Target } from './target.js'
 import type { Cleanup } from './temp.js'
+import { threadsNamed } from './threads.js'
 import { waitFor } from './wait.js'
 
 /**
@@ -28,17 +28,6 @@ export function startAgent(t: Cleanup, prefix: readonly string[] = [], leaseDir?
 export async function attachIn(agent: Target, spec: string, options: AttachOptions): Promise<string> {
   const answer = await agent.ask(`attach ${JSON.stringify([spec, options])}`)
   return answer.startsWith('error ') ? (answer.split(' ')[1] ?? '') : answer
-}
-
-function threadNames(): string[] {
-  return readdirSync('/proc/self/task').map((tid) => {
-    try {
-      return readFileSync(`/proc/self/task/${tid}/comm`, 'utf8').trim()
-    } catch {
-      // A thread that ended since the listing.
-      return ''
-    }
-  })
 }
 
 async function main(): Promise<void> {
@@ -77,7 +66,7 @@ async function main(): Promise<void> {
     void Promise.all([...probes.values()].map((probe) => probe.detach())).then(() => {
       over = true
     })
-    await waitFor('the closing thread', () => over || threadNames().includes('uprobe-closer'))
+    await waitFor('the closing thread', () => over || threadsNamed('uprobe-closer').length > 0)
     process.exit(0)
   }
   console.log('ready')
