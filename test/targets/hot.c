@@ -9,7 +9,7 @@
  *
  * Commands:
  *
- *   call MS, gated MS, ungated MS, paired MS    call the function, or come by the probe or the two, for so many milliseconds of CPU time; the answer is how often
+ *   call MS, gated MS, ungated MS, paired MS    call the function, or come by the probe or the two, for so many milliseconds of CPU time, and at least once; the answer is how often
  *   calls T N           T threads call f_hot N times each, with the numbers 0 to N - 1, at once; the answer is how often in all
  *   fires T N           the same with t:hot
  *   pace RATE, stop     a thread calls f_hot RATE times a second, with the numbers from 0, until told to stop; the answer is how often
@@ -84,8 +84,9 @@ static long long nanoseconds(clockid_t clock) {
 static long for_time(void (*pass)(long), long ms) {
   const long long end = nanoseconds(CLOCK_THREAD_CPUTIME_ID) + ms * 1000000LL;
   long passes = 0;
-  while (nanoseconds(CLOCK_THREAD_CPUTIME_ID) < end)
+  do
     for (int i = 0; i < ROUND; i++) pass(passes++);
+  while (nanoseconds(CLOCK_THREAD_CPUTIME_ID) < end);
   return passes;
 }
 
