@@ -44,10 +44,10 @@ const INT32 = 4 | SIGNED
 
 type StringAreas = ReadonlyArray<StringArea | undefined>
 
-/** Reads the arguments of all hits of one shape. */
+/** Reads the arguments of all hits of one shape, however many they are. */
 export class ArgumentReader {
   /** By operand. */
-  readonly #formats: Uint8Array
+  protected readonly formats: Uint8Array
   /** Where the string of each operand is that was asked for as one: in a record of the full class, and in one of the small. */
   readonly #areas: StringAreas
   readonly #smallAreas: StringAreas
@@ -55,7 +55,7 @@ export class ArgumentReader {
   constructor(private readonly shape: CaptureShape) {
     const { full, small } = layoutOf(shape)
     const strings = new Set(readableStrings(shape))
-    this.#formats = Uint8Array.from(shape.operands, (operand, index) => {
+    this.formats = Uint8Array.from(shape.operands, (operand, index) => {
       if (operand.kind === 'unsupported') return UNSUPPORTED
       return strings.has(index) ? STRING : operand.size | (operand.float ? FLOAT : operand.signed ? SIGNED : 0)
     })
@@ -66,34 +66,16 @@ export class ArgumentReader {
 
   /** All arguments of the record at `offset`. */
   read(memory: BatchMemory, offset: number): ArgumentValue[] {
-    const formats = this.#formats
+    const { formats } = this
     const flags = memory.view.getUint32(offset + FLAGS, true)
-    const at = offset + OPERANDS
-    // An array that is listed is made in one step, which one that is filled is not.
-    switch (formats.length) {
-      case 0:
-        return []
-      case 1:
-        return [this.one(memory, at, flags, formats[0], 0)]
-      case 2:
-        return [this.one(memory, at, flags, formats[0], 0), this.one(memory, at, flags, formats[1], 1)]
-      case 3:
-        return [
-          this.one(memory, at, flags, formats[0], 0),
-          this.one(memory, at, flags, formats[1], 1),
-          this.one(memory, at, flags, formats[2], 2),
-        ]
-      default: {
-        const args = new Array<ArgumentValue>(formats.length)
-        for (let index = 0; index < formats.length; index++) args[index] = this.one(memory, at, flags, formats[index], index)
-        return args
-      }
-    }
+    const args = new Array<ArgumentValue>(formats.length)
+    for (let index = 0; index < formats.length; index++) args[index] = this.one(memory, offset + OPERANDS, flags, formats[index], index)
+    return args
   }
 
   /** The argument at `index` of the record at `offset`; `undefined` if there is none. */
   readOne(memory: BatchMemory, offset: number, index: number): ArgumentValue | undefined {
-    const format = this.#formats[index]
+    const format = this.formats[index]
     return format === undefined
       ? undefined
       : this.one(memory, offset + OPERANDS, memory.view.getUint32(offset + FLAGS, true), format, index)
@@ -108,10 +90,10 @@ export class ArgumentReader {
   }
 
   /**
-   * The argument at `index`, of a record whose operands begin at `operands`. So short that it becomes part of whoever calls it, with what most arguments are. Private, and not `#`: an object with `#`
+   * The argument at `index`, of a record whose operands begin at `operands`. So short that it becomes part of whoever calls it, with what most arguments are. Protected, and not `#`: an object with `#`
    * methods is asked for a mark at each call.
    */
-  private one(memory: BatchMemory, operands: number, flags: number, format: number | undefined, index: number): ArgumentValue {
+  protected one(memory: BatchMemory, operands: number, flags: number, format: number | undefined, index: number): ArgumentValue {
     if (format === INT32 && ((flags >>> index) & 1) === 0) return memory.view.getInt32(operands + 8 * index, true)
     return this.other(memory, operands, flags, format, index)
   }
@@ -161,6 +143,50 @@ export class ArgumentReader {
     if (operand === undefined || operand.kind === 'unsupported') return { unsupported: operand?.text ?? '' }
     return { unreadable: hex(view.getBigUint64(at, true)) }
   }
+}
+
+/*
+ * An array that is listed is made in one step, which one that is filled is not. And each length has its reader, since the compiler leaves out what is made in one place and never leaves the loop, but not what was made in one of
+ * several. No more of them than four, which is as many as it looks at in one place.
+ */
+
+class OneArgumentReader extends ArgumentReader {
+  override read(memory: BatchMemory, offset: number): ArgumentValue[] {
+    const flags = memory.view.getUint32(offset + FLAGS, true)
+    const at = offset + OPERANDS
+    return [this.one(memory, at, flags, this.formats[0], 0)]
+  }
+}
+
+class TwoArgumentsReader extends ArgumentReader {
+  override read(memory: BatchMemory, offset: number): ArgumentValue[] {
+    const { formats } = this
+    const flags = memory.view.getUint32(offset + FLAGS, true)
+    const at = offset + OPERANDS
+    return [this.one(memory, at, flags, formats[0], 0), this.one(memory, at, flags, formats[1], 1)]
+  }
+}
+
+class ThreeArgumentsReader extends ArgumentReader {
+  override read(memory: BatchMemory, offset: number): ArgumentValue[] {
+    const { formats } = this
+    const flags = memory.view.getUint32(offset + FLAGS, true)
+    const at = offset + OPERANDS
+    return [
+      this.one(memory, at, flags, formats[0], 0),
+      this.one(memory, at, flags, formats[1], 1),
+      this.one(memory, at, flags, formats[2], 2),
+    ]
+  }
+}
+
+/** By the number of arguments; of more the first one. */
+const READERS = [ArgumentReader, OneArgumentReader, TwoArgumentsReader, ThreeArgumentsReader] as const
+
+/** The reader for a shape. */
+export function argumentReader(shape: CaptureShape): ArgumentReader {
+  const Reader = READERS[shape.operands.length] ?? ArgumentReader
+  return new Reader(shape)
 }
 
 function readNumber(view: DataView, at: number, format: number | undefined): number | bigint {

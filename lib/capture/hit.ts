@@ -8,7 +8,7 @@ import { inspect } from 'node:util'
 import { UprobeError } from '../errors.js'
 import type { ProbeSite } from '../probe-site.js'
 import type { StackFrame } from '../symbolize/frame.js'
-import { type ArgJson, ArgumentReader, type ArgumentValue, argsToJson, hex } from './arguments.js'
+import { type ArgJson, type ArgumentReader, type ArgumentValue, argsToJson, argumentReader, hex } from './arguments.js'
 import { BatchMemory } from './memory.js'
 import { COMM_BYTES, FIELD, layoutOf, type RecordLayout, SMALL_RECORD_BIT } from './record.js'
 import type { RecordOffsets } from './record-offsets.js'
@@ -104,12 +104,16 @@ function noSuchSlot(slot: number): never {
   throw new RangeError(`a record names slot ${slot}, which does not exist`)
 }
 
+const NO_ARGS: readonly ArgumentValue[] = []
+
 /** One execution of a site. */
 export class Hit {
   // Methods that only this class calls are `private`, not `#`: an object with `#` methods is marked as such when it is made, which costs more than all the rest.
   readonly #records: BatchRecords
   readonly #offset: number
-  #args: readonly ArgumentValue[] | null = null
+  #args: readonly ArgumentValue[] = NO_ARGS
+  // Two truth values that differ are known to the compiler to do so, which it cannot tell of an object and itself: a loop over hits whose arguments are read once needs neither in memory.
+  #isRead = false
 
   /** @internal */
   constructor(records: BatchRecords, offset: number) {
@@ -160,10 +164,10 @@ export class Hit {
    * own of {@link bytes}.
    */
   get args(): readonly ArgumentValue[] {
-    const known = this.#args
-    if (known !== null) return known
+    if (this.#isRead === true) return this.#args
     const args = this.#records.source(this.#offset).reader.read(this.#records.memory, this.#offset)
     this.#args = args
+    this.#isRead = true
     return args
   }
 
@@ -256,7 +260,7 @@ export class HitDecoder {
     let before: { readonly shape: CaptureShape; readonly source: RecordSource } | undefined
     const sources = sites.map(({ shape }) => {
       if (shape === before?.shape) return before.source
-      const source = known.get(shape) ?? { layout: layoutOf(shape), stacks: shape.stack ? stacks : null, reader: new ArgumentReader(shape) }
+      const source = known.get(shape) ?? { layout: layoutOf(shape), stacks: shape.stack ? stacks : null, reader: argumentReader(shape) }
       known.set(shape, source)
       before = { shape, source }
       return source

@@ -1,6 +1,7 @@
 /**
  * A batch: the hits of one probe that one wake-up delivers. Hits are decoded when they are asked for.
  */
+import { inspect } from 'node:util'
 import type { ArgumentValue } from '../capture/arguments.js'
 import type { Hit } from '../capture/hit.js'
 import type { RecordOffsets } from '../capture/record-offsets.js'
@@ -70,7 +71,7 @@ export class HitBatch implements Iterable<Hit> {
   }
 }
 
-/** Does what a generator would do, in a form that the compiler sees through: one kind of result, of which no object is made at a step of a loop. */
+/** Does what a generator would do, in a form that the compiler sees through. */
 class HitIterator implements IterableIterator<Hit> {
   #next = 0
 
@@ -80,13 +81,43 @@ class HitIterator implements IterableIterator<Hit> {
   ) {}
 
   next(): IteratorResult<Hit, undefined> {
-    const offset = this.offsets.at(this.#next)
-    const done = offset === undefined
-    if (!done) this.#next++
-    return { done, value: done ? undefined : this.source.hit(offset) } as IteratorResult<Hit, undefined>
+    const index = this.#next
+    const done = index >= this.offsets.length
+    if (!done) this.#next = index + 1
+    return new HitStep(done, this.source, this.offsets, index) as IteratorResult<Hit, undefined>
   }
 
   [Symbol.iterator](): this {
     return this
+  }
+}
+
+/**
+ * What {@link HitIterator.next} answers. The hit is made when it is asked for, by which time it is known that there is one: of something that is either a hit or nothing the compiler makes an object at each step of a loop, and of all that
+ * it refers to.
+ */
+class HitStep {
+  readonly #source: HitSource
+  readonly #offsets: RecordOffsets
+  readonly #index: number
+
+  constructor(
+    readonly done: boolean,
+    source: HitSource,
+    offsets: RecordOffsets,
+    index: number,
+  ) {
+    this.#source = source
+    this.#offsets = offsets
+    this.#index = index
+  }
+
+  get value(): Hit | undefined {
+    return this.done ? undefined : this.#source.hit(this.#offsets.at(this.#index) ?? 0)
+  }
+
+  [inspect.custom](): object {
+    const { done, value } = this
+    return { done, value }
   }
 }

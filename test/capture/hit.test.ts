@@ -67,6 +67,16 @@ test('shows what could not be read by its address, and what cannot be read by it
   assert.deepEqual(args, [1, { unsupported: '8f@%xmm0' }, { unreadable: '0x7fff12345678' }, 4])
 })
 
+test('reads as many arguments as there are operands, each from its place', () => {
+  const values = [1n, 2n, 3n, 4n, 5n]
+  for (let count = 0; count <= values.length; count++) {
+    const shape = shapeOf(Array.from({ length: count }, () => '-4@%eax').join(' '))
+    assert.deepEqual(hitOf(shape, { values: values.slice(0, count) }).args, values.slice(0, count).map(Number))
+    const unreadable = hitOf(shape, { values: values.slice(0, count), unreadable: [1] }).args[1]
+    assert.deepEqual(unreadable, count > 1 ? { unreadable: '0x2' } : undefined)
+  }
+})
+
 test('reads the 31st operand and its flag', () => {
   const shape = shapeOf(Array.from({ length: 33 }, (_, index) => `4@${index}(%rsp)`).join(' '))
   const { args } = hitOf(shape, { values: Array.from({ length: 33 }, (_, index) => BigInt(index)), unreadable: [30] })

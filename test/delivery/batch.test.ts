@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import { inspect } from 'node:util'
 import fc from 'fast-check'
 import { HitDecoder } from '../../lib/capture/hit.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
@@ -73,4 +74,19 @@ test('has no hit and no argument of one where there is none', () => {
     assert.throws(() => batch.arg(index, 0), RangeError)
   }
   for (const argument of [-1, 7, 0.5]) assert.equal(batch.arg(1, argument), undefined)
+})
+
+test('a step of an iterator stays what it is when others follow, and shows its hit', () => {
+  const steps = hitsOf([{ values: [1n] }, { values: [2n] }])[Symbol.iterator]()
+  const [first, second, end, after] = [steps.next(), steps.next(), steps.next(), steps.next()]
+  assert.deepEqual(
+    [first, second].map(({ done, value }) => [done, value?.args[0]]),
+    [
+      [false, 1],
+      [false, 2],
+    ],
+  )
+  assert.deepEqual([end.done, end.value, after.done, after.value], [true, undefined, true, undefined])
+  assert.match(inspect(first), /done: false,\s+value: \{.*args: \[ 1, /s)
+  assert.equal(inspect(end), '{ done: true, value: undefined }')
 })
