@@ -27,7 +27,7 @@ import type { Native } from './native.js'
 import type { AttachSettings } from './options.js'
 import { Probe } from './probe.js'
 import { type Progress, type ReportProgress, SiteWork } from './progress.js'
-import { anticipateRegistration } from './register/anticipate.js'
+import { Anticipation } from './register/anticipate.js'
 import { type ArmResult, Attachment, type Part } from './register/attachment.js'
 import { checkEvents } from './register/many-events.js'
 import { multiSupport } from './register/multi-support.js'
@@ -145,9 +145,10 @@ async function attachSteps(
   const tasks = new TaskEvents(native)
   undo.add(() => tasks.close())
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
+  const anticipation = new Anticipation(native, release())
+  undo.add(() => anticipation.over())
+  if (settings.registration !== 'perf') anticipation.look()
   for (const target of processes) tasks.prepare(target)
-  let anticipated = Promise.resolve()
-  undo.add(() => anticipated)
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()
   const files = await resolveFiles(native, spec.path, processes)
@@ -160,7 +161,7 @@ async function attachSteps(
       context.onProgress({ action, spec: spec.text, step, done, total })
   const work = new SiteWork(signal, reportOf('attach'))
   const onFound = (): void => {
-    if (settings.registration !== 'perf') anticipated = anticipateRegistration(native, release())
+    if (settings.registration !== 'perf') anticipation.found()
   }
   const prepared = await prepareSites({ native, spec, files, settings, log, work, onFound })
   const warnings = [...prepared.warnings]
@@ -248,7 +249,7 @@ async function attachSteps(
   })
   // The probe owns everything from here on, and its end closes it.
   undo.replace(async () => {
-    await probe.detach().finally(() => anticipated)
+    await probe.detach().finally(() => anticipation.over())
   })
   probe.prepare()
 
@@ -291,7 +292,7 @@ async function attachSteps(
     if (target.addressSpaceGone()) throw target.goneError()
     await attachment.moveToLivingThread(target, signal)
   }
-  await anticipated
+  await anticipation.over()
   signal.throwIfAborted()
   probe.start(leftOut, verified.found)
   if (settings.signal !== null) probe.detachOnAbort(settings.signal)

@@ -2,11 +2,12 @@
  * Waiting for the kernel while there is something else to do.
  *
  * A registration takes a lock that forks of processes take, too, and these go by a fast path that has to be closed first, for which the kernel waits a grace period of RCU, 6 ms and more (`percpu_down_write(&dup_mmap_sem)` in
- * register_for_each_vma, kernel/events/uprobes.c; rcu_sync_enter, kernel/rcu/sync.c). It stays closed for a grace period or two after the last registration, so that those that follow do not wait. An attach that has found its sites spends
- * some milliseconds with them before it registers them. So it first registers something else, on another thread: a probe in a file that nobody maps, which is taken out at once.
+ * register_for_each_vma, kernel/events/uprobes.c; rcu_sync_enter, kernel/rcu/sync.c). It stays closed for a grace period or two after the last registration, so that those that follow do not wait. An attach reads the process, the file
+ * and its probes, and makes programs, before it registers anything, which takes about as long. So it first registers something else, on another thread: a probe in a file that nobody maps, which is taken out at once.
  *
  * The price is that the lock is taken twice more, for a moment. It is one of the whole machine, and whoever wants to register keeps all forks waiting while a large process forks. So it is done only where a registration follows in some
- * milliseconds, which would meet the same fork, and not for a name that is looked for and is not there; and once at a time for all tracers of a process.
+ * milliseconds, which would meet the same fork: that is what an attach expects unless the one before did not find what it was to attach to. Who asks again and again for something that is not there pays once. And it is done once at a
+ * time for all tracers of a process.
  */
 import { EINVAL } from '../errno.js'
 import { errnoOf } from '../errors.js'
@@ -32,15 +33,47 @@ const LINKS_ARE_FRAGILE: readonly Releases[] = [
   ],
 ]
 
-/**
- * Begins to wait for what a registration will wait for. Resolves when that is over; never rejects, since the registration itself will tell what is in its way.
- * @param kernelRelease - as `os.release()` tells it
- */
-export async function anticipateRegistration(native: Native, kernelRelease: string): Promise<void> {
-  if (withoutLinks.has(native) || isAmong(kernelRelease, LINKS_ARE_FRAGILE)) return
-  try {
-    await native.bpfAnticipateUprobes()
-  } catch (error) {
-    if (errnoOf(error) === EINVAL) withoutLinks.add(native)
+/** Whether the attach before found something to attach to, so that this one probably will. */
+let foundBefore = true
+
+/** What one attach does of it. */
+export class Anticipation {
+  #begun: Promise<void> | null = null
+
+  /** @param kernelRelease - as `os.release()` tells it */
+  constructor(
+    private readonly native: Native,
+    private readonly kernelRelease: string,
+  ) {}
+
+  /** To be called when it is known that there are processes to attach to, if processes were named. */
+  look(): void {
+    if (foundBefore) this.#begin()
+    foundBefore = false
+  }
+
+  /** To be called when it is known that there are sites. */
+  found(): void {
+    this.#begin()
+    foundBefore = true
+  }
+
+  /** Resolves when nothing of it goes on any more; never rejects, since the registration itself will tell what is in its way. */
+  async over(): Promise<void> {
+    await this.#begun
+  }
+
+  #begin(): void {
+    this.#begun ??= this.#ask()
+  }
+
+  async #ask(): Promise<void> {
+    const { native } = this
+    if (withoutLinks.has(native) || isAmong(this.kernelRelease, LINKS_ARE_FRAGILE)) return
+    try {
+      await native.bpfAnticipateUprobes()
+    } catch (error) {
+      if (errnoOf(error) === EINVAL) withoutLinks.add(native)
+    }
   }
 }
