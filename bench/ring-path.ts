@@ -75,6 +75,9 @@ interface Scale {
   readonly text: number
 }
 
+/** What a string took on the machine on which the bounds were set. */
+const TEXT_THERE_NS = 50
+
 async function machineScale(workshop: Workshop, target: Target, path: string): Promise<Scale> {
   const [first] = WAYS
   if (first === undefined) throw new Error('there is no way')
@@ -87,7 +90,8 @@ function goalsOf(outcomes: readonly Outcome[], scale: Scale): GoalResult[] {
     const goal = (thread: string, limit: number | undefined, values: readonly number[], floor?: number): GoalResult[] => {
       if (limit === undefined) return []
       const what = `A record to JavaScript, ${way.name}: ${thread}`
-      return [judge({ what, limit, unit: 'ns', digits: 0, floor: floor === undefined ? undefined : summarise([floor]) }, summarise(values))]
+      const judged = floor === undefined ? {} : { floor: summarise([floor]), yardstick: { there: TEXT_THERE_NS, here: scale.text } }
+      return [judge({ what, limit, unit: 'ns', digits: 0, ...judged }, summarise(values))]
     }
     const floor = way.probe.startsWith('text') ? scale.text : scale.typedArray
     return [...goal('main thread', way.goals.main, main, floor), ...goal('reader thread', way.goals.reader, reader)]

@@ -26,6 +26,8 @@ export interface GoalResult {
   readonly spread: string
   /** See {@link Limit.floor}; empty if there is none. */
   readonly floor: string
+  /** The figure as it would be there, by {@link Limit.yardstick}; empty if there is none, and missing in results from before it was told. */
+  readonly scaled?: string
   readonly verdict: Verdict
 }
 
@@ -67,10 +69,18 @@ export interface Limit {
   readonly better?: 'less' | 'more'
   /** What the same takes without this package, on this machine and in this run: nobody gets below it. */
   readonly floor?: Summary | undefined
+  /** Of a bound that is a time: something that is no part of this package, and tells how fast a machine is. */
+  readonly yardstick?: Yardstick | undefined
+}
+
+/** What one and the same thing took on the machine on which the bounds were set, and what it takes here, in one unit. */
+export interface Yardstick {
+  readonly there: number
+  readonly here: number
 }
 
 /** Holds what was measured against a goal. */
-export function judge({ what, limit, unit = '', digits = 2, better = 'less', floor }: Limit, measured: Summary): GoalResult {
+export function judge({ what, limit, unit = '', digits = 2, better = 'less', floor, yardstick }: Limit, measured: Summary): GoalResult {
   const holds = (value: number): boolean => (better === 'less' ? value <= limit : value >= limit)
   const show = (value: number): string => `${grouped(value, digits)}${unit === '' ? '' : ` ${unit}`}`
   const best = better === 'less' ? measured.lowerQuartile : measured.upperQuartile
@@ -80,6 +90,7 @@ export function judge({ what, limit, unit = '', digits = 2, better = 'less', flo
     measured: show(measured.median),
     spread: `${grouped(measured.lowerQuartile, digits)} to ${grouped(measured.upperQuartile, digits)}`,
     floor: floor === undefined ? '' : show(floor.median),
+    scaled: yardstick === undefined ? '' : show((measured.median * yardstick.there) / yardstick.here),
     verdict: holds(measured.median) ? 'yes' : holds(best) ? 'within the spread' : 'no',
   }
 }

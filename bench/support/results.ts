@@ -53,13 +53,22 @@ const CAPTION = {
 export function summaryOf(results: ReadonlyArray<readonly [string, Result]>): string {
   const reports = results.map(([, { report }]) => report)
   const goals = reports.flatMap((report) => report.goals ?? [])
-  const rows = goals.map(({ what, goal, measured, spread, floor, verdict }) => [what, goal, measured, spread, floor, verdict])
+  const rows = goals.map(({ what, goal, measured, spread, floor, scaled = '', verdict }) => [
+    what,
+    goal,
+    measured,
+    spread,
+    floor,
+    scaled,
+    verdict,
+  ])
   const behind = reports.flatMap((report) => report.behind ?? [])
   const noise = reports.flatMap((report) => report.noise ?? [])
   const machines = [...new Set(results.map(([, { machine }]) => machine))]
   return [
-    table(['goal', 'bound', 'measured', 'half of the rounds', 'C or Node alone', 'met'], rows),
+    table(['goal', 'bound', 'measured', 'half of the rounds', 'C or Node alone', "at the bounds' speed", 'met'], rows),
     '"Met" says *yes* if the median keeps the bound, *within the spread* if only the better quartile does. "C or Node alone" is what the same takes on this machine without the package: a program in C that traces the same way, or the least that Node does for it. Where that is beyond the bound, the machine is not the one on which the bound was set.',
+    '"At the bounds\' speed" is what the figure would be where others take what they took on the machine on which the bounds were set: `readelf -n` of 10,000 notes 23 ms and of Node 19 ms, and a string of some 60 bytes 50 ns in Node itself. It does not count for "met".',
     '![What a hit costs the traced program](performance.svg)',
     `**Where others are ahead:** ${behind.length === 0 ? 'nowhere, in what was measured.' : behind.join(' ')}`,
     `**Machine:** ${machines.join('; ')}. **Noise:** ${noise.length === 0 ? 'see the quartiles.' : noise.join(' ')}`,
