@@ -145,24 +145,22 @@ async function attachSteps(
   const tasks = new TaskEvents(native)
   undo.add(() => tasks.close())
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
-  const anticipation = new Anticipation(native, release())
-  undo.add(() => anticipation.over())
-  if (settings.registration !== 'perf') anticipation.look()
-  for (const target of processes) tasks.prepare(target)
+  const anticipation = settings.registration === 'perf' ? null : new Anticipation(native, spec.text, release())
+  undo.add(() => anticipation?.over())
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()
   const files = await resolveFiles(native, spec.path, processes)
   undo.add(() => closeAll(files.map(({ file }) => file)))
   signal.throwIfAborted()
+  anticipation?.look()
+  for (const target of processes) tasks.prepare(target)
 
   const reportOf =
     (action: Progress['action']): ReportProgress =>
     (step, done, total) =>
       context.onProgress({ action, spec: spec.text, step, done, total })
   const work = new SiteWork(signal, reportOf('attach'))
-  const onFound = (): void => {
-    if (settings.registration !== 'perf') anticipation.found()
-  }
+  const onFound = (): void => anticipation?.found()
   const prepared = await prepareSites({ native, spec, files, settings, log, work, onFound })
   const warnings = [...prepared.warnings]
   // A process may map hundreds of files. Those without sites need not be kept open, and with them the file systems they are on.
@@ -249,7 +247,7 @@ async function attachSteps(
   })
   // The probe owns everything from here on, and its end closes it.
   undo.replace(async () => {
-    await probe.detach().finally(() => anticipation.over())
+    await probe.detach().finally(() => anticipation?.over())
   })
   probe.prepare()
 
@@ -292,7 +290,7 @@ async function attachSteps(
     if (target.addressSpaceGone()) throw target.goneError()
     await attachment.moveToLivingThread(target, signal)
   }
-  await anticipation.over()
+  await anticipation?.over()
   signal.throwIfAborted()
   probe.start(leftOut, verified.found)
   if (settings.signal !== null) probe.detachOnAbort(settings.signal)

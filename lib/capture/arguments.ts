@@ -44,7 +44,7 @@ const INT32 = 4 | SIGNED
 
 type StringAreas = ReadonlyArray<StringArea | undefined>
 
-/** Reads the arguments of all hits of one shape, however many they are. */
+/** Reads the arguments of all hits of one shape, of any number of arguments. */
 export class ArgumentReader {
   /** By operand. */
   protected readonly formats: Uint8Array
@@ -146,8 +146,8 @@ export class ArgumentReader {
 }
 
 /*
- * An array that is listed is made in one step, which one that is filled is not. And each length has its reader, since the compiler leaves out what is made in one place and never leaves the loop, but not what was made in one of
- * several. No more of them than four, which is as many as it looks at in one place.
+ * An array that is listed is made in one step, which one that is filled is not. Each length has its reader, since V8 keeps out of memory what is made in one place and never leaves a loop, but not what was made in one of several.
+ * There are no more of them than four, which is as many classes as it follows in one call.
  */
 
 class OneArgumentReader extends ArgumentReader {
@@ -180,13 +180,18 @@ class ThreeArgumentsReader extends ArgumentReader {
   }
 }
 
-/** By the number of arguments; of more the first one. */
-const READERS = [ArgumentReader, OneArgumentReader, TwoArgumentsReader, ThreeArgumentsReader] as const
-
 /** The reader for a shape. */
 export function argumentReader(shape: CaptureShape): ArgumentReader {
-  const Reader = READERS[shape.operands.length] ?? ArgumentReader
-  return new Reader(shape)
+  switch (shape.operands.length) {
+    case 1:
+      return new OneArgumentReader(shape)
+    case 2:
+      return new TwoArgumentsReader(shape)
+    case 3:
+      return new ThreeArgumentsReader(shape)
+    default:
+      return new ArgumentReader(shape)
+  }
 }
 
 function readNumber(view: DataView, at: number, format: number | undefined): number | bigint {

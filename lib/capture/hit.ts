@@ -112,7 +112,7 @@ export class Hit {
   readonly #records: BatchRecords
   readonly #offset: number
   #args: readonly ArgumentValue[] = NO_ARGS
-  // Two truth values that differ are known to the compiler to do so, which it cannot tell of an object and itself: a loop over hits whose arguments are read once needs neither in memory.
+  // A flag, which V8 finds to be false in a loop that has just made the hit. That a field which holds null is null it does not find, and keeps the hit and its arguments in memory.
   #isRead = false
 
   /** @internal */
@@ -164,7 +164,7 @@ export class Hit {
    * own of {@link bytes}.
    */
   get args(): readonly ArgumentValue[] {
-    if (this.#isRead === true) return this.#args
+    if (this.#isRead) return this.#args
     const args = this.#records.source(this.#offset).reader.read(this.#records.memory, this.#offset)
     this.#args = args
     this.#isRead = true

@@ -42,7 +42,7 @@ export class HitBatch implements Iterable<Hit> {
    */
   at(index: number): Hit {
     const offset = this.#offsets.at(index)
-    if (offset === undefined) throw this.#noHit(index)
+    if (offset === undefined) return noHit(this.length, index)
     return this.#source.hit(offset)
   }
 
@@ -53,7 +53,7 @@ export class HitBatch implements Iterable<Hit> {
    */
   arg(index: number, argument: number): ArgumentValue | undefined {
     const offset = this.#offsets.at(index)
-    if (offset === undefined) throw this.#noHit(index)
+    if (offset === undefined) return noHit(this.length, index)
     return this.#source.argument(offset, argument)
   }
 
@@ -62,16 +62,13 @@ export class HitBatch implements Iterable<Hit> {
     return new HitBatch(this.#source, this.#offsets.slice(start, end))
   }
 
+  /** The hits one after another. Who calls `next()` by hand gets a hit that is made when `value` is read, each time anew. */
   [Symbol.iterator](): IterableIterator<Hit> {
     return new HitIterator(this.#source, this.#offsets)
   }
-
-  #noHit(index: number): RangeError {
-    return new RangeError(`a batch of ${this.length} hits has no hit ${index}`)
-  }
 }
 
-/** Does what a generator would do, in a form that the compiler sees through. */
+/** Steps through the hits of a batch in a form that the compiler sees through, as it does not through a generator. */
 class HitIterator implements IterableIterator<Hit> {
   #next = 0
 
@@ -93,31 +90,27 @@ class HitIterator implements IterableIterator<Hit> {
 }
 
 /**
- * What {@link HitIterator.next} answers. The hit is made when it is asked for, by which time it is known that there is one: of something that is either a hit or nothing the compiler makes an object at each step of a loop, and of all that
- * it refers to.
+ * What {@link HitIterator.next} answers. Its hit is made when it is read, by which time it is known that there is one: then V8 keeps the hit and its arguments out of memory in a loop that does not keep them itself, which it does not
+ * with a property that is either a hit or `undefined`. The fields are no `#` fields, so that comparisons see them.
  */
 class HitStep {
-  readonly #source: HitSource
-  readonly #offsets: RecordOffsets
-  readonly #index: number
-
   constructor(
     readonly done: boolean,
-    source: HitSource,
-    offsets: RecordOffsets,
-    index: number,
-  ) {
-    this.#source = source
-    this.#offsets = offsets
-    this.#index = index
-  }
+    private readonly source: HitSource,
+    private readonly offsets: RecordOffsets,
+    private readonly index: number,
+  ) {}
 
   get value(): Hit | undefined {
-    return this.done ? undefined : this.#source.hit(this.#offsets.at(this.#index) ?? 0)
+    return this.done ? undefined : this.source.hit(this.offsets.at(this.index) ?? noHit(this.offsets.length, this.index))
   }
 
   [inspect.custom](): object {
     const { done, value } = this
     return { done, value }
   }
+}
+
+function noHit(length: number, index: number): never {
+  throw new RangeError(`a batch of ${length} hits has no hit ${index}`)
 }

@@ -5,9 +5,9 @@
  * register_for_each_vma, kernel/events/uprobes.c; rcu_sync_enter, kernel/rcu/sync.c). It stays closed for a grace period or two after the last registration, so that those that follow do not wait. An attach reads the process, the file
  * and its probes, and makes programs, before it registers anything, which takes about as long. So it first registers something else, on another thread: a probe in a file that nobody maps, which is taken out at once.
  *
- * The price is that the lock is taken twice more, for a moment. It is one of the whole machine, and whoever wants to register keeps all forks waiting while a large process forks. So it is done only where a registration follows in some
- * milliseconds, which would meet the same fork: that is what an attach expects unless the one before did not find what it was to attach to. Who asks again and again for something that is not there pays once. And it is done once at a
- * time for all tracers of a process.
+ * The price is that the lock is taken twice more, for a moment. It is one of the whole machine, and whoever wants to register keeps all forks waiting while a large process forks. So it is done only where a registration probably follows in
+ * some milliseconds, which would meet the same fork: when the file is found that is named, or the processes, and their files; but after a search that found no sites in them the same search waits until there are. Who asks again and again for
+ * something that is not there pays once. And it is done once at a time for all tracers of a process.
  */
 import { EINVAL } from '../errno.js'
 import { errnoOf } from '../errors.js'
@@ -33,47 +33,58 @@ const LINKS_ARE_FRAGILE: readonly Releases[] = [
   ],
 ]
 
-/** Whether the attach before found something to attach to, so that this one probably will. */
-let foundBefore = true
+/** What was looked for and not found since, as far as is known; the oldest is forgotten. */
+const missing = new Set<string>()
+const MOST_MISSING = 256
+
+/** The fast path stays closed for a grace period at least when the lock was given back. */
+const STAYS_CLOSED_MS = 5
 
 /** What one attach does of it. */
 export class Anticipation {
   #begun: Promise<void> | null = null
+  #overAt: number | null = null
 
-  /** @param kernelRelease - as `os.release()` tells it */
+  /**
+   * @param looksFor - the specification
+   * @param kernelRelease - as `os.release()` tells it
+   */
   constructor(
     private readonly native: Native,
+    private readonly looksFor: string,
     private readonly kernelRelease: string,
   ) {}
 
-  /** To be called when it is known that there are processes to attach to, if processes were named. */
+  /** To be called when it is known in which files to look. While one attach looks for something, no other begins early that looks for the same. */
   look(): void {
-    if (foundBefore) this.#begin()
-    foundBefore = false
+    if (missing.has(this.looksFor)) return
+    missing.add(this.looksFor)
+    const [oldest] = missing
+    if (missing.size > MOST_MISSING && oldest !== undefined) missing.delete(oldest)
+    this.#begun = this.#ask()
   }
 
-  /** To be called when it is known that there are sites. */
+  /** To be called when it is known that there are sites. If the search took so long that the wait was for nothing, it begins anew. */
   found(): void {
-    this.#begin()
-    foundBefore = true
+    missing.delete(this.looksFor)
+    const isFresh = this.#overAt === null || performance.now() - this.#overAt < STAYS_CLOSED_MS
+    if (this.#begun === null || !isFresh) this.#begun = this.#ask()
   }
 
-  /** Resolves when nothing of it goes on any more; never rejects, since the registration itself will tell what is in its way. */
+  /** Resolves when what was registered is in, or was refused; a thread of its own takes it out a moment later. Never rejects, since the registration that follows will tell what is in its way. */
   async over(): Promise<void> {
     await this.#begun
   }
 
-  #begin(): void {
-    this.#begun ??= this.#ask()
-  }
-
   async #ask(): Promise<void> {
     const { native } = this
+    this.#overAt = null
     if (withoutLinks.has(native) || isAmong(this.kernelRelease, LINKS_ARE_FRAGILE)) return
     try {
       await native.bpfAnticipateUprobes()
     } catch (error) {
       if (errnoOf(error) === EINVAL) withoutLinks.add(native)
     }
+    this.#overAt = performance.now()
   }
 }

@@ -1,8 +1,8 @@
 /**
  * Events on living threads of processes, which tell their watcher (watches.ts) of exec and of the thread's end.
  *
- * The first on a machine takes the kernel a grace period of RCU (`account_event`, kernel/events/core.c: it lets every processor see that there are such events, and waits). So an attach opens them at its beginning, when it is not known
- * yet who will watch them, or whether it comes to that: what needs a grace period and finds one just begun waits for two. Only its own registration has begun to wait before (register/anticipate.ts).
+ * The first on a machine takes the kernel a grace period of RCU (`account_event`, kernel/events/core.c: it lets every processor see that there are such events, and waits). So an attach opens them early, when it is not known yet who will
+ * watch them, or whether it comes to that, and right behind what it has begun for the registration (register/anticipate.ts): what needs a grace period and finds one begun waits for two.
  */
 import { ESRCH } from '../errno.js'
 import { errnoOf } from '../errors.js'

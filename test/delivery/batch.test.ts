@@ -76,6 +76,55 @@ test('has no hit and no argument of one where there is none', () => {
   for (const argument of [-1, 7, 0.5]) assert.equal(batch.arg(1, argument), undefined)
 })
 
+test('a loop gives the hits that their indexes give, of sites with any number of arguments, of parts, and of records that are listed', () => {
+  const shapes = [0, 1, 2, 3, 4].map((count) => ({
+    operands: bindOperands(parseOperands('-4@%edi 4@%esi 8@%rdx -1@%cl'.split(' ', count).join(' '), 'x64'), 0n, new Map()),
+    strings: [],
+    stringLimit: LIMIT,
+  }))
+  const longest = shapes[4]
+  assert.ok(longest)
+  const contents = Array.from({ length: 23 }, (_, index) => ({
+    slot: (index * 3) % 5,
+    values: [1n, 2n, 3n, 4n].map((value) => value + 10n * BigInt(index)),
+    unreadable: index % 4 === 0 ? [1] : [],
+  }))
+  const expected = contents.map(({ slot, values: [first = 0n, second = 0n, third = 0n, fourth = 0n], unreadable }) =>
+    [
+      Number(first),
+      unreadable.length > 0 ? { unreadable: `0x${second.toString(16)}` } : Number(second),
+      third,
+      Number(BigInt.asIntN(8, fourth)),
+    ].slice(0, slot),
+  )
+  const buffer = batchOf(longest, contents)
+  const decoder = new HitDecoder(
+    shapes.map((shape) => ({ shape })),
+    () => site,
+  )
+  for (const distance of [buffer.byteLength / contents.length, 0]) {
+    const offsets = sortRecords(buffer, distance).get(0)
+    assert.ok(offsets)
+    const batch = new HitBatch(decoder.open(buffer), offsets)
+    for (const [start, end] of [
+      [0, 23],
+      [5, 17],
+      [22, 23],
+      [9, 9],
+    ]) {
+      const part = batch.slice(start, end)
+      assert.deepEqual(
+        Array.from(part, ({ args }) => args),
+        expected.slice(start, end),
+      )
+      assert.deepEqual(
+        Array.from(part, (_, index) => part.at(index).args),
+        expected.slice(start, end),
+      )
+    }
+  }
+})
+
 test('a step of an iterator stays what it is when others follow, and shows its hit', () => {
   const steps = hitsOf([{ values: [1n] }, { values: [2n] }])[Symbol.iterator]()
   const [first, second, end, after] = [steps.next(), steps.next(), steps.next(), steps.next()]
@@ -87,6 +136,7 @@ test('a step of an iterator stays what it is when others follow, and shows its h
     ],
   )
   assert.deepEqual([end.done, end.value, after.done, after.value], [true, undefined, true, undefined])
+  assert.notDeepEqual(first, second)
   assert.match(inspect(first), /done: false,\s+value: \{.*args: \[ 1, /s)
   assert.equal(inspect(end), '{ done: true, value: undefined }')
 })

@@ -19,12 +19,13 @@ import { newTracer } from '../support/tracing.js'
 import { turns, waitFor } from '../support/wait.js'
 
 const ROOT = needs({})
+const GCC = needs({ programs: ['gcc'] })
 /** Elsewhere whoever has attached before does not ask any more. */
 const LINKS = HAS_MULTI ? needs({ programs: ['gcc'] }) : { skip: 'this kernel has no uprobe_multi link' }
 
 /** What an attach does of it that finds sites. */
 async function anticipate(native: Native, kernelRelease: string): Promise<void> {
-  const anticipation = new Anticipation(native, kernelRelease)
+  const anticipation = new Anticipation(native, 'usdt:t:end', kernelRelease)
   anticipation.found()
   await anticipation.over()
 }
@@ -67,13 +68,14 @@ test('an attach is over when it is, whether it succeeds or not, and does not fai
   const path = buildTarget(t, 'latency')
   const target = await Target.start(t, path)
   const tracer = newTracer(t)
-  const attach = (strings: number[]): Promise<unknown> => tracer.attach('usdt:t:end', { pid: target.pid, strings })
   const [end] = notesOf(path, 't:end')
   assert.ok(end !== undefined)
-  for (const [strings, outcome] of [
-    [[], 'attached'],
-    [[7], 'ERR_UPROBE_BAD_OPTION'],
-    [[], 'ERR_UPROBE_LIMIT'],
+  for (const [name, strings, outcome] of [
+    ['end', [], 'attached'],
+    ['end', [7], 'ERR_UPROBE_BAD_OPTION'],
+    ['end', [], 'ERR_UPROBE_LIMIT'],
+    ['of_the_attach_that_waits', [], 'ERR_UPROBE_NOT_FOUND'],
+    ['end', [], 'Error: the user has seen enough'],
   ] as const) {
     let settle: ((error: Error) => void) | null = null
     t.mock.method(
@@ -85,17 +87,19 @@ test('an attach is over when it is, whether it succeeds or not, and does not fai
         }),
     )
     if (outcome === 'ERR_UPROBE_LIMIT') t.mock.method(loadNative(), 'perfEventOpenUprobe', () => Promise.reject(limitReached()))
+    const controller = new AbortController()
     let seen: unknown = null
-    const attaching = attach([...strings]).then(
+    const attaching = tracer.attach(`usdt:t:${name}`, { pid: target.pid, strings: [...strings], signal: controller.signal }).then(
       () => {
         seen = 'attached'
       },
-      (error: { code: string }) => {
-        seen = error.code
+      (error: unknown) => {
+        seen = error instanceof UprobeError ? error.code : String(error)
       },
     )
     await waitFor('the beginning', () => settle !== null)
     if (outcome === 'attached') await waitFor('the registration', () => isArmed(target.pid, path, end.fileOffset))
+    if (outcome === 'Error: the user has seen enough') controller.abort(new Error('the user has seen enough'))
     await turns(200)
     assert.equal(seen, null)
     ;(settle as unknown as (error: Error) => void)(new Error('the kernel does not like it'))
@@ -105,41 +109,89 @@ test('an attach is over when it is, whether it succeeds or not, and does not fai
   }
 })
 
-test('kernels are left alone whose links do harm when they fail', async () => {
-  let asked = 0
+/** What stands for the kernel where it matters only how often it is asked. */
+function counting(): { readonly native: Native; asked(): number } {
+  let count = 0
   const native = {
     bpfAnticipateUprobes: async () => {
-      asked++
+      count++
     },
   } as unknown as Native
+  return { native, asked: () => count }
+}
+
+test('kernels are left alone whose links do harm when they fail', async () => {
+  const { native, asked } = counting()
   for (const release of ['6.6.0', '6.6.53-1', '6.7.1', '6.8.0-45-generic', '6.10.12', '6.11.1']) await anticipate(native, release)
-  assert.equal(asked, 0)
+  assert.equal(asked(), 0)
   const sound = ['6.6.54', '6.10.13', '6.11.2', '6.12.1', '7.0.0']
   for (const release of sound) await anticipate(native, release)
-  assert.equal(asked, sound.length)
+  assert.equal(asked(), sound.length)
+})
+
+test('a search that found nothing, or has not yet, makes the same search wait until it finds something', async () => {
+  const { native, asked } = counting()
+  const search = (name: string): Anticipation => {
+    const anticipation = new Anticipation(native, `usdt:search:${name}`, '6.12.0')
+    anticipation.look()
+    return anticipation
+  }
+  const [first, meanwhile] = [search('a'), search('a')]
+  assert.equal(asked(), 1)
+  first.found()
+  assert.equal(asked(), 1, 'what was begun is not over yet')
+  meanwhile.found()
+  assert.equal(asked(), 2)
+  search('a')
+  assert.equal(asked(), 3, 'the last found something')
+  search('a')
+  search('b').found()
+  search('a')
+  assert.equal(asked(), 4, 'another that finds something is another matter')
+  for (let other = 0; other < 300; other++) search(`other ${other}`)
+  assert.equal(asked(), 304)
+  search('a')
+  assert.equal(asked(), 305, 'what is long ago is forgotten')
+})
+
+test('a search that took long asks anew when it has found something', async (t) => {
+  const { native, asked } = counting()
+  let now = 1000
+  t.mock.method(performance, 'now', () => now)
+  for (const [tookMs, times] of [
+    [1, 1],
+    [100, 2],
+  ] as const) {
+    const before = asked()
+    const anticipation = new Anticipation(native, 'usdt:search:slow', '6.12.0')
+    anticipation.look()
+    await anticipation.over()
+    now += tookMs
+    anticipation.found()
+    await anticipation.over()
+    assert.equal(asked() - before, times)
+  }
 })
 
 test(
-  'who asks for a name that is not there has the kernel asked once, and then not until something is found; where no link is wanted, it is not asked',
-  LINKS,
+  'an attach asks once for a name that is not there, not for a file that is not there, and not where no link is wanted',
+  GCC,
   async (t) => {
     const target = await Target.start(t, buildTarget(t, 'latency'))
     const asked = t.mock.method(loadNative(), 'bpfAnticipateUprobes')
     const tracer = newTracer(t)
-    const asks = async (attaching: () => Promise<unknown>): Promise<number> => {
+    const asks = async (attaching: () => Promise<unknown>): Promise<boolean> => {
       const before = asked.mock.callCount()
       await attaching()
-      return asked.mock.callCount() - before
+      return asked.mock.callCount() > before
     }
-    const find = (registration: 'multi' | 'perf') => () => tracer.attach('usdt:t:end', { pid: target.pid, registration })
+    const find = (registration: 'auto' | 'perf') => () => tracer.attach('usdt:t:end', { pid: target.pid, registration })
     const miss = (spec: string) => () => assert.rejects(tracer.attach(spec, { pid: target.pid }), UprobeError)
-    for (let round = 0; round < 2; round++) {
-      assert.equal(await asks(find('multi')), 1)
-      assert.equal(await asks(miss('usdt:t:nothing_is_called_so')), 1)
-      assert.equal(await asks(miss('usdt:t:nothing_is_called_so')), 0)
-      assert.equal(await asks(miss('usdt:/no/file:t:end')), 0)
-    }
-    assert.equal(await asks(find('multi')), 1)
-    assert.equal(await asks(find('perf')), 0)
+    assert.equal(await asks(find('auto')), HAS_MULTI)
+    for (const expected of [HAS_MULTI, false, false]) assert.equal(await asks(miss('usdt:t:of_the_attach_that_asks_once')), expected)
+    assert.equal(await asks(miss('usdt:/no/file:t:end')), false)
+    assert.equal(await asks(() => assert.rejects(tracer.attach('usdt:t:end'), { code: 'ERR_UPROBE_BAD_OPTION' })), false)
+    assert.equal(await asks(find('auto')), HAS_MULTI)
+    assert.equal(await asks(find('perf')), false)
   },
 )

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { threadsNamed } from './threads.js'
 import { waitFor } from './wait.js'
 
 /** What the loader of TypeScript keeps, whose files come and go for a while after the start. */
@@ -50,10 +51,14 @@ const MAX_ROUNDS = 4
  * pool, the closing thread.
  */
 export async function assertLeavesNothing(work: () => Promise<void>): Promise<void> {
+  const aheadIsOver = (): Promise<true> =>
+    waitFor('what was registered ahead to be closed', () => threadsNamed('uprobe-ahead').length === 0)
   await work()
+  await aheadIsOver()
   let before = holdings()
   for (let round = 1; ; round++) {
     await work()
+    await aheadIsOver()
     const { threads } = before
     // A thread that was joined is gone from /proc a moment later. If one is not, the comparison says so.
     await waitFor('threads to end', () => holdings().threads <= threads).catch(() => undefined)
