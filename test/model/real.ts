@@ -84,8 +84,8 @@ export class Real {
 
   async fork(id: number): Promise<number> {
     this.processes.set(this.#next, { pid: await this.target(id).askNumber('fork-hold'), target: null })
-    // The kernel gives births in hundredths of a second: a claim that is made from now on is younger than the child.
-    await delay(BIRTH_RESOLUTION_MS + 1)
+    // The kernel gives births in hundredths of a second, and one of grace is given beside (lib/counter/inherited.ts): a claim that is made from now on is younger than the child.
+    await delay(2 * BIRTH_RESOLUTION_MS + 1)
     return this.#next++
   }
 
