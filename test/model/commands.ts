@@ -346,7 +346,10 @@ class Repair extends OfTarget {
     const id = this.target(model)
     await repair({ pid: real.pid(id), dryRun: false, leaseDir: real.leaseDir })
     model.recover(id)
-    for (const counter of COUNTERS) model.process(id).leaks[counter] = 0
+    for (const counter of COUNTERS) {
+      // A site that is claimed, in whichever process, is registered without its counter: it cannot be pinned, and the leak is left.
+      if (model.claims(counter).length === 0) model.process(id).leaks[counter] = 0
+    }
   }
 
   toString(): string {
