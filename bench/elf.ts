@@ -6,6 +6,7 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import { statSync } from 'node:fs'
 import { join } from 'node:path'
+import { READELF_THERE_MS } from './support/bounds.js'
 import { table } from './support/markdown.js'
 import { isInstalled } from './support/others.js'
 import { type GoalResult, judge, type Report, type Settings } from './support/report.js'
@@ -14,8 +15,6 @@ import { Workshop } from './support/workshop.js'
 
 const ROUNDS = { full: 15, quick: 3 }
 const NODE = process.execPath
-/** What `readelf -n` took on the machine on which the bounds were set. */
-const READELF_THERE_MS = { node: 19, thousands: 23 }
 /** What Debian calls it. */
 const TPLIST = 'tplist-bpfcc'
 const MAIN = join(__dirname, '..', 'dist', 'cli', 'main.js')

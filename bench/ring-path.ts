@@ -5,6 +5,7 @@
  * (/proc/PID/task/TID/schedstat), so that other programs on the machine do not count. They include everything: the doorbell, garbage that was collected on the thread, page faults.
  */
 import type { Target } from '../test/support/target.js'
+import { TEXT_THERE_NS } from './support/bounds.js'
 import { table } from './support/markdown.js'
 import { type GoalResult, grouped, judge, type Report, type Settings } from './support/report.js'
 import { type Summary, showQuartiles, summarise } from './support/statistics.js'
@@ -74,9 +75,6 @@ interface Scale {
   readonly typedArray: number
   readonly text: number
 }
-
-/** What a string took on the machine on which the bounds were set. */
-const TEXT_THERE_NS = 50
 
 async function machineScale(workshop: Workshop, target: Target, path: string): Promise<Scale> {
   const [first] = WAYS

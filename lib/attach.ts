@@ -145,7 +145,8 @@ async function attachSteps(
   const tasks = new TaskEvents(native)
   undo.add(() => tasks.close())
   for (const pid of settings.pids) processes.push(TargetProcess.open(native, pid))
-  const anticipation = settings.registration === 'perf' ? null : new Anticipation(native, spec.text, release())
+  const anticipation =
+    settings.registration === 'perf' ? null : new Anticipation(native, JSON.stringify([spec.text, spec.path, settings.pids]), release())
   undo.add(() => anticipation?.over())
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()

@@ -5,6 +5,7 @@
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { READELF_THERE_MS, TEXT_THERE_NS } from './bounds.js'
 import { replacePart } from './document.js'
 import { table } from './markdown.js'
 import type { Report } from './report.js'
@@ -68,7 +69,7 @@ export function summaryOf(results: ReadonlyArray<readonly [string, Result]>): st
   return [
     table(['goal', 'bound', 'measured', 'half of the rounds', 'C or Node alone', "at the bounds' speed", 'met'], rows),
     '"Met" says *yes* if the median keeps the bound, *within the spread* if only the better quartile does. "C or Node alone" is what the same takes on this machine without the package: a program in C that traces the same way, or the least that Node does for it. Where that is beyond the bound, the machine is not the one on which the bound was set.',
-    '"At the bounds\' speed" is what the figure would be where others take what they took on the machine on which the bounds were set: `readelf -n` of 10,000 notes 23 ms and of Node 19 ms, and a string of some 60 bytes 50 ns in Node itself. It does not count for "met".',
+    `"At the bounds' speed" is what the figure would be where others take what they took on the machine on which the bounds were set: \`readelf -n\` of 10,000 notes ${READELF_THERE_MS.thousands} ms and of Node ${READELF_THERE_MS.node} ms, and a string of some 60 bytes ${TEXT_THERE_NS} ns in Node itself. It does not count for "met".`,
     '![What a hit costs the traced program](performance.svg)',
     `**Where others are ahead:** ${behind.length === 0 ? 'nowhere, in what was measured.' : behind.join(' ')}`,
     `**Machine:** ${machines.join('; ')}. **Noise:** ${noise.length === 0 ? 'see the quartiles.' : noise.join(' ')}`,

@@ -129,29 +129,52 @@ test('kernels are left alone whose links do harm when they fail', async () => {
   assert.equal(asked(), sound.length)
 })
 
-test('a search that found nothing, or has not yet, makes the same search wait until it finds something', async () => {
+test('a search that found nothing, or has not yet, makes the same search wait until it finds something', async (t) => {
   const { native, asked } = counting()
-  const search = (name: string): Anticipation => {
-    const anticipation = new Anticipation(native, `usdt:search:${name}`, '6.12.0')
+  let now = 1e6
+  t.mock.method(performance, 'now', () => now)
+  const search = async (name: string): Promise<Anticipation> => {
+    const anticipation = new Anticipation(native, `a search for ${name}`, '6.12.0')
     anticipation.look()
+    await anticipation.over()
     return anticipation
   }
-  const [first, meanwhile] = [search('a'), search('a')]
+  const [first, meanwhile] = [await search('a'), await search('a')]
   assert.equal(asked(), 1)
   first.found()
-  assert.equal(asked(), 1, 'what was begun is not over yet')
+  assert.equal(asked(), 1, 'it is fresh')
   meanwhile.found()
+  await meanwhile.over()
   assert.equal(asked(), 2)
-  search('a')
+  await search('a')
   assert.equal(asked(), 3, 'the last found something')
-  search('a')
-  search('b').found()
-  search('a')
+  await search('a')
+  ;(await search('b')).found()
+  await search('a')
   assert.equal(asked(), 4, 'another that finds something is another matter')
-  for (let other = 0; other < 300; other++) search(`other ${other}`)
-  assert.equal(asked(), 304)
-  search('a')
-  assert.equal(asked(), 305, 'what is long ago is forgotten')
+  for (let other = 0; other < 300; other++) await search(`other ${other}`)
+  assert.ok(asked() <= 4 + 256)
+  const full = asked()
+  await search('a')
+  await search('one that would be too many')
+  assert.equal(asked(), full, 'nothing begins early while so many are missing')
+  now += 60_001
+  const last = await search('a')
+  assert.equal(asked(), full + 1, 'what is long ago is forgotten')
+  last.found()
+})
+
+test('those that come while it is under way take part in it', async () => {
+  const { native, asked } = counting()
+  const all = ['a', 'b', 'c'].map((name) => new Anticipation(native, `at once ${name}`, '6.12.0'))
+  for (const anticipation of all) anticipation.found()
+  await Promise.all(all.map((anticipation) => anticipation.over()))
+  assert.equal(asked(), 1)
+  const [late] = all
+  const next = new Anticipation(native, 'at once d', '6.12.0')
+  next.found()
+  await Promise.all([late?.over(), next.over()])
+  assert.equal(asked(), 2)
 })
 
 test('a search that took long asks anew when it has found something', async (t) => {
@@ -187,9 +210,19 @@ test(
     }
     const find = (registration: 'auto' | 'perf') => () => tracer.attach('usdt:t:end', { pid: target.pid, registration })
     const miss = (spec: string) => () => assert.rejects(tracer.attach(spec, { pid: target.pid }), UprobeError)
+    // A kernel without links has said so after this.
+    await find('auto')()
     assert.equal(await asks(find('auto')), HAS_MULTI)
     for (const expected of [HAS_MULTI, false, false]) assert.equal(await asks(miss('usdt:t:of_the_attach_that_asks_once')), expected)
     assert.equal(await asks(miss('usdt:/no/file:t:end')), false)
+    const other = await Target.start(t, buildTarget(t, 'usdt'))
+    for (const expected of [HAS_MULTI, false]) {
+      await find('auto')()
+      assert.equal(
+        await asks(() => assert.rejects(tracer.attach('usdt:t:end', { pid: other.pid }), { code: 'ERR_UPROBE_NOT_FOUND' })),
+        expected,
+      )
+    }
     assert.equal(await asks(() => assert.rejects(tracer.attach('usdt:t:end'), { code: 'ERR_UPROBE_BAD_OPTION' })), false)
     assert.equal(await asks(find('auto')), HAS_MULTI)
     assert.equal(await asks(find('perf')), false)
