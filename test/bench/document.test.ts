@@ -40,17 +40,22 @@ test('quartiles are interpolated, and ratios are taken round by round', () => {
   assert.equal(spreadPercent({ median: 200, lowerQuartile: 190, upperQuartile: 210 }), 10)
 })
 
-test('the summary says which goals are met, what nobody gets below, and where others are ahead', () => {
+test('the summary says which goals are met, what nobody gets below, what it would be on another machine, and where others are ahead', () => {
   const summary = { median: 0.9, lowerQuartile: 0.8, upperQuartile: 1 }
   const floor = { median: 0.8, lowerQuartile: 0.8, upperQuartile: 0.8 }
   const report = {
     markdown: '',
-    goals: [judge({ what: 'a hit', limit: 0.85 }, summary), judge({ what: 'a string', limit: 1, floor }, summary)],
+    goals: [
+      judge({ what: 'a hit', limit: 0.85 }, summary),
+      judge({ what: 'a string', limit: 1, floor }, summary),
+      judge({ what: 'a list', limit: 0.5, unit: 'ms', yardstick: { there: 2, here: 3 } }, summary),
+    ],
     behind: ['perf is faster.'],
   }
   const text = summaryOf([['a', { report, machine: 'M', date: '2026-01-01' }]])
-  assert.match(text, /\| a hit +\| +at most 0\.85 \| +0\.90 \| +0\.80 to 1\.00 \| +\| within the spread \|/)
-  assert.match(text, /\| a string +\| +at most 1\.00 \| +0\.90 \| +0\.80 to 1\.00 \| +0\.80 \| +yes \|/)
+  assert.match(text, /\| a hit +\| +at most 0\.85 \| +0\.90 \| +0\.80 to 1\.00 \| +\| +\| within the spread \|/)
+  assert.match(text, /\| a string +\| +at most 1\.00 \| +0\.90 \| +0\.80 to 1\.00 \| +0\.80 \| +\| +yes \|/)
+  assert.match(text, /\| a list +\| +at most 0\.50 ms \| +0\.90 ms \| +0\.80 to 1\.00 \| +\| +0\.60 ms \| +no \|/)
   assert.match(text, /Where others are ahead:\*\* perf is faster\./)
 })
 
