@@ -21,7 +21,7 @@ import { turns, waitFor } from '../support/wait.js'
 const ROOT = needs({})
 const GCC = needs({ programs: ['gcc'] })
 /** Elsewhere whoever has attached before does not ask any more. */
-const LINKS = HAS_MULTI ? needs({ programs: ['gcc'] }) : { skip: 'this kernel has no uprobe_multi link' }
+const LINKS = HAS_MULTI ? GCC : { skip: 'this kernel has no uprobe_multi link' }
 
 /** What an attach does of it that finds sites. */
 async function anticipate(native: Native, kernelRelease: string): Promise<void> {
