@@ -22,7 +22,7 @@ import { checkEvents } from '../register/many-events.js'
 import { multiSupport } from '../register/multi-support.js'
 import { readUprobePmu } from '../register/pmu.js'
 import type { TargetFile } from '../target/file.js'
-import { holdersOf, kernelHolders } from './owners.js'
+import { namesOfHolders } from './owners.js'
 import type { FileCounter } from './read.js'
 
 /** `r0 = 0; exit`: a program that does nothing, which a link cannot do without. */
@@ -167,17 +167,7 @@ async function explain(error: unknown, native: Native, file: TargetFile, { count
 }
 
 /** A sentence about who has a site, as far as the kernel tells. */
-async function whoHolds(native: Native, { identity, path }: TargetFile, fileOffset: bigint): Promise<string> {
-  const names = new Set<string>()
-  try {
-    // Whatever process a registration is for: it keeps us away in all of them.
-    const file = { identity, path, deleted: false, pid: process.pid, concerns: () => true }
-    for (const { comm, pid } of holdersOf(await kernelHolders(native), file, [fileOffset]).owners)
-      names.add(`${escapeForDisplay(comm)}[${pid}]`)
-  } catch (error) {
-    if (!(error instanceof UprobeError)) throw error
-  }
-  return names.size === 0
-    ? 'The kernel does not list whose it is (perf, for one, is in no list).'
-    : `It is held by ${[...names].join(', ')}.`
+async function whoHolds(native: Native, file: TargetFile, fileOffset: bigint): Promise<string> {
+  const names = await namesOfHolders(native, file, [fileOffset])
+  return names.length === 0 ? 'The kernel does not list whose it is (perf, for one, is in no list).' : `It is held by ${names.join(', ')}.`
 }

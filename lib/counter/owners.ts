@@ -16,6 +16,7 @@ import { readdirSync, readlinkSync, statSync } from 'node:fs'
 import { TimeSlice } from '../elf/time-slice.js'
 import { ENOSYS, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
+import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
 import { type FileIdentity, sameFile } from '../target/maps.js'
@@ -101,6 +102,29 @@ export function holdersOf(holders: readonly KernelHolder[], file: HeldFile, arme
     owners.set(`${pid} ${kind} ${comm}`, { pid, comm, kind })
   }
   return { owners: [...owners.values()], held }
+}
+
+/**
+ * Names of those who have registered one of the sites of a file, for whichever process, as far as the kernel tells: what a registration keeps others from, it does everywhere.
+ * @returns none as well if the kernel may not be asked
+ */
+export async function namesOfHolders(
+  native: Native,
+  { identity, path }: Pick<HeldFile, 'identity' | 'path'>,
+  sites: readonly bigint[],
+): Promise<string[]> {
+  try {
+    const file = { identity, path, deleted: false, pid: process.pid, concerns: () => true }
+    return ownerNames(holdersOf(await kernelHolders(native), file, sites).owners)
+  } catch (error) {
+    if (!(error instanceof UprobeError)) throw error
+    return []
+  }
+}
+
+/** The names of owners, each once, for a sentence. */
+export function ownerNames(owners: readonly CounterOwner[]): string[] {
+  return [...new Set(owners.map(({ comm, pid }) => (pid === 0 ? escapeForDisplay(comm) : `${escapeForDisplay(comm)}[${pid}]`)))]
 }
 
 const PERF_EVENT = 'anon_inode:[perf_event]'

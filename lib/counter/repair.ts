@@ -26,6 +26,7 @@ import { CounterLocks } from './counter-locks.js'
 import { Guard } from './guard.js'
 import type { CounterState, InspectedCounter } from './inspect.js'
 import type { LeaseDirectory } from './lease-directory.js'
+import { namesOfHolders, ownerNames } from './owners.js'
 import { Pin, registerCountingSites } from './pin.js'
 import { type CounterPlace, counterPlaces } from './places.js'
 import { CLAIM, inspectAt } from './read.js'
@@ -253,7 +254,15 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
     pin = await Pin.take(native, file, target, counter, counter.refCtrOffset)
   } catch (error) {
     if (errnoOf(error) !== EINVAL) throw error
-    return left(inspected.value, `a site of it is registered without the counter, so it cannot be pinned; ${whoHolds(inspected)}`)
+    const names = await namesOfHolders(
+      native,
+      file,
+      counter.sites.map(({ fileOffset }) => fileOffset),
+    )
+    return left(
+      inspected.value,
+      `a site of it is registered without the counter, here or in another process, so it cannot be pinned; ${whoHolds(names)}`,
+    )
   }
   let leaked: number
   try {
@@ -277,11 +286,10 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
 }
 
 function heldByWhom(inspected: InspectedCounter): string {
-  return `a site of it is armed, and whoever has armed it may have claimed it; ${whoHolds(inspected)}`
+  return `a site of it is armed, and whoever has armed it may have claimed it; ${whoHolds(ownerNames(inspected.owners))}`
 }
 
-function whoHolds({ owners }: InspectedCounter): string {
-  const names = [...new Set(owners.map(({ comm, pid }) => (pid === 0 ? comm : `${comm}[${pid}]`)))]
+function whoHolds(names: readonly string[]): string {
   return names.length === 0
     ? 'the kernel does not list whose it is. Detach that tracer first'
     : `known here: ${names.join(', ')}. Detach that tracer first`

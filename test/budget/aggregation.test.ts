@@ -19,6 +19,7 @@ import { gatedNote } from '../support/notes.js'
 import { Target } from '../support/target.js'
 import { newTracer, refused } from '../support/tracing.js'
 import { turns, waitFor } from '../support/wait.js'
+import { PROMISE, SpeedTrial } from './speed-trial.js'
 
 const GCC = needs({ programs: ['gcc'] })
 const HOT = 'usdt:t:hot'
@@ -54,15 +55,6 @@ function assertBalanced(aggregation: Aggregation, snapshots: readonly Aggregatio
     aggregated,
   )
 }
-
-/** CPU time of a loop that is measured at a time, in milliseconds. */
-const LOOP_MS = { bare: 300, free: 300, budgeted: 1500 } as const
-const ROUNDS = 2
-/** Of one CPU. */
-const PROMISE = 0.05
-/** A second's budget may be used at once, and a burst is noticed a moment later. */
-const SAVED_MS = 1000
-const NOTICED_MS = 100
 
 const WAYS: readonly {
   name: string
@@ -106,40 +98,21 @@ for (const { name, command, spec, whose, options } of WAYS) {
     const budget = { cpuPercent: 100 * PROMISE }
     const free = newTracer(t, { leaseDir })
     const bounded = whose === 'its own' ? free : newTracer(t, { leaseDir, budget })
-    const passes = { bare: 0, free: 0, budgeted: 0 }
-    const spentMs = { bare: 0, free: 0, budgeted: 0 }
-    let budgetedMs = 0
-    const measure = async (what: keyof typeof passes): Promise<void> => {
-      const start = performance.now()
-      passes[what] += await target.askNumber(`${command} ${LOOP_MS[what]}`)
-      spentMs[what] += LOOP_MS[what]
-      if (what === 'budgeted') budgetedMs += performance.now() - start
-    }
-    // Before and after everything else: a machine that is shared may be quicker by a quarter a second later.
-    await measure('bare')
-    for (let round = 0; round < ROUNDS; round++) {
-      for (const what of ['free', 'budgeted'] as const) {
-        const tracer = what === 'free' ? free : bounded
-        const own = what === 'budgeted' && whose === 'its own' ? { budget } : {}
-        const aggregation = await tracer.aggregate(spec, { pid: target.pid, ...options, ...own })
-        await measure(what)
-        if (what === 'budgeted') {
-          assert.equal(aggregation.state, 'throttled')
-          assert.ok(aggregation.stats().seenFraction < 0.9)
-        }
-        await aggregation.detach()
-        assertBalanced(aggregation, [await aggregation.snapshot()])
-        await measure('bare')
+    const trial = new SpeedTrial(target, command)
+    await trial.run(async (load, measure) => {
+      const tracer = load === 'free' ? free : bounded
+      const own = load === 'budgeted' && whose === 'its own' ? { budget } : {}
+      const aggregation = await tracer.aggregate(spec, { pid: target.pid, ...options, ...own })
+      await measure()
+      if (load === 'budgeted') {
+        assert.equal(aggregation.state, 'throttled')
+        assert.ok(aggregation.stats().seenFraction < 0.9)
       }
-    }
-    /** The share of its CPU time that was left for the program's own work. */
-    const left = (what: keyof typeof passes): number => passes[what] / spentMs[what] / (passes.bare / spentMs.bare)
-    assert.ok(left('free') < 0.2, `without a budget ${left('free')} is left, so nothing is tried here`)
-    // As for probes in throttle.test.ts.
-    const allowedMs = 2 * PROMISE * (budgetedMs + ROUNDS * SAVED_MS) + ROUNDS * NOTICED_MS
-    const allowed = Math.min(allowedMs / (ROUNDS * LOOP_MS.budgeted), 0.7)
-    t.diagnostic(`${left('free').toFixed(5)} is left without a budget, ${left('budgeted').toFixed(3)} with one`)
-    assert.ok(left('budgeted') >= 1 - allowed, `${left('budgeted')} is left, and ${allowed} may be taken`)
+      await aggregation.detach()
+      assertBalanced(aggregation, [await aggregation.snapshot()])
+    })
+    t.diagnostic(`${trial.left.free.toFixed(5)} is left without a budget, ${trial.left.budgeted.toFixed(3)} with one`)
+    trial.assertKept()
   })
 }
 

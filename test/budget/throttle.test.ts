@@ -19,6 +19,7 @@ import { registerForOwnProcess } from '../support/other-tracer.js'
 import { Target } from '../support/target.js'
 import { assertStats, collect, detachComplete, newTracer, refused } from '../support/tracing.js'
 import { turns, waitFor } from '../support/wait.js'
+import { PROMISE, SpeedTrial } from './speed-trial.js'
 
 const GCC = needs({ programs: ['gcc'] })
 const HOT = 'usdt:t:hot'
@@ -50,15 +51,6 @@ async function cycles(probe: Probe, times: number): Promise<void> {
   }
 }
 
-/** CPU time of a loop that is measured at a time, in milliseconds. */
-const LOOP_MS = { bare: 300, free: 300, budgeted: 1500 } as const
-const ROUNDS = 2
-/** Of one CPU. */
-const PROMISE = 0.05
-/** A second's budget may be used at once, and a burst is noticed a moment later. */
-const SAVED_MS = 1000
-const NOTICED_MS = 100
-
 const WAYS: readonly { name: string; command: string; spec: string; options: AttachOptions }[] = [
   { name: 'a function', command: 'call', spec: 'uprobe:f_hot', options: {} },
   { name: 'a function, by a perf event', command: 'call', spec: 'uprobe:f_hot', options: { registration: 'perf' } },
@@ -72,41 +64,20 @@ for (const { name, command, spec, options } of WAYS) {
   test(`a target keeps the speed that its budget promises: ${name}`, GCC, async (t) => {
     const target = await Target.start(t, buildTarget(t, 'hot'))
     const tracer = newTracer(t, { leaseDir: leaseDirectory() })
-    const passes = { bare: 0, free: 0, budgeted: 0 }
-    const spentMs = { bare: 0, free: 0, budgeted: 0 }
-    let budgetedMs = 0
-    const measure = async (what: keyof typeof passes): Promise<void> => {
-      const start = performance.now()
-      passes[what] += await target.askNumber(`${command} ${LOOP_MS[what]}`)
-      spentMs[what] += LOOP_MS[what]
-      if (what === 'budgeted') budgetedMs += performance.now() - start
-    }
-    // Before and after everything else: a machine that is shared may be quicker by a quarter a second later.
-    await measure('bare')
-    for (let round = 0; round < ROUNDS; round++) {
-      for (const [what, budget] of [
-        ['free', undefined],
-        ['budgeted', { cpuPercent: 100 * PROMISE }],
-      ] as const) {
-        const probe = await tracer.attach(spec, { pid: target.pid, ...options, ...(budget && { budget }) })
-        probe.on('batch', () => undefined)
-        await measure(what)
-        if (what === 'budgeted') {
-          assert.equal(probe.state, 'throttled')
-          assert.ok(probe.stats().seenFraction < 0.9)
-        }
-        await probe.detach()
-        assertBalanced(probe)
-        await measure('bare')
+    const trial = new SpeedTrial(target, command)
+    await trial.run(async (load, measure) => {
+      const budget = load === 'budgeted' ? { budget: { cpuPercent: 100 * PROMISE } } : {}
+      const probe = await tracer.attach(spec, { pid: target.pid, ...options, ...budget })
+      probe.on('batch', () => undefined)
+      await measure()
+      if (load === 'budgeted') {
+        assert.equal(probe.state, 'throttled')
+        assert.ok(probe.stats().seenFraction < 0.9)
       }
-    }
-    /** The share of its CPU time that was left for the program's own work. */
-    const own = (what: keyof typeof passes): number => passes[what] / spentMs[what] / (passes.bare / spentMs.bare)
-    assert.ok(own('free') < 0.2, `without a budget ${own('free')} is left, so nothing is tried here`)
-    // A budget is in time that passes, of which the target has a part only while others run on its processor. Twice as much as promised, for what a test cannot foresee.
-    const allowedMs = 2 * PROMISE * (budgetedMs + ROUNDS * SAVED_MS) + ROUNDS * NOTICED_MS
-    const allowed = Math.min(allowedMs / (ROUNDS * LOOP_MS.budgeted), 0.7)
-    assert.ok(own('budgeted') >= 1 - allowed, `${own('budgeted')} is left, and ${allowed} may be taken`)
+      await probe.detach()
+      assertBalanced(probe)
+    })
+    trial.assertKept()
   })
 }
 
