@@ -11,7 +11,7 @@ import { audit, isRepairable, leftOrphan, type RepairEntry, repairCounter, whyDe
 import { UprobeError } from './errors.js'
 import { childLogger, type Logger } from './log.js'
 import { loadNative, type Native } from './native.js'
-import { isKernelThread, TargetProcess } from './target/process.js'
+import { TargetProcess } from './target/process.js'
 
 /** Options of {@link repair}. */
 export interface RepairOptions {
@@ -61,7 +61,7 @@ export async function repair(options: RepairOptions = {}): Promise<RepairEntry[]
         entries.push(...(await repairProcess(walk, target)))
       } catch (error) {
         if (!isPassed(error)) throw error
-        if (error.code === 'ERR_UPROBE_TARGET_DENIED' && !isKernelThread(target.pid)) options.onUnseen?.(error)
+        if (error.code === 'ERR_UPROBE_TARGET_DENIED' && !target.isKernelThread) options.onUnseen?.(error)
       }
       await nextTurn()
     }

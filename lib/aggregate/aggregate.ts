@@ -93,7 +93,7 @@ async function makeTaker(
   undo.add(() => starts.close())
   const termAt = (spec: string): Term | null => {
     if (matching.by !== 'argument') return null
-    const term = parseTermOf('match', matching.text, parseSpec(spec).kind, ['thread'])
+    const term = parseTermOf('match', matching.text, parseSpec(spec).kind, { words: ['thread'], number: true })
     if (term.node.kind === 'str' || term.node.kind === 'comm') bad('match', 'give a number, such as arg0; strings are not compared')
     return term
   }

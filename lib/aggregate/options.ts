@@ -95,7 +95,7 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
   for (const name of asked) {
     const text: unknown = options[name]
     if (typeof text !== 'string') bad(name, "give an expression, such as 'arg0', or 'latency'")
-    measures.set(name, text === 'latency' ? text : parseTermOf(name, text, kind))
+    measures.set(name, text === 'latency' ? text : parseTermOf(name, text, kind, { words: ['latency'], number: true }))
   }
   if (options.scale !== undefined && !measures.has('histogram'))
     bad('scale', 'it is of a histogram, which was not asked for; give histogram too')

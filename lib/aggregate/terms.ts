@@ -8,7 +8,7 @@
  */
 import type { FilterNumber, FilterString } from '../capture/filter.js'
 import { type BoundNumber, bindFilter, numberReadsMemory, type ReadableOperand } from '../capture/filter-bind.js'
-import { parseTerm } from '../capture/filter-parse.js'
+import { parseTerm, type TermWish } from '../capture/filter-parse.js'
 import type { BoundOperand } from '../capture/operands.js'
 import { UprobeError } from '../errors.js'
 import type { ProbeSpec } from '../spec/spec.js'
@@ -30,11 +30,11 @@ export type BoundTerm =
 
 /**
  * Parses a term.
- * @param words - as of {@link parseTerm}
+ * @param wish - as of {@link parseTerm}
  * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION`, with the place
  */
-export function parseTermOf(option: string, text: string, kind: ProbeSpec['kind'], words: readonly string[] = []): Term {
-  return { text, option, node: naming(option, () => parseTerm(text, kind, words)) }
+export function parseTermOf(option: string, text: string, kind: ProbeSpec['kind'], wish?: TermWish): Term {
+  return { text, option, node: naming(option, () => parseTerm(text, kind, wish)) }
 }
 
 /**

@@ -43,7 +43,13 @@ const RELATIONS: ReadonlyMap<string, FilterRelation> = new Map([
 
 const OPERATORS: ReadonlySet<string> = new Set<FilterOperator>(['+', '-', '*', '/', '%', '&', '|', '^', '<<', '>>'])
 
-const SUBJECTS = 'arg0, arg1, …, retval, pid, tid, cpu, comm and str(argN)'
+/** What may stand where a number or a string alone is wanted. */
+export interface TermWish {
+  /** Words that have a meaning of their own there. Default: none. */
+  readonly words?: readonly string[]
+  /** Whether a number is wanted, and no string. Default: false. */
+  readonly number?: boolean
+}
 
 /** What a part of the expression is, before it is known where it stands. */
 type Part =
@@ -68,27 +74,27 @@ export function parseFilter(text: string, kind: 'usdt' | 'uprobe' | 'uretprobe' 
 
 /**
  * Parses a number or a string alone, in the same syntax.
- * @param words - what may stand in its place, and is told with what may be in it
+ * @param wish - what is told of when something unknown stands there
  * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION`, with the place
  */
-export function parseTerm(
-  text: string,
-  kind: 'usdt' | 'uprobe' | 'uretprobe' = 'usdt',
-  words: readonly string[] = [],
-): FilterNumber | FilterString {
+export function parseTerm(text: string, kind: 'usdt' | 'uprobe' | 'uretprobe' = 'usdt', wish: TermWish = {}): FilterNumber | FilterString {
   if (text.length > MAX_TEXT) throw filterError(text, MAX_TEXT, `the expression is longer than ${MAX_TEXT} characters`)
-  return new Walk(text, kind, words).term(parseExpression(text))
+  return new Walk(text, kind, wish).term(parseExpression(text))
 }
 
 class Walk {
   constructor(
     private readonly text: string,
     private readonly kind: 'usdt' | 'uprobe' | 'uretprobe',
-    private readonly words: readonly string[] = [],
+    private readonly wish: TermWish = {},
   ) {}
 
   get #known(): string {
-    return `there are ${[...this.words, SUBJECTS].join(', ')}`
+    const { words = [], number = false } = this.wish
+    const args = this.kind === 'uretprobe' ? ['retval'] : ['arg0', 'arg1', '…']
+    const strings = number ? [] : ['comm', this.kind === 'uretprobe' ? 'str(retval)' : 'str(argN)']
+    const known = [...words, ...args, 'pid', 'tid', 'cpu', ...strings]
+    return `there are ${known.slice(0, -1).join(', ')} and ${known.at(-1)}`
   }
 
   /** A number where a condition is wanted is compared with 0. */

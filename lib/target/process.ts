@@ -105,6 +105,8 @@ export class TargetProcess {
     readonly native: Native,
     readonly pid: number,
     readonly startTime: bigint,
+    /** Whether it is a thread of the kernel, which runs no program. */
+    readonly isKernelThread: boolean,
     /** A living thread: `pid` itself, or another when the leader has exited. */
     public tid: number,
     statFd: number,
@@ -140,7 +142,7 @@ export class TargetProcess {
       const memFd = keep(openOfProcess(`/proc/${pid}/task/${tid}/mem`))
       if (readOpenStat(statFd) === null) throw gone(pid, 'has exited')
       // The pidfd is not asked again, but kept: its dentry and inode are freed behind a grace period of RCU, so closing it begins one, and a registration that finds one begun waits for the next (seen on Linux 6.18, in quiet: 14 ms, and 7).
-      return new TargetProcess(native, pid, stat.startTime, tid, statFd, memFd, pidfd)
+      return new TargetProcess(native, pid, stat.startTime, stat.kernel, tid, statFd, memFd, pidfd)
     } catch (error) {
       for (const fd of opened) closeSync(fd)
       native.closeFd(pidfd)

@@ -34,9 +34,21 @@ for (const [args, message] of [
   [['hist', 'usdt:t:begin', '--to', 'usdt:t:end', '--match', 'arg1'], /^uprobe: Option --match: column 1: /],
   [
     ['hist', 'usdt:t:begin', '--to', 'usdt:t:end', '--match', 'threads'],
-    /^uprobe: Option --match: column 1: "?threads"? is not known; there are thread, arg0, /,
+    /^uprobe: Option --match: column 1: "?threads"? is not known; there are thread, arg0, arg1, …, pid, tid and cpu \(/,
+  ],
+  [
+    ['hist', 'usdt:t:begin', '--arg', 'size'],
+    /^uprobe: Option --arg: column 1: size is not known; there are latency, arg0, arg1, …, pid, tid and cpu \(/,
   ],
   [['count', 'usdt:t:begin', '--by', 'arg1'], /^uprobe: Option --by: column 1: /],
+  [
+    ['count', 'usdt:t:begin', '--by', 'size'],
+    /^uprobe: Option --by: column 1: size is not known; there are arg0, arg1, …, pid, tid, cpu, comm and str\(argN\) \(/,
+  ],
+  [
+    ['count', 'uretprobe:f', '--by', 'size'],
+    /^uprobe: Option --by: column 1: size is not known; there are retval, pid, tid, cpu, comm and str\(retval\) \(/,
+  ],
   [['trace', 'usdt:t:begin', '--str', '7'], /^uprobe: Option --str names argument 7/],
   [['trace', 'usdt:t:begin', '--filter', 'arg0 = 1'], /^uprobe: Option --filter: column 6: = is not part of a filter; == compares/],
 ] as const) {

@@ -2,8 +2,10 @@
  * Which processes a probe is in: one, several, all of a file; and what fork, exec and new processes do to it.
  */
 import assert from 'node:assert/strict'
+import { readdirSync } from 'node:fs'
 import test from 'node:test'
 import type { ProbeStateChange } from '../../lib/index.js'
+import { isKernelThread } from '../../lib/target/process.js'
 import { buildTarget } from '../support/build.js'
 import { REGISTRATIONS } from '../support/features.js'
 import { counterValue, isArmed } from '../support/memory.js'
@@ -42,6 +44,28 @@ test('a probe for several processes is in those and in no other', GCC, async (t)
     [first.pid, first.pid, second.pid, second.pid, second.pid],
   )
 })
+
+/** One of the kernel's threads; there is none to be seen from a pid namespace of one's own. */
+const kernelThread = readdirSync('/proc')
+  .map(Number)
+  .find((pid) => pid > 0 && isKernelThread(pid))
+
+test(
+  'a thread of the kernel is refused: a probe in it would never be hit',
+  kernelThread === undefined ? { skip: 'no thread of the kernel is visible' } : GCC,
+  async (t) => {
+    const program = buildTarget(t, 'usdt')
+    const running = await Target.start(t, program)
+    const tracer = newTracer(t)
+    for (const spec of ['usdt:t:gated', `usdt:${program}:t:gated`]) {
+      const error = await refused(tracer.attach(spec, { pid: [running.pid, kernelThread ?? 0] }), 'ERR_UPROBE_BAD_OPTION')
+      assert.match(error.message, new RegExp(`^Option pid: ${kernelThread} is a thread of the kernel`))
+    }
+    const { fileOffset, refCtrOffset } = gatedNote(program, 't:gated')
+    assert.equal(isArmed(running.pid, program, fileOffset), false)
+    assert.equal(counterValue(running.pid, program, refCtrOffset), 0)
+  },
+)
 
 for (const registration of REGISTRATIONS) {
   test(`a probe for a file is in every process that maps it, now or later (${registration})`, GCC, async (t) => {
