@@ -24,7 +24,6 @@ import { inSlices } from './elf/time-slice.js'
 import { errnoOf, isSystemCallError, UprobeError } from './errors.js'
 import { escapeForDisplay, type Logger } from './log.js'
 import type { Native } from './native.js'
-import { bad } from './option-checks.js'
 import type { AttachSettings } from './options.js'
 import { Probe } from './probe.js'
 import { type Progress, type ReportProgress, SiteWork } from './progress.js'
@@ -130,13 +129,6 @@ function explainFailure(error: unknown, spec: string, processes: readonly Target
   )
 }
 
-function openTarget(native: Native, pid: number): TargetProcess {
-  const target = TargetProcess.open(native, pid)
-  if (!target.isKernelThread) return target
-  target.close()
-  return bad('pid', `${pid} is a thread of the kernel, which runs no program; name a process`)
-}
-
 async function attachSteps(
   context: AttachContext,
   spec: ProbeSpec,
@@ -152,7 +144,7 @@ async function attachSteps(
   undo.add(() => closeAll(processes))
   const tasks = new TaskEvents(native)
   undo.add(() => tasks.close())
-  for (const pid of settings.pids) processes.push(openTarget(native, pid))
+  for (const pid of settings.pids) processes.push(TargetProcess.openProgram(native, pid))
   const anticipation =
     settings.registration === 'perf' ? null : new Anticipation(native, JSON.stringify([spec.text, spec.path, settings.pids]), release())
   undo.add(() => anticipation?.over())

@@ -9,7 +9,7 @@ import { defaultLeaseDirectory, hiddenLeases, LeaseDirectory } from './counter/l
 import { type Recovered, recoverOrphans } from './counter/recover.js'
 import { audit, isRepairable, leftOrphan, type RepairEntry, repairCounter, whyDebugged } from './counter/repair.js'
 import { UprobeError } from './errors.js'
-import { childLogger, type Logger } from './log.js'
+import { childLogger, escapeForDisplay, type Logger } from './log.js'
 import { loadNative, type Native } from './native.js'
 import { TargetProcess } from './target/process.js'
 
@@ -95,7 +95,7 @@ async function repairProcess({ owners, directory, dryRun, log, isKnown }: Walk, 
   try {
     const entries: RepairEntry[] = []
     await inspectProcess(owners, target, async (inspected) => {
-      const context = { native: owners.native, target, dryRun, log, directory }
+      const context = { native: owners.native, owners, target, dryRun, log, directory }
       for (const one of inspected) {
         if (isRepairable(one.state)) entries.push(await repairCounter(context, one))
         else if (one.state === 'orphan-claim' && !isKnown({ pid: target.pid, address: one.address })) entries.push(leftOrphan(context, one))
@@ -122,7 +122,7 @@ function toEntries({ lease, cleared }: Recovered, dryRun: boolean): RepairEntry[
       before,
       after,
       applied: !dryRun,
-      note: `${dryRun ? 'would clear' : 'cleared'} the claim of ${lease.owner.comm}[${lease.owner.pid}], which is dead`,
+      note: `${dryRun ? 'would clear' : 'cleared'} the claim of ${escapeForDisplay(lease.owner.comm)}[${lease.owner.pid}], which is dead`,
     }
   })
 }

@@ -95,7 +95,10 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
   for (const name of asked) {
     const text: unknown = options[name]
     if (typeof text !== 'string') bad(name, "give an expression, such as 'arg0', or 'latency'")
-    measures.set(name, text === 'latency' ? text : parseTermOf(name, text, kind, { words: ['latency'], number: true }))
+    measures.set(
+      name,
+      text === 'latency' ? text : parseTermOf(name, text, kind, { words: isFunction(start) ? ['latency'] : [], number: true }),
+    )
   }
   if (options.scale !== undefined && !measures.has('histogram'))
     bad('scale', 'it is of a histogram, which was not asked for; give histogram too')
@@ -135,12 +138,17 @@ export function hitsThatCostAsMuch({ spec, end, question: { by, stringLimit } }:
   ]
 }
 
+/** Whether calls can be timed: a function is named, by its symbol. */
+function isFunction(spec: string): boolean {
+  const { kind, place } = parseSpec(spec)
+  return kind === 'uprobe' && place.by === 'symbol' && place.offset === 0n
+}
+
 /** Where a latency ends: of a function at its return. */
 function endOf(spec: AggregateSpec, latency: boolean): AggregateSettings['end'] {
   if (typeof spec === 'string') {
     if (!latency) return null
-    const { kind, place } = parseSpec(spec)
-    if (kind !== 'uprobe' || place.by !== 'symbol' || place.offset !== 0n) {
+    if (!isFunction(spec)) {
       bad(
         'spec',
         `the latency of a function is measured of uprobe:[PATH:]SYMBOL, which ${escapeForDisplay(spec)} is not; otherwise give two probes, { from, to }`,

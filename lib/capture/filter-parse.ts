@@ -43,11 +43,11 @@ const RELATIONS: ReadonlyMap<string, FilterRelation> = new Map([
 
 const OPERATORS: ReadonlySet<string> = new Set<FilterOperator>(['+', '-', '*', '/', '%', '&', '|', '^', '<<', '>>'])
 
-/** What may stand where a number or a string alone is wanted. */
+/** What is wanted where a number or a string stands alone: what is proposed when something unknown stands there. */
 export interface TermWish {
   /** Words that have a meaning of their own there. Default: none. */
   readonly words?: readonly string[]
-  /** Whether a number is wanted, and no string. Default: false. */
+  /** Whether only a number will do; strings are refused by whoever wants it. Default: false. */
   readonly number?: boolean
 }
 

@@ -22,7 +22,7 @@ import { checkEvents } from '../register/many-events.js'
 import { multiSupport } from '../register/multi-support.js'
 import { readUprobePmu } from '../register/pmu.js'
 import type { TargetFile } from '../target/file.js'
-import { namesOfHolders } from './owners.js'
+import { kernelHolders, ownerNames, registrarsOf } from './owners.js'
 import type { FileCounter } from './read.js'
 
 /** `r0 = 0; exit`: a program that does nothing, which a link cannot do without. */
@@ -167,7 +167,12 @@ async function explain(error: unknown, native: Native, file: TargetFile, { count
 }
 
 /** A sentence about who has a site, as far as the kernel tells. */
-async function whoHolds(native: Native, file: TargetFile, fileOffset: bigint): Promise<string> {
-  const names = await namesOfHolders(native, file, [fileOffset])
+async function whoHolds(native: Native, { identity, path }: TargetFile, fileOffset: bigint): Promise<string> {
+  let names: readonly string[] = []
+  try {
+    names = ownerNames(registrarsOf(await kernelHolders(native), { identity, path, deleted: false, pid: process.pid }, [fileOffset]))
+  } catch (error) {
+    if (!(error instanceof UprobeError)) throw error
+  }
   return names.length === 0 ? 'The kernel does not list whose it is (perf, for one, is in no list).' : `It is held by ${names.join(', ')}.`
 }

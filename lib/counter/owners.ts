@@ -104,25 +104,16 @@ export function holdersOf(holders: readonly KernelHolder[], file: HeldFile, arme
   return { owners: [...owners.values()], held }
 }
 
-/**
- * Names of those who have registered one of the sites of a file, for whichever process, as far as the kernel tells: what a registration keeps others from, it does everywhere.
- * @returns none as well if the kernel may not be asked
- */
-export async function namesOfHolders(
-  native: Native,
-  { identity, path }: Pick<HeldFile, 'identity' | 'path'>,
+/** Finds who has registered one of the sites of a file, for whichever process: what a registration keeps others from, it does everywhere. */
+export function registrarsOf(
+  holders: readonly KernelHolder[],
+  file: Omit<HeldFile, 'concerns'>,
   sites: readonly bigint[],
-): Promise<string[]> {
-  try {
-    const file = { identity, path, deleted: false, pid: process.pid, concerns: () => true }
-    return ownerNames(holdersOf(await kernelHolders(native), file, sites).owners)
-  } catch (error) {
-    if (!(error instanceof UprobeError)) throw error
-    return []
-  }
+): readonly CounterOwner[] {
+  return holdersOf(holders, { ...file, concerns: () => true }, sites).owners
 }
 
-/** The names of owners, each once, for a sentence. */
+/** The names of owners, each once and escaped, for a sentence. */
 export function ownerNames(owners: readonly CounterOwner[]): string[] {
   return [...new Set(owners.map(({ comm, pid }) => (pid === 0 ? escapeForDisplay(comm) : `${escapeForDisplay(comm)}[${pid}]`)))]
 }

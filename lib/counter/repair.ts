@@ -25,8 +25,9 @@ import { clearUnowned } from './cells.js'
 import { CounterLocks } from './counter-locks.js'
 import { Guard } from './guard.js'
 import type { CounterState, InspectedCounter } from './inspect.js'
+import type { KnownOwners } from './known-owners.js'
 import type { LeaseDirectory } from './lease-directory.js'
-import { namesOfHolders, ownerNames } from './owners.js'
+import { type CounterOwner, ownerNames, registrarsOf } from './owners.js'
 import { Pin, registerCountingSites } from './pin.js'
 import { type CounterPlace, counterPlaces } from './places.js'
 import { CLAIM, inspectAt } from './read.js'
@@ -70,6 +71,8 @@ interface Outcome {
 /** What repairing one counter needs. */
 export interface RepairContext {
   readonly native: Native
+  /** Everybody who is known to hold counters. */
+  readonly owners: KnownOwners
   readonly target: TargetProcess
   readonly dryRun: boolean
   readonly log: Logger
@@ -246,7 +249,8 @@ async function liftUnderflow(context: RepairContext, inspected: InspectedCounter
   }
 }
 
-async function subtractLeak({ native, target }: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
+async function subtractLeak(context: RepairContext, inspected: InspectedCounter): Promise<Outcome> {
+  const { native, target } = context
   const { file, counter } = inspected
   if (counter.refCtrOffset === null) return left(inspected.value, 'the kernel does not count here, so nothing can be pinned')
   let pin: Pin
@@ -254,11 +258,7 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
     pin = await Pin.take(native, file, target, counter, counter.refCtrOffset)
   } catch (error) {
     if (errnoOf(error) !== EINVAL) throw error
-    const names = await namesOfHolders(
-      native,
-      file,
-      counter.sites.map(({ fileOffset }) => fileOffset),
-    )
+    const names = ownerNames([...inspected.owners, ...(await registrars(context, inspected))])
     return left(
       inspected.value,
       `a site of it is registered without the counter, here or in another process, so it cannot be pinned; ${whoHolds(names)}`,
@@ -283,6 +283,19 @@ async function subtractLeak({ native, target }: RepairContext, inspected: Inspec
         note: `${leaked} subtracted under a pin of ${counter.sites.length === 1 ? 'its site' : `all ${counter.sites.length} sites`}`,
       }
     : left(after, 'pinned, it has no leak: a tracer was coming or going')
+}
+
+/** Who has registered a site of the counter, for whichever process, as far as the kernel tells. */
+async function registrars({ owners, target }: RepairContext, { file, counter }: InspectedCounter): Promise<readonly CounterOwner[]> {
+  const { identity, path } = file
+  const deleted = mappingsOf(target.procDirectory, await target.maps(), identity).some((mapping) => mapping.deleted)
+  const sites = counter.sites.map(({ fileOffset }) => fileOffset)
+  try {
+    return registrarsOf(await owners.holders(), { identity, path, deleted, pid: target.pid }, sites)
+  } catch (error) {
+    if (!(error instanceof UprobeError)) throw error
+    return []
+  }
 }
 
 function heldByWhom(inspected: InspectedCounter): string {

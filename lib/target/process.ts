@@ -150,6 +150,14 @@ export class TargetProcess {
     }
   }
 
+  /** As {@link TargetProcess.open}; a thread of the kernel is refused as well, with `ERR_UPROBE_TARGET_GONE`. */
+  static openProgram(native: Native, pid: number): TargetProcess {
+    const target = TargetProcess.open(native, pid)
+    if (!target.isKernelThread) return target
+    target.close()
+    throw gone(pid, 'is a thread of the kernel, which runs no program')
+  }
+
   /** Directory in /proc that shows the address space: that of a living thread. */
   get procDirectory(): string {
     return `/proc/${this.tid}`

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import type { Target } from '../support/target.js'
 
 /** What the target is measured with. */
-export type Load = 'bare' | 'free' | 'budgeted'
+type Load = 'bare' | 'free' | 'budgeted'
 
 /** The share of one CPU that a probe with a budget may take. */
 export const PROMISE = 0.05

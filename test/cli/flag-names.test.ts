@@ -38,6 +38,10 @@ for (const [args, message] of [
   ],
   [
     ['hist', 'usdt:t:begin', '--arg', 'size'],
+    /^uprobe: Option --arg: column 1: size is not known; there are arg0, arg1, …, pid, tid and cpu \(/,
+  ],
+  [
+    ['hist', 'uprobe:f', '--arg', 'size'],
     /^uprobe: Option --arg: column 1: size is not known; there are latency, arg0, arg1, …, pid, tid and cpu \(/,
   ],
   [['count', 'usdt:t:begin', '--by', 'arg1'], /^uprobe: Option --by: column 1: /],

@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { readFileSync, rmSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
 import { pino } from 'pino'
 import { counters, type RepairEntry, repair } from '../../lib/index.js'
@@ -134,17 +134,25 @@ test('a leak whose sites somebody has registered without the counter cannot be p
   assert.deepEqual(summary(await repair(false)), [['shared', 'leaked-count', 2, 0, true]])
 })
 
-test('a leak of a counter that is claimed in another process cannot be pinned either, and it says who has claimed it', GCC, async (t) => {
-  const { target, write, repair, leaseDir } = await scene(t)
-  const other = await Target.start(t, target.program)
-  const probe = await newTracer(t, { leaseDir }).attach('usdt:t:shared', { pid: other.pid, counter: 'msb' })
-  write(2)
-  const entries = await repair(false)
-  assert.deepEqual(summary(entries), [['shared', 'leaked-count', 2, 2, false]])
-  assert.match(entries[0]?.note ?? '', new RegExp(`known here: .*\\[${process.pid}\\]`))
-  await detachComplete(probe, 0)
-  assert.deepEqual(summary(await repair(false)), [['shared', 'leaked-count', 2, 0, true]])
-})
+for (const deleted of [false, true]) {
+  const file = deleted ? ', of a file that was deleted,' : ''
+  test(
+    `a leak of a counter that is claimed in another process${file} cannot be pinned either, and it says who has claimed it`,
+    GCC,
+    async (t) => {
+      const { target, write, repair, leaseDir } = await scene(t)
+      const other = await Target.start(t, target.program)
+      const probe = await newTracer(t, { leaseDir }).attach('usdt:t:shared', { pid: other.pid, counter: 'msb' })
+      write(2)
+      if (deleted) rmSync(target.program)
+      const entries = await repair(false)
+      assert.deepEqual(summary(entries), [['shared', 'leaked-count', 2, 2, false]])
+      assert.match(entries[0]?.note ?? '', new RegExp(`known here: .*\\[${process.pid}\\]`))
+      await detachComplete(probe, 0)
+      assert.deepEqual(summary(await repair(false)), [['shared', 'leaked-count', 2, 0, true]])
+    },
+  )
+}
 
 for (const [before, problem] of [
   [0x8000, 'foreign-claim'],

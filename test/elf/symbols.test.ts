@@ -3,12 +3,13 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { readdirSync, readFileSync } from 'node:fs'
+import { closeSync, openSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { test } from 'node:test'
 import { ElfFile } from '../../lib/elf/elf-file.js'
 import { type ElfSymbol, findFunctions, findSymbolAddresses, functionContaining, isGoBinary } from '../../lib/elf/symbols.js'
 import { buildTarget } from '../support/build.js'
+import { descriptors } from '../support/descriptors.js'
 import { buildElf, type ElfFormat, Fields, FORMATS, PF_RX, SHF, SHT } from '../support/elf-builder.js'
 import { type Cleanup, tempDirectory } from '../support/temp.js'
 import { readingNeeds, writeElf } from './files.js'
@@ -297,13 +298,16 @@ test('knows a Go program by its sections', async (t) => {
 
 test('closes what it opened, and only that', async (t) => {
   const path = writeElf(t, symbolFile({ bits: 64, littleEndian: true }, [{ name: 'f', value: 0x1000 }]))
-  const open = (): number => readdirSync('/proc/self/fd').length
-  const before = open()
+  const open = (): number => descriptors().filter((link) => link === path).length
   const elf = await ElfFile.open(path)
-  assert.equal(open(), before + 1)
+  assert.equal(open(), 1)
   await elf.close()
+  assert.equal(open(), 0)
+  // It gets the number that is free now.
+  const next = openSync(path, 'r')
+  t.after(() => closeSync(next))
   await elf.close()
-  assert.equal(open(), before)
+  assert.equal(open(), 1)
   await assert.rejects(findFunctions(elf, 'f'), { code: 'ERR_UPROBE_CLOSED' })
 })
 

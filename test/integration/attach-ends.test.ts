@@ -5,10 +5,10 @@
  */
 import assert from 'node:assert/strict'
 import { getEventListeners } from 'node:events'
-import { readdirSync, readlinkSync } from 'node:fs'
 import test from 'node:test'
 import { type Probe, UprobeError } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
+import { descriptors } from '../support/descriptors.js'
 import { assertLeavesNothing } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
 import { Target } from '../support/target.js'
@@ -19,15 +19,7 @@ const GCC = needs({ programs: ['gcc'] })
 
 /** The regular files that this process holds open. */
 function openFiles(): Set<string> {
-  const links = readdirSync('/proc/self/fd').map((fd) => {
-    try {
-      return readlinkSync(`/proc/self/fd/${fd}`)
-    } catch {
-      // The descriptor with which the folder was read is gone by now.
-      return ''
-    }
-  })
-  return new Set(links.filter((link) => link.startsWith('/')))
+  return new Set(descriptors().filter((link) => link.startsWith('/')))
 }
 
 test(

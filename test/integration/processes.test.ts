@@ -58,8 +58,8 @@ test(
     const running = await Target.start(t, program)
     const tracer = newTracer(t)
     for (const spec of ['usdt:t:gated', `usdt:${program}:t:gated`]) {
-      const error = await refused(tracer.attach(spec, { pid: [running.pid, kernelThread ?? 0] }), 'ERR_UPROBE_BAD_OPTION')
-      assert.match(error.message, new RegExp(`^Option pid: ${kernelThread} is a thread of the kernel`))
+      const error = await refused(tracer.attach(spec, { pid: [running.pid, kernelThread ?? 0] }), 'ERR_UPROBE_TARGET_GONE')
+      assert.match(error.message, new RegExp(`^Process ${kernelThread} is a thread of the kernel`))
     }
     const { fileOffset, refCtrOffset } = gatedNote(program, 't:gated')
     assert.equal(isArmed(running.pid, program, fileOffset), false)

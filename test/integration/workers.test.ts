@@ -5,11 +5,11 @@
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { readdirSync, readlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'node:test'
 import { Worker } from 'node:worker_threads'
 import { buildTarget } from '../support/build.js'
+import { descriptors } from '../support/descriptors.js'
 import { REGISTRATIONS } from '../support/features.js'
 import { leaseDirectory, leaseFiles } from '../support/leases.js'
 import { isArmed } from '../support/memory.js'
@@ -38,14 +38,7 @@ function attaching(pid: number, leaseDir: string, options: object): Worker {
 
 /** What this process has open that belongs to tracing, by kind. */
 function open(): string[] {
-  return readdirSync('/proc/self/fd')
-    .flatMap((fd) => {
-      try {
-        return [readlinkSync(`/proc/self/fd/${fd}`)]
-      } catch {
-        return []
-      }
-    })
+  return descriptors()
     .filter((name) => /bpf|perf_event|pidfd|leases|\/proc\/\d+\/|usdt$/.test(name))
     .sort()
 }

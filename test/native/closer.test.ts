@@ -8,6 +8,7 @@ import { type TestContext, test } from 'node:test'
 import { Worker } from 'node:worker_threads'
 import { addonPath } from '../../lib/native.js'
 import { buildTarget } from '../support/build.js'
+import { descriptors } from '../support/descriptors.js'
 import { counterValue, isArmed } from '../support/memory.js'
 import { gatedNote, notesOf } from '../support/notes.js'
 import { Target } from '../support/target.js'
@@ -20,25 +21,12 @@ const FILE = __filename
 
 /** How often {@link FILE} is open. */
 function openCount(): number {
-  return readdirSync('/proc/self/fd').filter((fd) => {
-    try {
-      return readlinkSync(`/proc/self/fd/${fd}`) === FILE
-    } catch {
-      // The descriptor of the listing itself.
-      return false
-    }
-  }).length
+  return descriptors().filter((link) => link === FILE).length
 }
 
-/** Descriptors that are no files by a path: those of the library, and others that stay. (The loader of TypeScript opens and closes files for a while after its start.) */
+/** Descriptors that are no files by a path: those of the library, and others that stay. */
 function withoutPath(): number {
-  return readdirSync('/proc/self/fd').filter((fd) => {
-    try {
-      return !readlinkSync(`/proc/self/fd/${fd}`).startsWith('/')
-    } catch {
-      return false
-    }
-  }).length
+  return descriptors().filter((link) => !link.startsWith('/')).length
 }
 
 const closingThreads = (): number => threadsNamed('uprobe-closer').length

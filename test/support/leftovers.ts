@@ -2,9 +2,10 @@
  * What this process holds: file descriptors and threads. A tracer that is closed must have given all of its own back.
  */
 import assert from 'node:assert/strict'
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { descriptors } from './descriptors.js'
 import { threadsNamed } from './threads.js'
 import { waitFor } from './wait.js'
 
@@ -20,21 +21,14 @@ export interface Holdings {
 
 /** What the process holds now. */
 export function holdings(): Holdings {
-  const descriptors: Record<string, number> = {}
-  for (const fd of readdirSync('/proc/self/fd')) {
-    let link: string
-    try {
-      link = readlinkSync(`/proc/self/fd/${fd}`)
-    } catch {
-      // The descriptor with which the folder was read is gone by now.
-      continue
-    }
+  const counts: Record<string, number> = {}
+  for (const link of descriptors()) {
     if (link.startsWith(LOADER)) continue
     // Pipes and sockets are told apart by a number that changes.
     const kind = link.replace(/\[\d+\]/, '[]')
-    descriptors[kind] = (descriptors[kind] ?? 0) + 1
+    counts[kind] = (counts[kind] ?? 0) + 1
   }
-  return { descriptors, threads: readdirSync('/proc/self/task').length, rings: mappedRings() }
+  return { descriptors: counts, threads: readdirSync('/proc/self/task').length, rings: mappedRings() }
 }
 
 /** How many pieces of rings this process has mapped: a large ring has several. */
