@@ -18,7 +18,7 @@ export const ERROR_CODES = {
   ERR_UPROBE_NOT_FOUND: 'no probe or symbol matches',
   ERR_UPROBE_TOO_MANY_SITES: 'a pattern matches more sites than maxSites allows',
   ERR_UPROBE_IFUNC: 'the symbol is an indirect function: its address is that of a resolver',
-  ERR_UPROBE_TARGET_GONE: 'the process does not exist, or is another one by now',
+  ERR_UPROBE_TARGET_GONE: 'the process does not exist, is another one by now, or is a thread of the kernel',
   ERR_UPROBE_TARGET_DENIED: 'the process may not be inspected',
   ERR_UPROBE_NOT_INSTRUCTION: 'the address is not known to be the start of an instruction',
   ERR_UPROBE_UNSAFE_NOP5: 'a 5-byte nop may not be probed on this kernel',

@@ -303,7 +303,7 @@ test('closes what it opened, and only that', async (t) => {
   assert.equal(open(), 1)
   await elf.close()
   assert.equal(open(), 0)
-  // It gets the number that is free now.
+  // Most likely it gets the number that is free now.
   const next = openSync(path, 'r')
   t.after(() => closeSync(next))
   await elf.close()

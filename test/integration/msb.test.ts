@@ -2,6 +2,7 @@
  * Claims: counters that the package itself switches on and off by their most significant bit.
  */
 import assert from 'node:assert/strict'
+import { rmSync } from 'node:fs'
 import test from 'node:test'
 import timers from 'node:timers/promises'
 import { Attachment } from '../../lib/register/attachment.js'
@@ -150,15 +151,18 @@ test('a counter on which another tracer counts is not claimed, and not written',
   await detachComplete(await tracer.attach('usdt:t:shared', { pid: target.pid, counter: 'msb' }), 0)
 })
 
-test('who counts on a counter that cannot be claimed is named', GCC, async (t) => {
-  const target = await Target.start(t, buildTarget(t, 'usdt'))
-  const agent = await startAgent(t)
-  assert.equal(await attachIn(agent, 'usdt:t:shared', { pid: target.pid }), 'attached')
-  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
-  const error = await refused(tracer.attach('usdt:t:shared', { pid: target.pid, counter: 'msb' }), 'ERR_UPROBE_COUNTER_BUSY')
-  assert.match(error.message, new RegExp(`held by \\S+\\[${agent.pid}\\]`))
-  assert.equal(await target.ask('counters'), '0 0 3 0')
-})
+for (const deleted of [false, true]) {
+  test(`who counts on a counter that cannot be claimed is named${deleted ? ', also where the file is deleted' : ''}`, GCC, async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const agent = await startAgent(t)
+    assert.equal(await attachIn(agent, 'usdt:t:shared', { pid: target.pid }), 'attached')
+    if (deleted) rmSync(target.program)
+    const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+    const error = await refused(tracer.attach('usdt:t:shared', { pid: target.pid, counter: 'msb' }), 'ERR_UPROBE_COUNTER_BUSY')
+    assert.match(error.message, new RegExp(`held by \\S+\\[${agent.pid}\\]`))
+    assert.equal(await target.ask('counters'), '0 0 3 0')
+  })
+}
 
 for (const value of [1, 0x7fff, 0x8000, 0x8001, 0xffff]) {
   test(`a counter that reads 0x${value.toString(16)} for no known reason is left as it is`, GCC, async (t) => {

@@ -59,6 +59,7 @@ test(
     const tracer = newTracer(t)
     for (const spec of ['usdt:t:gated', `usdt:${program}:t:gated`]) {
       const error = await refused(tracer.attach(spec, { pid: [running.pid, kernelThread ?? 0] }), 'ERR_UPROBE_TARGET_GONE')
+      assert.equal(error.pid, kernelThread)
       assert.match(error.message, new RegExp(`^Process ${kernelThread} is a thread of the kernel`))
     }
     const { fileOffset, refCtrOffset } = gatedNote(program, 't:gated')

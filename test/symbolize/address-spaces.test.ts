@@ -10,6 +10,7 @@ import { AddressSpaces } from '../../lib/symbolize/address-spaces.js'
 import { readMaps } from '../../lib/target/maps.js'
 import { buildTarget } from '../support/build.js'
 import { descriptors } from '../support/descriptors.js'
+import { type Holdings, holdings } from '../support/leftovers.js'
 import { needs } from '../support/needs.js'
 import { functionOffset } from '../support/notes.js'
 import { strippedRoot } from '../support/stripped.js'
@@ -43,6 +44,7 @@ test(
     const spaces = new AddressSpaces(1)
     const mapped = new Set((await readMaps(`/proc/${target.pid}`)).map(({ path }) => path))
     const request = { pid: target.pid, addresses, site: null }
+    let open: Holdings['descriptors'] | null = null
     for (let round = 0; round < 3; round++) {
       const [frames = []] = await spaces.symbolize([{ ...request, timeNs: process.hrtime.bigint() }])
       assert.deepEqual(
@@ -51,6 +53,9 @@ test(
       )
       // One file at a time.
       assert.equal(descriptors().filter((link) => mapped.has(link)).length, 1)
+      const now = holdings().descriptors
+      open ??= now
+      assert.deepEqual(now, open)
     }
     const timeNs = process.hrtime.bigint()
     await target.end()

@@ -6,6 +6,7 @@ import fs from 'node:fs'
 import test from 'node:test'
 import { loadNative } from '../../lib/native.js'
 import { TargetProcess } from '../../lib/target/process.js'
+import { descriptors } from '../support/descriptors.js'
 import { needs } from '../support/needs.js'
 
 test('a thread that becomes the leader while it is looked for is found as the leader', needs(), (t) => {
@@ -49,7 +50,7 @@ test('a process that is held is asked for its state without a descriptor', needs
 test('a process that cannot be opened for want of a descriptor is not taken for gone, whichever call finds none', needs(), async (t) => {
   const native = loadNative()
   const { openSync, readFileSync } = fs
-  const openDescriptors = () => fs.readdirSync('/proc/self/fd').length
+  const openDescriptors = () => descriptors().filter((link) => /^\/proc\/\d|pidfd/.test(link)).length
   let left = 0
   const counting = <T>(work: () => T): T => {
     if (left-- === 0) throw Object.assign(new Error('too many open files'), { errno: -24, code: 'EMFILE', syscall: 'open' })
