@@ -5,7 +5,7 @@ import type { HitKind } from '../budget/hit-cost.js'
 import { escapeForDisplay } from '../log.js'
 import { bad, boolean, integer, onlyKnown } from '../option-checks.js'
 import { type AttachOptions, type AttachSettings, checkAttachOptions, checkIsObject } from '../options.js'
-import { parseSpec } from '../spec/spec.js'
+import { type ProbeSpec, parseSpec } from '../spec/spec.js'
 import { LEAST_SCALE, MOST_SCALE } from './buckets.js'
 import type { Measured, MeasureKind, Question } from './layout.js'
 import { parseTermOf } from './terms.js'
@@ -81,7 +81,8 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
   const latencies = asked.filter((name) => options[name] === 'latency')
   const end = endOf(spec, latencies.length > 0)
   const start = typeof spec === 'string' ? spec : spec.from
-  const { kind } = parseSpec(start)
+  const probe = parseSpec(start)
+  const { kind } = probe
   const [wrong] = end === null ? [] : asked.filter((name) => options[name] !== 'latency')
   if (wrong !== undefined)
     bad(
@@ -92,13 +93,11 @@ export function checkAggregateOptions(spec: AggregateSpec, options: AggregateOpt
     )
   const measures = new Map<MeasureKind, Measured>()
   if (end !== null && asked.length === 0) for (const name of MEASURES) measures.set(name, 'latency')
+  const wish = { words: isFunction(probe) ? ['latency'] : [], number: true }
   for (const name of asked) {
     const text: unknown = options[name]
     if (typeof text !== 'string') bad(name, "give an expression, such as 'arg0', or 'latency'")
-    measures.set(
-      name,
-      text === 'latency' ? text : parseTermOf(name, text, kind, { words: isFunction(start) ? ['latency'] : [], number: true }),
-    )
+    measures.set(name, text === 'latency' ? text : parseTermOf(name, text, kind, wish))
   }
   if (options.scale !== undefined && !measures.has('histogram'))
     bad('scale', 'it is of a histogram, which was not asked for; give histogram too')
@@ -139,8 +138,7 @@ export function hitsThatCostAsMuch({ spec, end, question: { by, stringLimit } }:
 }
 
 /** Whether calls can be timed: a function is named, by its symbol. */
-function isFunction(spec: string): boolean {
-  const { kind, place } = parseSpec(spec)
+function isFunction({ kind, place }: ProbeSpec): boolean {
   return kind === 'uprobe' && place.by === 'symbol' && place.offset === 0n
 }
 
@@ -148,7 +146,7 @@ function isFunction(spec: string): boolean {
 function endOf(spec: AggregateSpec, latency: boolean): AggregateSettings['end'] {
   if (typeof spec === 'string') {
     if (!latency) return null
-    if (!isFunction(spec)) {
+    if (!isFunction(parseSpec(spec))) {
       bad(
         'spec',
         `the latency of a function is measured of uprobe:[PATH:]SYMBOL, which ${escapeForDisplay(spec)} is not; otherwise give two probes, { from, to }`,

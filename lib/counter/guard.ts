@@ -9,7 +9,6 @@
  * In a program that traces itself the guard's process does map the file, and the guard is a breakpoint like any other.
  */
 
-import { readlinkSync } from 'node:fs'
 import { inSlices } from '../elf/time-slice.js'
 import { EINVAL } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
@@ -167,19 +166,11 @@ async function explain(error: unknown, native: Native, file: TargetFile, { count
   )
 }
 
-/** Whether the kernel says of a file's path that it is deleted, as it then does of a registration's. */
-function isDeleted({ kernelPath }: TargetFile): boolean {
-  return readlinkSync(kernelPath).endsWith(' (deleted)')
-}
-
 /** A sentence about who has a site, as far as the kernel tells. */
 async function whoHolds(native: Native, file: TargetFile, fileOffset: bigint): Promise<string> {
-  const { identity, path } = file
   let names: readonly string[] = []
   try {
-    names = ownerNames(
-      registrarsOf(await kernelHolders(native), { identity, path, deleted: isDeleted(file), pid: process.pid }, [fileOffset]),
-    )
+    names = ownerNames(registrarsOf(await kernelHolders(native), file, process.pid, [fileOffset]))
   } catch (error) {
     if (!(error instanceof UprobeError)) throw error
   }

@@ -19,7 +19,8 @@ import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
-import { type FileIdentity, sameFile } from '../target/maps.js'
+import type { TargetFile } from '../target/file.js'
+import { DELETED, type FileIdentity, sameFile } from '../target/maps.js'
 
 /** Somebody who holds a counter or a breakpoint. */
 export interface CounterOwner {
@@ -104,13 +105,17 @@ export function holdersOf(holders: readonly KernelHolder[], file: HeldFile, arme
   return { owners: [...owners.values()], held }
 }
 
-/** Finds who has registered one of the sites of a file, for whichever process: what a registration keeps others from, it does everywhere. */
+/**
+ * Finds who has registered one of the sites of a file, for whichever process: what a registration keeps others from, it does everywhere.
+ * @param pid - a process in whose root the path of a registration may be meant
+ */
 export function registrarsOf(
   holders: readonly KernelHolder[],
-  file: Omit<HeldFile, 'concerns'>,
+  { identity, path, deleted }: TargetFile,
+  pid: number,
   sites: readonly bigint[],
 ): readonly CounterOwner[] {
-  return holdersOf(holders, { ...file, concerns: () => true }, sites).owners
+  return holdersOf(holders, { identity, path, deleted, pid, concerns: () => true }, sites).owners
 }
 
 /** The names of owners, each once and escaped, for a sentence. */
@@ -199,8 +204,6 @@ function uprobeEvents(): KernelHolder[] {
   }
   return []
 }
-
-const DELETED = ' (deleted)'
 
 /** Whether a registration is for a file. */
 function isFor({ pid, path }: KernelHolder, file: HeldFile): boolean {

@@ -287,11 +287,9 @@ async function subtractLeak(context: RepairContext, inspected: InspectedCounter)
 
 /** Who has registered a site of the counter, for whichever process, as far as the kernel tells. */
 async function registrars({ owners, target }: RepairContext, { file, counter }: InspectedCounter): Promise<readonly CounterOwner[]> {
-  const { identity, path } = file
   const sites = counter.sites.map(({ fileOffset }) => fileOffset)
   try {
-    const deleted = mappingsOf(target.procDirectory, await target.maps(), identity).some((mapping) => mapping.deleted)
-    return registrarsOf(await owners.holders(), { identity, path, deleted, pid: target.pid }, sites)
+    return registrarsOf(await owners.holders(), file, target.pid, sites)
   } catch (error) {
     if (!(error instanceof UprobeError || isSystemCallError(error))) throw error
     return []

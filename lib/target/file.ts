@@ -5,13 +5,13 @@
  * reader reads this fd, and the kernel is given `/proc/self/fd/N`, which leads to the same inode however the file was reached:
  * from our mount namespace, from a container's root, or through map_files when it was deleted or replaced since.
  */
-import { fstatSync } from 'node:fs'
+import { fstatSync, readlinkSync } from 'node:fs'
 import { ElfFile } from '../elf/elf-file.js'
 import { isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { limitError } from '../shortage.js'
-import { type FileIdentity, type Mapping, mapFilesPath } from './maps.js'
+import { DELETED, type FileIdentity, type Mapping, mapFilesPath } from './maps.js'
 
 /** A file that is probed. The opener closes it. */
 export class TargetFile {
@@ -75,6 +75,11 @@ export class TargetFile {
   /** What is given to the kernel as the path of the file. */
   get kernelPath(): string {
     return `/proc/self/fd/${this.fd}`
+  }
+
+  /** Whether the file has lost its name, which the kernel then says behind its path wherever it tells of it. */
+  get deleted(): boolean {
+    return readlinkSync(this.kernelPath).endsWith(DELETED)
   }
 
   /** The parsed headers; read on first use. */

@@ -39,7 +39,8 @@ export interface Mapping {
 }
 
 const LINE = /^([0-9a-f]+)-([0-9a-f]+) (.)(.)(.)(.) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+ \d+) *(.*)$/
-const DELETED = ' (deleted)'
+/** What the kernel writes behind the path of a file that has lost its name (`d_path`, fs/d_path.c). */
+export const DELETED = ' (deleted)'
 
 /** Parses the text of a `maps` file; lines that map no file are left out, unless `all` are wanted. */
 export function parseMaps(text: string, all = false): Mapping[] {
