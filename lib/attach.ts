@@ -140,6 +140,12 @@ async function attachSteps(
   undo: Undo,
 ): Promise<Probe> {
   const { native, log } = context
+  const reportOf =
+    (action: Progress['action']): ReportProgress =>
+    (step, done, total) =>
+      context.onProgress({ action, spec: spec.text, step, done, total })
+  const work = new SiteWork(signal, reportOf('attach'))
+  await work.beforeLongStep()
   const pmu = readUprobePmu()
   undo.add(() => closeAll(processes))
   const tasks = new TaskEvents(native)
@@ -150,20 +156,18 @@ async function attachSteps(
   undo.add(() => anticipation?.over())
   // A claim that a dead agent left makes the kernel refuse to count.
   await context.recover()
+  await work.beforeLongStep()
   const files = await resolveFiles(native, spec.path, processes)
   undo.add(() => closeAll(files.map(({ file }) => file)))
   signal.throwIfAborted()
   anticipation?.look()
   for (const target of processes) tasks.prepare(target)
 
-  const reportOf =
-    (action: Progress['action']): ReportProgress =>
-    (step, done, total) =>
-      context.onProgress({ action, spec: spec.text, step, done, total })
-  const work = new SiteWork(signal, reportOf('attach'))
+  await work.beforeLongStep()
   const onFound = (): void => anticipation?.found()
   const prepared = await prepareSites({ native, spec, files, settings, log, work, onFound })
   const warnings = [...prepared.warnings]
+  await work.beforeLongStep()
   // A process may map hundreds of files. Those without sites need not be kept open, and with them the file systems they are on.
   const probed = new Set(prepared.files.map(({ file }) => file))
   closeAll(files.map(({ file }) => file).filter((file) => !probed.has(file)))
@@ -277,6 +281,7 @@ async function attachSteps(
     return claimed
   }
 
+  await work.beforeLongStep()
   holds.enter()
   const { failures: refused, warnings: leftAlone } = await arming.arm(work)
   probe.seeFromNow()

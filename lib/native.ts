@@ -9,6 +9,7 @@
  */
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { startOfTurn } from './elf/time-slice.js'
 import { UprobeError } from './errors.js'
 
 /** One uprobe to register with `perf_event_open(2)`. */
@@ -393,6 +394,7 @@ export function loadNative(): Native {
       `uprobe works on Linux on x64 and arm64; this is ${process.platform} on ${process.arch}. Run the agent there, or leave tracing off here.`,
     )
   }
+  startOfTurn()
   try {
     const load = require('node-gyp-build') as (directory: string) => Native
     loaded = load(packageRoot())

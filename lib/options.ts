@@ -1,8 +1,8 @@
 /**
  * The options of the public surface, and their checking at the border.
  */
+import type { Logger } from 'pino'
 import { type Budget, checkBudget } from './budget/options.js'
-import type { Logger } from './log.js'
 import { bad, boolean, integer, onlyKnown } from './option-checks.js'
 
 /** Options of a `Tracer`. */

@@ -3,6 +3,7 @@
  */
 import { readdirSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
+import type { Logger as PinoLogger } from 'pino'
 import { inspectProcess } from './counter/inspect.js'
 import { KnownOwners } from './counter/known-owners.js'
 import { defaultLeaseDirectory, hiddenLeases, LeaseDirectory } from './counter/lease-directory.js'
@@ -27,7 +28,7 @@ export interface RepairOptions {
    */
   onUnseen?: ((error: UprobeError) => void) | undefined
   /** A pino logger; each change is logged with what it was, what it is, and who asked for it. Default: no logging. */
-  logger?: Logger | false | undefined
+  logger?: PinoLogger | false | undefined
 }
 
 /**

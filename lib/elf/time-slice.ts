@@ -33,7 +33,8 @@ export class TimeSlice {
   }
 }
 
-function startOfTurn(): bigint {
+/** When the slice of this turn began: now, if it had not begun. Asked before something that takes long and comes to no loop, so that it counts for what follows. */
+export function startOfTurn(): bigint {
   if (turnStartNs === null) {
     turnStartNs = process.hrtime.bigint()
     // Before whoever rests goes on, since he asks for his turn later.

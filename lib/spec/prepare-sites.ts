@@ -106,6 +106,7 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
   work.begin('check', total)
   for (const one of found) {
     const { file, elf, processes } = one
+    await work.beforeLongStep()
     const window = new FileWindow(elf)
     const [facts, views] = await Promise.all([readFacts(one, window, work), viewsOf(file.identity, processes)])
     const source = elfInstructions(elf, elf.machine === MACHINES.arm64.machine ? 'arm64' : 'x64', window)
@@ -166,6 +167,7 @@ async function findInFiles(
   const passed: PassedFile[] = []
   for (const resolved of files) {
     work.signal.throwIfAborted()
+    await work.beforeLongStep()
     try {
       const elf = await resolved.file.elf()
       checkMachine(elf, arch)

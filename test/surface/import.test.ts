@@ -25,6 +25,12 @@ describe('importing the package', () => {
     ])
   })
 
+  it('loads pino only with a logger, which takes a tracer twenty times as long as all else', () => {
+    const pino = "Object.keys(require.cache).some((path) => path.includes('/node_modules/pino/'))"
+    const program = `const tracer = new uprobe.Tracer(); await tracer.attach('usdt:a:b', { pid: 0x7fffffff }).catch(() => {}); await tracer.close(); console.log(JSON.stringify(${pino}))`
+    assert.equal(run(program), false)
+  })
+
   it('exports what the documentation names, and nothing else', () => {
     assert.deepEqual(run('console.log(JSON.stringify(Object.keys(uprobe).sort()))'), [
       'ERROR_CODES',
