@@ -43,8 +43,14 @@ function subjectOf(subject: Omit<Subject, 'places'>): Subject {
 interface Times {
   readonly attachMs: number
   readonly detachMs: number
-  /** The longest that the event loop stood still meanwhile; `null` in C. */
-  readonly stallMs: number | null
+}
+
+/** Of this package. */
+interface OwnTimes extends Times {
+  /** The longest that the event loop stood still meanwhile. */
+  readonly stallMs: number
+  /** The same in an agent that does nothing for as long. */
+  readonly idleStallMs: number
 }
 
 const ROUNDS = 15
@@ -52,6 +58,8 @@ const ROUNDS = 15
 const SLOW_ROUNDS = 2
 /** What the same system calls take in plain C, times this. */
 const GOAL = 1.3
+/** How long the event loop may stand still, in milliseconds. */
+const STALL_GOAL_MS = 10
 /** Of other tracers, which take seconds. */
 const PEER_ROUNDS = 5
 
@@ -68,6 +76,11 @@ type Answer = { readonly ms: number; readonly stallMs: number } | { readonly err
 class Attacher {
   private constructor(private readonly process: Target) {}
 
+  /** Ends the agent. */
+  stop(): Promise<unknown> {
+    return this.process.stop()
+  }
+
   static async start(workshop: Workshop): Promise<Attacher> {
     return new Attacher(await workshop.startScript('attacher.cjs'))
   }
@@ -80,12 +93,13 @@ class Attacher {
     return this.#ask('detach')
   }
 
-  async time(subject: Subject, registration: Registration): Promise<Times> {
+  async time(subject: Subject, registration: Registration): Promise<OwnTimes> {
     const attach = succeeded(await this.attach(subject, registration))
     assertArmed(subject, true)
     const detach = succeeded(await this.detach())
     assertArmed(subject, false)
-    return { attachMs: attach.ms, detachMs: detach.ms, stallMs: Math.max(attach.stallMs, detach.stallMs) }
+    const idle = succeeded(await this.#ask(`idle\t${attach.ms + detach.ms}`))
+    return { attachMs: attach.ms, detachMs: detach.ms, stallMs: Math.max(attach.stallMs, detach.stallMs), idleStallMs: idle.stallMs }
   }
 
   async #ask(command: string): Promise<Answer> {
@@ -113,22 +127,26 @@ function timeFloor(floor: string, { pid, path, places }: Subject, mode: Floor): 
     .split(' ')
     .map(Number)
   if (attach === undefined || detach === undefined) throw new Error('floor gave no times')
-  return { attachMs: attach / 1e6, detachMs: detach / 1e6, stallMs: null }
+  return { attachMs: attach / 1e6, detachMs: detach / 1e6 }
 }
 
 /** Beside which floors a registration is measured, and what they are called. */
 const FLOORS: Record<Registration, readonly Floor[]> = { perf: ['perf'], multi: ['multi', 'whole'] }
 const FLOOR_NAMES: Record<Floor, string> = { perf: 'C', multi: 'C, the link alone', whole: 'C, the same calls' }
 
-/** Measures all sides in turn, so that they meet the same noise. */
+/**
+ * Measures all sides in turn, so that they meet the same noise.
+ * @param stallOf - what the goal for the event loop's stall is called; `null` for no goal
+ */
 async function compare(
   agent: Attacher,
   floor: string | null,
   subject: Subject,
   registration: Registration,
   rounds: number,
+  stallOf: string | null = null,
 ): Promise<Comparison> {
-  const ours: Times[] = []
+  const ours: OwnTimes[] = []
   const floors =
     floor === null
       ? []
@@ -144,10 +162,26 @@ async function compare(
     }
   }
   const sites = String(subject.notes.length)
-  const rows = [['uprobe', registration, sites, ...cells(ours)]]
+  const rows = [['uprobe', registration, sites, ...cells(ours), ...stallCells(ours)]]
   for (const { mode, times } of floors) rows.push([FLOOR_NAMES[mode], registration, sites, ...cells(times)])
   const same = floors.find(({ mode }) => mode === 'whole')
-  return { rows, goals: same === undefined ? [] : goalsOf(subject.notes.length, ours, same.times) }
+  const goals = same === undefined ? [] : goalsOf(subject.notes.length, ours, same.times)
+  if (stallOf !== null) goals.push(stallGoal(stallOf, ours))
+  return { rows, goals }
+}
+
+/** Nobody, this package neither, can do anything about what the machine does to an agent that is idle. */
+function stallGoal(what: string, ours: readonly OwnTimes[]): GoalResult {
+  return judge(
+    {
+      what: `The event loop's longest stall while ${what} are attached and detached`,
+      limit: STALL_GOAL_MS,
+      unit: 'ms',
+      digits: 1,
+      floor: summarise(ours.map(({ idleStallMs }) => idleStallMs)),
+    },
+    summarise(ours.map(({ stallMs }) => stallMs)),
+  )
 }
 
 function goalsOf(sites: number, ours: readonly Times[], floors: readonly Times[]): GoalResult[] {
@@ -170,7 +204,7 @@ async function timePeer({ pid, path, notes }: Subject, start: (place: Place) => 
     const holder = await start({ pid, path, note })
     const attached = performance.now()
     await holder.stop()
-    times.push({ attachMs: attached - begin, detachMs: performance.now() - attached, stallMs: null })
+    times.push({ attachMs: attached - begin, detachMs: performance.now() - attached })
   }
   return times
 }
@@ -192,9 +226,13 @@ async function comparePeers(workshop: Workshop, one: Subject, hundred: Subject):
 function cells(times: readonly Times[]): string[] {
   const attach = summarise(times.map(({ attachMs }) => attachMs))
   const detach = summarise(times.map(({ detachMs }) => detachMs))
-  const stalls = times.flatMap(({ stallMs }) => stallMs ?? [])
-  const stall = stalls.length === 0 ? '' : showMedian(summarise(stalls), 1)
-  return [showMedian(attach, 1), showQuartiles(attach, 1), showMedian(detach, 1), showQuartiles(detach, 1), stall]
+  return [showMedian(attach, 1), showQuartiles(attach, 1), showMedian(detach, 1), showQuartiles(detach, 1)]
+}
+
+function stallCells(times: readonly OwnTimes[]): string[] {
+  return [({ stallMs }: OwnTimes) => stallMs, ({ idleStallMs }: OwnTimes) => idleStallMs].map((of) =>
+    showMedian(summarise(times.map(of)), 1),
+  )
 }
 
 /** Whether this kernel has a uprobe_multi link that the package uses. */
@@ -232,10 +270,23 @@ async function compareThousands(workshop: Workshop, agent: Attacher, floor: stri
       notes: all.filter(({ name }) => isMeant.test(name)),
       options: { pid, maxSites: all.length },
     })
-    const { rows, goals } = await compare(agent, floor, subject, 'multi', ROUNDS)
+    const { rows, goals } = await compare(agent, floor, subject, 'multi', ROUNDS, numbers === '*' ? '10,000 sites' : null)
     comparisons.push({ rows: rows.map(([who = '', ...rest]) => [`${who}, of 10,000`, ...rest]), goals })
+    if (numbers === '*') comparisons.push(await measureFirst(workshop, subject))
   }
   return comparisons
+}
+
+/** What each process does once: nothing of this package has run in it before, and V8 has compiled none of it. */
+async function measureFirst(workshop: Workshop, subject: Subject): Promise<Comparison> {
+  const ours: OwnTimes[] = []
+  for (let round = 0; round < PEER_ROUNDS; round++) {
+    const agent = await Attacher.start(workshop)
+    ours.push(await agent.time(subject, 'multi'))
+    await agent.stop()
+  }
+  const rows = [['uprobe, the first of a process', 'multi', String(subject.notes.length), ...cells(ours), ...stallCells(ours)]]
+  return { rows, goals: [stallGoal('10,000 sites, the first of their process,', ours)] }
 }
 
 /** Measures, and returns a section. */
@@ -251,7 +302,12 @@ export function attachTime({ quick }: Settings): Promise<Report> {
     const hundred = probesNamed('hundred')
     const ordinary: Comparison[] = [await compare(agent, floor, one, 'perf', ROUNDS)]
     const thousands: Comparison[] = []
-    if (!quick) ordinary.push(await compare(agent, floor, hundred, 'perf', SLOW_ROUNDS))
+    const goals: GoalResult[] = []
+    if (!quick) {
+      const events = await compare(agent, floor, hundred, 'perf', SLOW_ROUNDS, 'a hundred perf events')
+      ordinary.push(events)
+      goals.push(...events.goals)
+    }
     if (await hasMulti(agent, one)) {
       ordinary.push(await compare(agent, floor, one, 'multi', ROUNDS))
       ordinary.push(await compare(agent, floor, hundred, 'multi', ROUNDS))
@@ -263,13 +319,13 @@ export function attachTime({ quick }: Settings): Promise<Report> {
     return {
       markdown: [
         '## How long attaching and detaching take',
-        `Median milliseconds of ${ROUNDS} rounds (of ${SLOW_ROUNDS + 1} for a hundred perf events, of ${PEER_ROUNDS} and, for a hundred sites, of one for other tracers, with the start and the end of their process). The longest stall is that of the event loop, with what the machine did meanwhile.`,
+        `Median milliseconds of ${ROUNDS} rounds (of ${SLOW_ROUNDS + 1} for a hundred perf events, of ${PEER_ROUNDS} for the first of a process and for other tracers, with the start and the end of theirs, and of one for a hundred sites of bpftrace). The longest stall is that of the event loop, with what the machine did meanwhile; beside it what it did to the same agent while that was idle for as long.`,
         table(
-          ['', 'registration', 'sites', 'attach', 'half of the rounds', 'detach', 'half of the rounds', 'longest stall'],
+          ['', 'registration', 'sites', 'attach', 'half of the rounds', 'detach', 'half of the rounds', 'longest stall', 'idle as long'],
           [...rows, ...peers],
         ),
       ].join('\n\n'),
-      goals: thousands.flatMap(({ goals }) => goals),
+      goals: [...goals, ...thousands.flatMap((comparison) => comparison.goals)],
     }
   })
 }

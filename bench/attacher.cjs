@@ -1,7 +1,8 @@
 /**
  * What attach.ts measures: attaches and detaches probes, one at a time, in a process of its own.
  *
- * It says `ready`. To `attach SPEC OPTIONS` and `detach` it answers with the milliseconds that it took and the longest that the event loop stood still meanwhile, or with the code of the error.
+ * It says `ready`. To `attach SPEC OPTIONS` and `detach` it answers with the milliseconds that it took and the longest that the event loop stood still meanwhile, or with the code of the error; to `idle MS` with
+ * how long it stood still while there was nothing to do.
  *
  * It is plain JavaScript and loads what is built, as a user's agent does: a loader that compiles TypeScript brings a heap of its own, and a benchmark makes garbage, which would be collected while it attaches.
  */
@@ -45,6 +46,7 @@ async function main() {
         probe = await tracer.attach(spec, JSON.parse(options))
       }),
     detach: () => timed(() => probe.detach()),
+    idle: (ms) => timed(() => sleep(Number(ms))),
   }
   process.stdout.write('ready\n')
   for await (const line of createInterface({ input: process.stdin })) {

@@ -23,14 +23,14 @@ import { UprobeError } from './errors.js'
 import type { Logger } from './log.js'
 import type { Native } from './native.js'
 import type { ProbeSite } from './probe-site.js'
-import { ProbeSites, type SitesOfFile } from './probe-sites.js'
+import { ProbeSites } from './probe-sites.js'
 import type { NamedStats, NewListenerEvent, ProbeEvents, ProbeState, ProbeStateChange, ProbeStats } from './probe-types.js'
 import { type ReportProgress, SiteWork } from './progress.js'
 import type { Attachment } from './register/attachment.js'
 import type { PauseMap } from './register/pause-map.js'
 import type { CapturePrograms } from './register/programs.js'
 import type { SiteCounts } from './register/stats.js'
-import { SiteNames } from './site-names.js'
+import { type NamedFile, SiteNames } from './site-names.js'
 import { type Counted, Tally } from './tally.js'
 import type { TargetFile } from './target/file.js'
 import type { TargetProcess } from './target/process.js'
@@ -51,7 +51,7 @@ export interface ProbeParts {
   readonly files: readonly TargetFile[]
   readonly processes: readonly TargetProcess[]
   readonly siteCount: number
-  readonly sites: readonly SitesOfFile[]
+  readonly sites: readonly NamedFile[]
   readonly warnings: readonly string[]
   readonly decoder: HitDecoder
   readonly countOnly: boolean

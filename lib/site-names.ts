@@ -5,7 +5,13 @@
  * while the probe is being attached, some in a turn, and what is not done by then is done when it is asked for. Only numbers are kept of it, and none if each site has a name of its own; the names
  * are made when they are asked for, since of most probes nobody ever asks.
  */
+import type { UsdtNote } from './elf/stapsdt.js'
 import type { SitesOfFile } from './probe-sites.js'
+
+/** What is asked of a file: its sites, and all of its notes if its sites are some of them. */
+export interface NamedFile extends SitesOfFile {
+  readonly notes?: readonly UsdtNote[] | null
+}
 
 /** The group of a slot that is in none. */
 export const NO_GROUP = -1
@@ -32,7 +38,7 @@ export class SiteNames {
   #leftOut: ReadonlySet<number> = new Set()
   #groups: SlotGroups | null = null
 
-  constructor(private readonly files: readonly SitesOfFile[]) {
+  constructor(private readonly files: readonly NamedFile[]) {
     this.#slots = files.reduce((slots, { sites }) => slots + sites.length, 0)
     this.#comparing = compareNames(files, this.#slots)
   }
@@ -98,7 +104,8 @@ export class SiteNames {
 }
 
 /** Compares names, some at each step. Returns by slot which have a name and a path in common, as one number; `null` if none have. */
-function* compareNames(files: readonly SitesOfFile[], slots: number): Generator<undefined, Int32Array | null> {
+function* compareNames(files: readonly NamedFile[], slots: number): Generator<undefined, Int32Array | null> {
+  if (yield* haveNotesThatDiffer(files)) return null
   const groupOf = new Int32Array(slots)
   const groupsByPath = new Map<string, Map<string, number>>()
   let groups = 0
@@ -117,4 +124,45 @@ function* compareNames(files: readonly SitesOfFile[], slots: number): Generator<
     }
   }
   return groups === slots ? null : groupOf
+}
+
+/** Sites of so small a part of the notes are compared sooner than the notes. */
+const FEWEST_OF_NOTES = 1 / 2
+
+/**
+ * Whether all sites have names of their own because all notes of each file have. No name is made for that, and what was found out of notes that are kept is known at the next attach.
+ */
+function* haveNotesThatDiffer(files: readonly NamedFile[]): Generator<undefined, boolean> {
+  if (new Set(files.map(({ facts }) => facts.path)).size < files.length) return false
+  for (const { notes, sites } of files) {
+    if (!notes || (!differing.has(notes) && sites.length < notes.length * FEWEST_OF_NOTES)) return false
+    if (!(yield* differ(notes))) return false
+  }
+  return true
+}
+
+/** Whether no two of some notes have one name. */
+const differing = new WeakMap<readonly UsdtNote[], boolean>()
+
+function* differ(notes: readonly UsdtNote[]): Generator<undefined, boolean> {
+  const known = differing.get(notes)
+  if (known !== undefined) return known
+  const seen = new Map<string, Set<string>>()
+  let all = true
+  for (let index = 0; all && index < notes.length; ) {
+    const end = Math.min(index + NAMES_A_TURN, notes.length)
+    for (; all && index < end; index++) all = isFirst(notes[index], seen)
+    yield
+  }
+  differing.set(notes, all)
+  return all
+}
+
+/** Whether a name has not been seen before. */
+function isFirst(note: UsdtNote | undefined, seen: Map<string, Set<string>>): boolean {
+  if (note === undefined) return true
+  const names = seen.get(note.provider) ?? new Set<string>()
+  const { size } = names
+  if (size === 0) seen.set(note.provider, names)
+  return names.add(note.name).size > size
 }

@@ -105,7 +105,7 @@ export class NoteIndex {
   async #each(look: (note: UsdtNote) => void): Promise<void> {
     const slice = new TimeSlice()
     for (let start = 0; start < this.notes.length; start += NOTES_A_LOOK) {
-      for (const note of this.notes.slice(start, start + NOTES_A_LOOK)) look(note)
+      this.notes.slice(start, start + NOTES_A_LOOK).forEach(look)
       if (slice.isOver) await slice.rest()
     }
   }

@@ -45,13 +45,13 @@ function kindsOf(sites: readonly Site[]): Kinds {
   // Sites that follow each other are mostly of one kind.
   let before: CaptureShape | undefined
   let kind = 0
-  for (const { shape, slot } of sites) {
+  sites.forEach(({ shape, slot }) => {
     if (shape !== before) {
       before = shape
       kind = find(shape)
     }
     bySlot[slot] = kind
-  }
+  })
   return { shapes, bySlot }
 }
 

@@ -104,8 +104,11 @@ const anyShared = new WeakMap<CounterNotes, boolean>()
 function isAnyShared(notes: CounterNotes): boolean {
   let shared = anyShared.get(notes)
   if (shared === undefined) {
-    shared = false
-    for (const sharing of notes.values()) shared ||= Array.isArray(sharing)
+    let found = false
+    notes.forEach((sharing) => {
+      found ||= Array.isArray(sharing)
+    })
+    shared = found
     anyShared.set(notes, shared)
   }
   return shared

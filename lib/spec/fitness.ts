@@ -106,7 +106,9 @@ export class SiteFitness {
   /** Whether the kernel finds the counter and takes it for no negative one, in every process, and that is seen at once: so it is with nearly all of the thousands that a library may have. */
   #isPlain({ refCtrOffset }: FoundSite): boolean {
     if (this.counterMode !== 'kernel' || refCtrOffset === null) return false
-    for (const { memory, counters } of this.views) {
+    // An iterator would be an object a site, as long as V8 has not compiled this.
+    for (let index = 0; index < this.views.length; index++) {
+      const { memory, counters } = this.views[index] as ProcessView
       const address = counters.addressOf(refCtrOffset)
       const value = address === null ? null : memory.u16(address)
       if (value === null || value > CLAIM) return false

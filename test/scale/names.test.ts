@@ -4,8 +4,9 @@
 import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import { SiteFindings } from '../../lib/counter/site-findings.js'
+import type { UsdtNote } from '../../lib/elf/stapsdt.js'
 import { ProbeSites, type SitesOfFile } from '../../lib/probe-sites.js'
-import { NO_GROUP, SiteNames } from '../../lib/site-names.js'
+import { type NamedFile, NO_GROUP, SiteNames } from '../../lib/site-names.js'
 import { turns } from '../support/wait.js'
 
 type NamedSite = SitesOfFile['sites'][number]
@@ -97,6 +98,44 @@ test('names are compared no further when they are not wanted any more', async ()
   const before = sum(asked)
   await turns(3)
   assert.ok(before > 0 && before < MANY && sum(asked) === before, `${before} names`)
+})
+
+/** Notes of which only the names are looked at. */
+function notesNamed(names: readonly string[]): UsdtNote[] {
+  return names.map((name) => ({ provider: 't', name }) as UsdtNote)
+}
+
+test('of a file whose notes all have names of their own no name of a site is made to compare it, nor are the notes looked at again', () => {
+  const { files, asked } = manyNames()
+  const notes = notesNamed(Array.from(asked, (_, slot) => `site${slot}`))
+  const looks: string[] = []
+  const watched = notes.map((note) => ({
+    ...note,
+    get name() {
+      looks.push(note.name)
+      return note.name
+    },
+  }))
+  for (const looked of [MANY, 0]) {
+    looks.length = 0
+    asked.fill(0)
+    const { groupOf, names } = new SiteNames(files.map((file) => ({ ...file, notes: watched }))).groups
+    assert.equal(groupOf, null)
+    assert.equal(names.length, MANY)
+    assert.equal(looks.length, looked)
+    assert.ok(asked.every((times) => times === 1))
+  }
+})
+
+test('of notes that share a name, of few sites among many notes, and of two files with one path, the sites are compared', () => {
+  const grouped = (...files: readonly NamedFile[]): unknown => [...(new SiteNames(files).groups.groupOf ?? [])]
+  const [first, second] = filesOf(['/p', ['usdt:t:a', 'usdt:t:b', 'usdt:t:a']], ['/p', ['usdt:t:b']])
+  assert.ok(first !== undefined && second !== undefined)
+  assert.deepEqual(grouped({ ...first, notes: notesNamed(['a', 'b', 'a']) }), [0, 1, 0])
+  const many = notesNamed(Array.from({ length: 7 }, (_, index) => `other${index}`))
+  assert.deepEqual(grouped({ ...first, notes: many }), [0, 1, 0])
+  const apart = notesNamed(['a', 'b'])
+  assert.deepEqual(grouped({ ...first, notes: apart }, { ...second, notes: apart }), [0, 1, 0, 1])
 })
 
 test('slots are one group if both name and path are the same, in the order of the first of each', () => {
