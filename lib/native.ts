@@ -133,6 +133,8 @@ export interface RingReader {
   take(): ArrayBuffer | undefined
   /** Bytes from one record to the next in what was taken last, if all of them have one length and name one probe; else 0. */
   readonly takenDistance: number
+  /** Whether something waits to be taken. */
+  readonly waits: boolean
   /** Takes the watch events that wait; an empty array if there are none. */
   takeEvents(): WatchEvent[]
   /**

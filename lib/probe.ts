@@ -10,6 +10,7 @@ import type { Arming, ClaimedArming } from './arming.js'
 import type { Throttled } from './budget/member.js'
 import { SeenClock, type SeenState, type SeenTime } from './budget/seen-clock.js'
 import type { Hit, HitDecoder } from './capture/hit.js'
+import type { BatchMemory } from './capture/memory.js'
 import type { RecordOffsets } from './capture/record-offsets.js'
 import type { Arrival } from './counter/claims.js'
 import type { ReleasedCounter } from './counter/control.js'
@@ -112,7 +113,7 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
       parts.queueLimits,
     )
     this.on('newListener', (event) => this.#onNewListener(event))
-    parts.ring.addSink(parts.probeId, { receive: (buffer, offsets) => this.#receive(buffer, offsets) })
+    parts.ring.addSink(parts.probeId, { receive: (memory, offsets) => this.#receive(memory, offsets) })
   }
 
   /** The sites, with the processes in which they were looked at. */
@@ -508,8 +509,8 @@ export class Probe extends EventEmitter<ProbeEvents & NewListenerEvent> implemen
     if (failure !== null) throw failure
   }
 
-  #receive(buffer: ArrayBuffer, offsets: RecordOffsets): void {
-    const records = this.#parts.decoder.open(buffer)
+  #receive(memory: BatchMemory, offsets: RecordOffsets): void {
+    const records = this.#parts.decoder.open(memory)
     this.#tally.add(records, offsets, this.#consumer.accept(new HitBatch(records, offsets)))
   }
 

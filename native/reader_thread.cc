@@ -99,6 +99,11 @@ std::optional<Chunk> ReaderThread::Take() {
   return chunk;
 }
 
+bool ReaderThread::HasChunks() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return !pending_.empty();
+}
+
 std::vector<WatchEvent> ReaderThread::TakeEvents() {
   const std::lock_guard<std::mutex> lock(mutex_);
   sideband_events_ = 0;

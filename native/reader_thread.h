@@ -64,6 +64,7 @@ class ReaderThread {
 
   // What waits, oldest first, in chunks of at most kChunkBytes.
   std::optional<Chunk> Take();
+  bool HasChunks();
   std::vector<WatchEvent> TakeEvents();
   bool HasEvents();
 

@@ -101,6 +101,7 @@ void RingReader::Init(Napi::Env env, Napi::Object exports) {
                                             InstanceAccessor<&RingReader::Tid>("tid"),
                                             InstanceMethod<&RingReader::Take>("take"),
                                             InstanceAccessor<&RingReader::TakenDistance>("takenDistance"),
+                                            InstanceAccessor<&RingReader::Waits>("waits"),
                                             InstanceMethod<&RingReader::TakeEvents>("takeEvents"),
                                             InstanceMethod<&RingReader::RequestDrain>("drain"),
                                             InstanceMethod<&RingReader::Watch>("watch"),
@@ -187,6 +188,8 @@ Napi::Value RingReader::Take(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value RingReader::TakenDistance(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), static_cast<double>(taken_distance_)); }
+
+Napi::Value RingReader::Waits(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), thread_ && thread_->HasChunks()); }
 
 Napi::Value RingReader::TakeEvents(const Napi::CallbackInfo& info) {
   const std::vector<WatchEvent> events = thread_ ? thread_->TakeEvents() : std::vector<WatchEvent>();

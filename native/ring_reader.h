@@ -27,6 +27,7 @@ class RingReader final : public Napi::ObjectWrap<RingReader> {
   Napi::Value Tid(const Napi::CallbackInfo& info);
   Napi::Value Take(const Napi::CallbackInfo& info);
   Napi::Value TakenDistance(const Napi::CallbackInfo& info);
+  Napi::Value Waits(const Napi::CallbackInfo& info);
   Napi::Value TakeEvents(const Napi::CallbackInfo& info);
   Napi::Value RequestDrain(const Napi::CallbackInfo& info);
   Napi::Value Watch(const Napi::CallbackInfo& info);

@@ -40,14 +40,15 @@ const UNSUPPORTED = 0
 const SIGNED = 16
 const FLOAT = 32
 const STRING = 64
-const INT32 = 4 | SIGNED
+/** What most arguments are. */
+export const INT32 = 4 | SIGNED
 
 type StringAreas = ReadonlyArray<StringArea | undefined>
 
 /** Reads the arguments of all hits of one shape, of any number of arguments. */
 export class ArgumentReader {
-  /** By operand. */
-  protected readonly formats: Uint8Array
+  /** By operand; for whoever reads {@link INT32} by himself. */
+  readonly formats: Uint8Array
   /** Where the string of each operand is that was asked for as one: in a record of the full class, and in one of the small. */
   readonly #areas: StringAreas
   readonly #smallAreas: StringAreas
@@ -67,7 +68,7 @@ export class ArgumentReader {
   /** All arguments of the record at `offset`. */
   read(memory: BatchMemory, offset: number): ArgumentValue[] {
     const { formats } = this
-    const flags = memory.view.getUint32(offset + FLAGS, true)
+    const flags = memory.int32(offset + FLAGS)
     const args = new Array<ArgumentValue>(formats.length)
     for (let index = 0; index < formats.length; index++) args[index] = this.one(memory, offset + OPERANDS, flags, formats[index], index)
     return args
@@ -76,16 +77,14 @@ export class ArgumentReader {
   /** The argument at `index` of the record at `offset`; `undefined` if there is none. */
   readOne(memory: BatchMemory, offset: number, index: number): ArgumentValue | undefined {
     const format = this.formats[index]
-    return format === undefined
-      ? undefined
-      : this.one(memory, offset + OPERANDS, memory.view.getUint32(offset + FLAGS, true), format, index)
+    return format === undefined ? undefined : this.one(memory, offset + OPERANDS, memory.int32(offset + FLAGS), format, index)
   }
 
   /** Where the bytes of a string are, without its NUL; `null` if it was not asked for as one, or was not readable. */
   stringAt(memory: BatchMemory, offset: number, index: number): { readonly at: number; readonly length: number } | null {
-    const area = this.areas(memory.view.getUint32(offset + FLAGS, true))[index]
+    const area = this.areas(memory.int32(offset + FLAGS))[index]
     if (area === undefined) return null
-    const returned = memory.view.getInt32(offset + area.lengthAt, true)
+    const returned = memory.int32(offset + area.lengthAt)
     return returned < 0 ? null : { at: offset + area.dataAt, length: stringLength(area, returned) }
   }
 
@@ -94,7 +93,7 @@ export class ArgumentReader {
    * methods is asked for a mark at each call.
    */
   protected one(memory: BatchMemory, operands: number, flags: number, format: number | undefined, index: number): ArgumentValue {
-    if (format === INT32 && ((flags >>> index) & 1) === 0) return memory.view.getInt32(operands + 8 * index, true)
+    if (format === INT32 && ((flags >>> index) & 1) === 0) return memory.int32(operands + 8 * index)
     return this.other(memory, operands, flags, format, index)
   }
 
@@ -104,7 +103,7 @@ export class ArgumentReader {
     if (format === STRING) return this.string(memory, operands - OPERANDS, flags, index)
     if (format === 4) {
       // A number that is as large as no signed one is left to the others: what can be both is kept as a floating-point number by V8, and converted twice.
-      const low = memory.view.getInt32(at, true)
+      const low = memory.int32(at)
       if (low >= 0) return low
     }
     return format === UNSUPPORTED ? this.missing(memory.view, at, index) : readNumber(memory.view, at, format)
@@ -118,7 +117,7 @@ export class ArgumentReader {
     const area = this.areas(flags)[index]
     if (area === undefined) throw new RangeError(`operand ${index} is no string`)
     // What the helper returned: a length with the NUL, or a negative errno. Both fit into the lower half of the field.
-    const returned = memory.view.getInt32(offset + area.lengthAt, true)
+    const returned = memory.int32(offset + area.lengthAt)
     // The kernel was given two bytes more than may be delivered; it used them all only if the string is longer.
     if (returned > 0 && returned < area.bytes) return memory.text(offset + area.dataAt, returned - 1)
     return this.cutString(memory, offset, area, returned)
@@ -152,7 +151,7 @@ export class ArgumentReader {
 
 class OneArgumentReader extends ArgumentReader {
   override read(memory: BatchMemory, offset: number): ArgumentValue[] {
-    const flags = memory.view.getUint32(offset + FLAGS, true)
+    const flags = memory.int32(offset + FLAGS)
     const at = offset + OPERANDS
     return [this.one(memory, at, flags, this.formats[0], 0)]
   }
@@ -161,7 +160,7 @@ class OneArgumentReader extends ArgumentReader {
 class TwoArgumentsReader extends ArgumentReader {
   override read(memory: BatchMemory, offset: number): ArgumentValue[] {
     const { formats } = this
-    const flags = memory.view.getUint32(offset + FLAGS, true)
+    const flags = memory.int32(offset + FLAGS)
     const at = offset + OPERANDS
     return [this.one(memory, at, flags, formats[0], 0), this.one(memory, at, flags, formats[1], 1)]
   }
@@ -170,7 +169,7 @@ class TwoArgumentsReader extends ArgumentReader {
 class ThreeArgumentsReader extends ArgumentReader {
   override read(memory: BatchMemory, offset: number): ArgumentValue[] {
     const { formats } = this
-    const flags = memory.view.getUint32(offset + FLAGS, true)
+    const flags = memory.int32(offset + FLAGS)
     const at = offset + OPERANDS
     return [
       this.one(memory, at, flags, formats[0], 0),

@@ -9,7 +9,7 @@ import { UprobeError } from '../errors.js'
 import type { ProbeSite } from '../probe-site.js'
 import type { StackFrame } from '../symbolize/frame.js'
 import { type ArgJson, type ArgumentReader, type ArgumentValue, argsToJson, argumentReader, hex } from './arguments.js'
-import { BatchMemory } from './memory.js'
+import type { BatchMemory } from './memory.js'
 import { COMM_BYTES, FIELD, layoutOf, type RecordLayout, SMALL_RECORD_BIT } from './record.js'
 import type { RecordOffsets } from './record-offsets.js'
 import type { CaptureShape } from './shape.js'
@@ -66,6 +66,11 @@ export class BatchRecords {
     readonly probe: ProbeRecords,
   ) {}
 
+  /** How the arguments of each record are read, if it is the same for all; else none. */
+  get formats(): Uint8Array {
+    return this.probe.only?.reader.formats ?? NO_FORMATS
+  }
+
   /** The source of the record at `offset`. */
   source(offset: number): RecordSource {
     const { only } = this.probe
@@ -73,7 +78,7 @@ export class BatchRecords {
   }
 
   private sourceOfSlot(offset: number): RecordSource {
-    const slot = this.memory.view.getUint32(offset + FIELD.slot, true)
+    const slot = this.memory.int32(offset + FIELD.slot)
     return this.probe.sources[slot] ?? noSuchSlot(slot)
   }
 
@@ -94,11 +99,13 @@ export class BatchRecords {
       return
     }
     for (let index = start; index < end; index++) {
-      const slot = this.memory.view.getUint32((offsets.at(index) ?? 0) + FIELD.slot, true)
+      const slot = this.memory.int32((offsets.at(index) ?? 0) + FIELD.slot)
       counts[slot] = (counts[slot] ?? 0) + 1
     }
   }
 }
+
+const NO_FORMATS = new Uint8Array(0)
 
 function noSuchSlot(slot: number): never {
   throw new RangeError(`a record names slot ${slot}, which does not exist`)
@@ -234,7 +241,7 @@ export class Hit {
   }
 
   private u32(field: number): number {
-    return this.#records.memory.view.getUint32(this.#offset + field, true)
+    return this.#records.memory.int32(this.#offset + field) >>> 0
   }
 
   private source(): RecordSource {
@@ -270,7 +277,7 @@ export class HitDecoder {
   }
 
   /** The records of a batch. */
-  open(buffer: ArrayBuffer): BatchRecords {
-    return new BatchRecords(new BatchMemory(buffer), this.#probe)
+  open(memory: BatchMemory): BatchRecords {
+    return new BatchRecords(memory, this.#probe)
   }
 }

@@ -13,11 +13,12 @@ const LONG = 512
 
 /** What a batch's records are read from. */
 export class BatchMemory {
-  readonly view: DataView
+  /** All of it, as numbers of four bytes. */
+  readonly words: Int32Array
   /** Bytes of it. */
   readonly byteLength: number
+  #view: DataView | null = null
   #bytes: Buffer | null = null
-  #words: Int32Array = NO_WORDS
   /** Some strings, with what is between them, and where that is. */
   #window = ''
   #windowAt = 0
@@ -27,8 +28,19 @@ export class BatchMemory {
 
   /** @param buffer - a whole number of 8 bytes */
   constructor(readonly buffer: ArrayBuffer) {
-    this.view = new DataView(buffer)
+    this.words = new Int32Array(buffer)
     this.byteLength = buffer.byteLength
+  }
+
+  /** All of it, for what is no number of four bytes. */
+  get view(): DataView {
+    this.#view ??= new DataView(this.buffer)
+    return this.#view
+  }
+
+  /** The number of four bytes at `at`, a multiple of 4. */
+  int32(at: number): number {
+    return this.words[at >> 2] as number
   }
 
   /** All of it, as bytes. */
@@ -59,8 +71,7 @@ export class BatchMemory {
   }
 
   #isAscii(at: number, length: number): boolean {
-    if (this.#words === NO_WORDS) this.#words = new Int32Array(this.buffer)
-    const words = this.#words
+    const { words } = this
     const end = (at + length) >> 2
     let bits = 0
     let word = at >> 2
@@ -72,5 +83,3 @@ export class BatchMemory {
     return (bits & 0x8080_8080) === 0
   }
 }
-
-const NO_WORDS = new Int32Array(0)

@@ -6,13 +6,14 @@
 export class RecordOffsets {
   /** How many records there are. */
   readonly length: number
-  readonly #first: number
-  readonly #distance: number
+  /** Where the first begins, and from each to the next, in bytes; both 0 if there is a list. */
+  readonly first: number
+  readonly distance: number
   readonly #list: Uint32Array | null
 
   private constructor(first: number, distance: number, length: number, list: Uint32Array | null) {
-    this.#first = first
-    this.#distance = distance
+    this.first = first
+    this.distance = distance
     this.length = length
     this.#list = list
   }
@@ -31,7 +32,7 @@ export class RecordOffsets {
   at(index: number): number | undefined {
     // What is no whole number is no index either.
     if (index >>> 0 !== index || index >= this.length) return undefined
-    return this.#list === null ? (this.#first + Math.imul(index, this.#distance)) | 0 : this.#list[index]
+    return this.#list === null ? (this.first + Math.imul(index, this.distance)) | 0 : this.#list[index]
   }
 
   /** Those from `start` up to `end`, as `slice` of an array takes them. */
@@ -39,7 +40,7 @@ export class RecordOffsets {
     const from = indexWithin(start ?? 0, this.length)
     const to = Math.max(from, indexWithin(end ?? this.length, this.length))
     return this.#list === null
-      ? RecordOffsets.regular(this.#first + from * this.#distance, this.#distance, to - from)
+      ? RecordOffsets.regular(this.first + from * this.distance, this.distance, to - from)
       : RecordOffsets.listed(this.#list.subarray(from, to))
   }
 }

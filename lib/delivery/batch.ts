@@ -2,33 +2,47 @@
  * A batch: the hits of one probe that one wake-up delivers. Hits are decoded when they are asked for.
  */
 import { inspect } from 'node:util'
-import type { ArgumentValue } from '../capture/arguments.js'
+import { type ArgumentValue, INT32 } from '../capture/arguments.js'
 import type { Hit } from '../capture/hit.js'
+import { FIELD } from '../capture/record.js'
 import type { RecordOffsets } from '../capture/record-offsets.js'
 
 /** Where the hits of a batch come from. */
 export interface HitSource {
-  readonly memory: { readonly byteLength: number }
+  readonly memory: { readonly byteLength: number; readonly words: Int32Array }
+  /** How the arguments of each hit are read, if it is the same for all; else none. */
+  readonly formats: Uint8Array
   /** The hit of the record at `offset`. */
   hit(offset: number): Hit
   /** One argument of that hit. */
   argument(offset: number, argument: number): ArgumentValue | undefined
 }
 
+const NO_FORMATS = new Uint8Array(0)
+const FLAGS_WORD = FIELD.flags / 4
+const OPERANDS_WORD = FIELD.operands / 4
+
 /** Hits of one probe, in the order in which the kernel recorded them. */
 export class HitBatch implements Iterable<Hit> {
+  /** How many hits there are. */
+  readonly length: number
   readonly #source: HitSource
   readonly #offsets: RecordOffsets
+  // What `arg` needs where it is called millions of times: each step that leads there takes as long as reading the argument.
+  readonly #words: Int32Array
+  readonly #formats: Uint8Array
+  readonly #firstWord: number
+  readonly #distanceWords: number
 
   /** @internal */
   constructor(source: HitSource, offsets: RecordOffsets) {
+    this.length = offsets.length
     this.#source = source
     this.#offsets = offsets
-  }
-
-  /** How many hits there are. */
-  get length(): number {
-    return this.#offsets.length
+    this.#words = source.memory.words
+    this.#formats = offsets.distance > 0 ? source.formats : NO_FORMATS
+    this.#firstWord = offsets.first >> 2
+    this.#distanceWords = offsets.distance >> 2
   }
 
   /** Memory that the batch keeps alive, in bytes; of a large batch it may be a seventh more. */
@@ -52,6 +66,16 @@ export class HitBatch implements Iterable<Hit> {
    * @throws {RangeError} if there is no such hit
    */
   arg(index: number, argument: number): ArgumentValue | undefined {
+    if (this.#formats[argument] === INT32 && index >>> 0 === index && index < this.length) {
+      const words = this.#words
+      const word = this.#firstWord + Math.imul(index, this.#distanceWords)
+      // Of a record that is there, so is the argument.
+      if ((((words[word + FLAGS_WORD] as number) >>> argument) & 1) === 0) return words[word + OPERANDS_WORD + 2 * argument] as number
+    }
+    return this.otherArg(index, argument)
+  }
+
+  private otherArg(index: number, argument: number): ArgumentValue | undefined {
     const offset = this.#offsets.at(index)
     if (offset === undefined) return noHit(this.length, index)
     return this.#source.argument(offset, argument)
@@ -78,10 +102,15 @@ class HitIterator implements IterableIterator<Hit> {
   ) {}
 
   next(): IteratorResult<Hit, undefined> {
+    const { offsets } = this
     const index = this.#next
-    const done = index >= this.offsets.length
+    const done = index >= offsets.length
     if (!done) this.#next = index + 1
-    return new HitStep(done, this.source, this.offsets, index) as IteratorResult<Hit, undefined>
+    return new HitStep(
+      done,
+      this.source,
+      offsets.distance > 0 ? (offsets.first + Math.imul(index, offsets.distance)) | 0 : (offsets.at(index) ?? 0),
+    ) as IteratorResult<Hit, undefined>
   }
 
   [Symbol.iterator](): this {
@@ -97,12 +126,11 @@ class HitStep {
   constructor(
     readonly done: boolean,
     private readonly source: HitSource,
-    private readonly offsets: RecordOffsets,
-    private readonly index: number,
+    private readonly offset: number,
   ) {}
 
   get value(): Hit | undefined {
-    return this.done ? undefined : this.source.hit(this.offsets.at(this.index) ?? noHit(this.offsets.length, this.index))
+    return this.done ? undefined : this.source.hit(this.offset)
   }
 
   [inspect.custom](): object {

@@ -1,9 +1,11 @@
 /**
  * Which records of a batch belong to which probe.
  *
- * Most batches have the hits of one probe only, and of one length: then there is nothing to look for. Else this runs for every hit, so it makes nothing for each but its place in a list, and reads the batch as an
- * array of 32-bit words.
+ * Most batches have the hits of one probe only, and of one length: then there is nothing to look for. Else {@link sortRecords} runs for every hit, so it makes nothing for each but its place in a list, and
+ * reads the batch as an array of 32-bit words.
  */
+
+import type { BatchMemory } from '../capture/memory.js'
 import { BATCH_HEAD, FIELD } from '../capture/record.js'
 import { RecordOffsets } from '../capture/record-offsets.js'
 
@@ -13,13 +15,21 @@ const ID_WORD = (BATCH_HEAD + FIELD.probeId) / 4
 /** From the head of a record to that of the next, at least, in words. */
 const RECORD_WORDS = (BATCH_HEAD + FIELD.operands) / 4
 
+/** The probe that the first record of a batch names. */
+export function firstProbeId(memory: BatchMemory): number {
+  return memory.int32(4 * ID_WORD) >>> 0
+}
+
+/** Where records begin that all have one length: `distance` bytes from one to the next. */
+export function alikeRecords(memory: BatchMemory, distance: number): RecordOffsets {
+  return RecordOffsets.regular(BATCH_HEAD, distance, memory.byteLength / distance)
+}
+
 /**
- * Sorts a batch as the reader hands it out.
- * @param distance - from one record to the next in bytes, if all are alike; else 0
+ * Sorts records of any lengths, and of any probes.
  * @returns by the number of the probe: where its records begin, in the order in which the kernel wrote them
  */
-export function sortRecords(buffer: ArrayBuffer, distance: number): Map<number, RecordOffsets> {
-  if (distance > 0) return sortAlike(buffer, distance)
+export function sortRecords({ buffer }: BatchMemory): Map<number, RecordOffsets> {
   const words = new Uint32Array(buffer)
   const offsets = new Uint32Array(words.length / RECORD_WORDS)
   const firstId = words[ID_WORD]
@@ -35,11 +45,6 @@ export function sortRecords(buffer: ArrayBuffer, distance: number): Map<number, 
   // Of longer records there are fewer, and what is not needed is not kept with them.
   const all = 2 * records < offsets.length ? offsets.slice(0, records) : offsets.subarray(0, records)
   return mixed ? sortById(words, all) : new Map([[firstId, RecordOffsets.listed(all)]])
-}
-
-function sortAlike(buffer: ArrayBuffer, distance: number): Map<number, RecordOffsets> {
-  const [id = 0] = new Uint32Array(buffer, 4 * ID_WORD, 1)
-  return new Map([[id, RecordOffsets.regular(BATCH_HEAD, distance, buffer.byteLength / distance)]])
 }
 
 function sortById(words: Uint32Array, all: Uint32Array): Map<number, RecordOffsets> {

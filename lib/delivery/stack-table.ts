@@ -7,6 +7,7 @@
  */
 import { randomBytes } from 'node:crypto'
 import type { Stack } from '../capture/hit.js'
+import type { BatchMemory } from '../capture/memory.js'
 import type { RecordOffsets } from '../capture/record-offsets.js'
 import { STACK_FIELD, STACK_KEY_BYTES, type StackProgram } from '../capture/stack-code.js'
 import type { Native } from '../native.js'
@@ -70,8 +71,7 @@ export class StackTable implements RecordSink {
   }
 
   /** Takes records of stacks out of a batch. */
-  receive(buffer: ArrayBuffer, offsets: RecordOffsets): void {
-    const view = new DataView(buffer)
+  receive({ view }: BatchMemory, offsets: RecordOffsets): void {
     for (let index = 0; index < offsets.length; index++) {
       const offset = offsets.at(index) ?? 0
       const key = keyOf(view, offset + STACK_FIELD.key)

@@ -7,6 +7,7 @@ import { inspect } from 'node:util'
 import fc from 'fast-check'
 import { argsToJson } from '../../lib/capture/arguments.js'
 import { type Hit, HitDecoder } from '../../lib/capture/hit.js'
+import { BatchMemory } from '../../lib/capture/memory.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import { layoutOf } from '../../lib/capture/record.js'
 import { RecordOffsets } from '../../lib/capture/record-offsets.js'
@@ -23,7 +24,7 @@ function shapeOf(args: string, strings: readonly number[] = [], stringLimit = 25
 /** Decodes one record. */
 function hitOf(shape: CaptureShape, content: RecordContent): Hit {
   const decoder = new HitDecoder([{ shape }], () => site)
-  return decoder.open(batchOf(shape, [content])).hit(8)
+  return decoder.open(new BatchMemory(batchOf(shape, [content]))).hit(8)
 }
 
 const ONES = 0xffff_ffff_ffff_ffffn
@@ -231,8 +232,8 @@ test('decodes records of several sites by their slot', () => {
   )
   const [first, second] = shapes
   assert.ok(first !== undefined && second !== undefined)
-  const one = decoder.open(batchOf(first, [{ slot: 0, values: [1n] }]))
-  const two = decoder.open(batchOf(second, [{ slot: 1, values: [2n, 3n] }]))
+  const one = decoder.open(new BatchMemory(batchOf(first, [{ slot: 0, values: [1n] }])))
+  const two = decoder.open(new BatchMemory(batchOf(second, [{ slot: 1, values: [2n, 3n] }])))
   assert.deepEqual(
     [two.hit(8), one.hit(8)].map((hit) => [hit.probe, hit.args]),
     [
@@ -244,7 +245,7 @@ test('decodes records of several sites by their slot', () => {
   two.countSlots(RecordOffsets.listed(Uint32Array.of(8, 8, 8)), 1, 3, counts)
   one.countSlots(RecordOffsets.listed(Uint32Array.of(8)), 0, 1, counts)
   assert.deepEqual([...counts], [1, 2])
-  assert.throws(() => decoder.open(batchOf(first, [{ slot: 2 }])).hit(8).args, RangeError)
+  assert.throws(() => decoder.open(new BatchMemory(batchOf(first, [{ slot: 2 }]))).hit(8).args, RangeError)
 })
 
 test('shows a string exactly as it is for every limit', () => {
@@ -287,12 +288,11 @@ for (const limit of [150, 700])
     fc.assert(
       fc.property(fc.array(fc.tuple(text, text), { minLength: 1, maxLength: 12 }), fc.infiniteStream(fc.nat(11)), (texts, order) => {
         const strings = texts.map(([first, last]) => ({ 0: { bytes: Buffer.from(first) }, 2: { bytes: Buffer.from(last) } }))
-        const records = new HitDecoder([{ shape }], () => site).open(
-          batchOf(
-            shape,
-            strings.map((both, index) => ({ values: [1n, BigInt(index), 2n], strings: both })),
-          ),
+        const batch = batchOf(
+          shape,
+          strings.map((both, index) => ({ values: [1n, BigInt(index), 2n], strings: both })),
         )
+        const records = new HitDecoder([{ shape }], () => site).open(new BatchMemory(batch))
         for (const nth of order.take(24)) {
           const index = nth % texts.length
           const [first, last] = texts[index] ?? []

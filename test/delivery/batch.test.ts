@@ -6,10 +6,11 @@ import test from 'node:test'
 import { inspect } from 'node:util'
 import fc from 'fast-check'
 import { HitDecoder } from '../../lib/capture/hit.js'
+import { BatchMemory } from '../../lib/capture/memory.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
 import { HitBatch } from '../../lib/delivery/batch.js'
-import { sortRecords } from '../../lib/delivery/sort.js'
+import { alikeRecords, sortRecords } from '../../lib/delivery/sort.js'
 import { batchOf, type RecordContent } from '../capture/records.js'
 
 const LIMIT = 6
@@ -28,13 +29,12 @@ const OTHER = {
 const site = { probe: 'usdt:t:probe', path: '/bin/t', fileOffset: 0n, refCtrOffset: null, args: null, targets: [] }
 
 function hitsOf(contents: readonly RecordContent[], shapes: readonly CaptureShape[] = [SHAPE, SHAPE]): HitBatch {
-  const buffer = batchOf(SHAPE, contents)
+  const memory = new BatchMemory(batchOf(SHAPE, contents))
   const records = new HitDecoder(
     shapes.map((shape) => ({ shape })),
     () => site,
-  ).open(buffer)
-  const offsets = sortRecords(buffer, buffer.byteLength / contents.length).get(0)
-  assert.ok(offsets)
+  ).open(memory)
+  const offsets = alikeRecords(memory, memory.byteLength / contents.length)
   return new HitBatch(records, offsets)
 }
 
@@ -97,15 +97,14 @@ test('a loop gives the hits that their indexes give, of sites with any number of
       Number(BigInt.asIntN(8, fourth)),
     ].slice(0, slot),
   )
-  const buffer = batchOf(longest, contents)
+  const memory = new BatchMemory(batchOf(longest, contents))
   const decoder = new HitDecoder(
     shapes.map((shape) => ({ shape })),
     () => site,
   )
-  for (const distance of [buffer.byteLength / contents.length, 0]) {
-    const offsets = sortRecords(buffer, distance).get(0)
+  for (const offsets of [alikeRecords(memory, memory.byteLength / contents.length), sortRecords(memory).get(0)]) {
     assert.ok(offsets)
-    const batch = new HitBatch(decoder.open(buffer), offsets)
+    const batch = new HitBatch(decoder.open(memory), offsets)
     for (const [start, end] of [
       [0, 23],
       [5, 17],

@@ -16,7 +16,12 @@ const PLENTY: QueueLimits = { hits: 1000, bytes: 1 << 20 }
 /** A batch whose hits are just their numbers. */
 function batchOf(...hits: number[]): HitBatch {
   return new HitBatch(
-    { memory: { byteLength: 64 }, hit: (offset) => offset as unknown as Hit, argument: (offset) => offset },
+    {
+      memory: { byteLength: 64, words: new Int32Array(16) },
+      formats: new Uint8Array(0),
+      hit: (offset) => offset as unknown as Hit,
+      argument: (offset) => offset,
+    },
     RecordOffsets.listed(Uint32Array.from(hits)),
   )
 }

@@ -9,7 +9,12 @@ import { HitQueue } from '../../lib/delivery/queue.js'
 /** A batch whose hits are just their offsets. */
 function batchOf(offsets: readonly number[], bytes = 64): HitBatch {
   return new HitBatch(
-    { memory: { byteLength: bytes }, hit: (offset) => offset as unknown as Hit, argument: (offset) => offset },
+    {
+      memory: { byteLength: bytes, words: new Int32Array(16) },
+      formats: new Uint8Array(0),
+      hit: (offset) => offset as unknown as Hit,
+      argument: (offset) => offset,
+    },
     RecordOffsets.listed(Uint32Array.from(offsets)),
   )
 }

@@ -4,10 +4,11 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import fc from 'fast-check'
+import { BatchMemory } from '../../lib/capture/memory.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
 import type { RecordOffsets } from '../../lib/capture/record-offsets.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
-import { sortRecords } from '../../lib/delivery/sort.js'
+import { alikeRecords, firstProbeId, sortRecords } from '../../lib/delivery/sort.js'
 import { batchOf } from '../capture/records.js'
 
 /** Records of 48 bytes, and of 56, 64 and 8 more for each further operand; and one whose length is no multiple of 8. */
@@ -37,7 +38,7 @@ test('finds every record, in order, under its probe', () => {
         expected.set(probeId, [...(expected.get(probeId) ?? []), at + 8])
         at += parts[index]?.byteLength ?? 0
       })
-      assert.deepEqual(listsOf(sortRecords(join(parts), 0)), expected)
+      assert.deepEqual(listsOf(sortRecords(new BatchMemory(join(parts)))), expected)
     }),
   )
 })
@@ -48,15 +49,18 @@ const CUT = fc.oneof(fc.integer({ min: -50, max: 50 }), fc.constantFrom(Infinity
 test('takes records that are alike as they are found one by one', () => {
   fc.assert(
     fc.property(fc.constantFrom(...SHAPES), fc.integer({ min: 1, max: 40 }), fc.array(CUT, { maxLength: 2 }), (shape, count, cuts) => {
-      const batch = batchOf(
-        shape,
-        Array.from({ length: count }, () => ({ probeId: 7 })),
+      const batch = new BatchMemory(
+        batchOf(
+          shape,
+          Array.from({ length: count }, () => ({ probeId: 7 })),
+        ),
       )
       const distance = batch.byteLength / count
-      const known = sortRecords(batch, distance)
-      const found = sortRecords(batch, 0)
-      assert.deepEqual(listsOf(known), listsOf(found))
-      for (const offsets of [known.get(7), found.get(7)]) {
+      const known = alikeRecords(batch, distance)
+      const found = sortRecords(batch)
+      assert.equal(firstProbeId(batch), 7)
+      assert.deepEqual(listsOf(new Map([[7, known]])), listsOf(found))
+      for (const offsets of [known, found.get(7)]) {
         assert.ok(offsets !== undefined)
         assert.deepEqual(listOf(offsets.slice(...cuts)), listOf(offsets).slice(...cuts))
         for (const none of [-1, count, 0.5, Number.NaN]) assert.equal(offsets.at(none), undefined)

@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import test, { type TestContext } from 'node:test'
+import { BatchMemory } from '../../lib/capture/memory.js'
 import { RecordOffsets } from '../../lib/capture/record-offsets.js'
 import { STACK_FIELD, STACK_KEY_BYTES } from '../../lib/capture/stack-code.js'
 import { StackTable } from '../../lib/delivery/stack-table.js'
@@ -28,7 +29,7 @@ function send(table: StackTable, number: number, addresses: number, kept = false
   view.setUint32(STACK_FIELD.kept, kept ? 1 : 0, true)
   view.setBigUint64(STACK_FIELD.key, BigInt(number), true)
   for (let index = 0; index < addresses; index++) view.setBigUint64(STACK_FIELD.addresses + 8 * index, BigInt(number + index), true)
-  table.receive(buffer, RecordOffsets.listed(Uint32Array.of(0)))
+  table.receive(new BatchMemory(buffer), RecordOffsets.listed(Uint32Array.of(0)))
 }
 
 /** Whether a hit finds the stack with a number, and has its addresses. */

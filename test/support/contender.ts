@@ -4,11 +4,11 @@
  */
 import { Writable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
+import type { Logger } from 'pino'
 import { pino } from 'pino'
 import { disableGuards } from '../../lib/counter/guard.js'
 import { type Step, setStepHook } from '../../lib/counter/steps.js'
 import { type AttachOptions, type Probe, Tracer, UprobeError } from '../../lib/index.js'
-import type { Logger } from '../../lib/log.js'
 import { Random } from './random.js'
 import { Target } from './target.js'
 import type { Cleanup } from './temp.js'
