@@ -277,7 +277,7 @@ async function compareThousands(workshop: Workshop, agent: Attacher, floor: stri
   return comparisons
 }
 
-/** What each process does once: nothing of this package has run in it before, and V8 has compiled none of it. */
+/** What each process does once: what an attach takes has not run in it before, and V8 has compiled none of it. */
 async function measureFirst(workshop: Workshop, subject: Subject): Promise<Comparison> {
   const ours: OwnTimes[] = []
   for (let round = 0; round < PEER_ROUNDS; round++) {

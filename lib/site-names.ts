@@ -8,9 +8,10 @@
 import type { UsdtNote } from './elf/stapsdt.js'
 import type { SitesOfFile } from './probe-sites.js'
 
-/** What is asked of a file: its sites, and all of its notes if its sites are some of them. */
+/** What is asked of a file. */
 export interface NamedFile extends SitesOfFile {
-  readonly notes?: readonly UsdtNote[] | null
+  /** All notes of the file, of which some are its sites, as long as somebody keeps them: there may be very many, and a probe with few sites should not. */
+  readonly notes?: WeakRef<readonly UsdtNote[]> | null
 }
 
 /** The group of a slot that is in none. */
@@ -134,7 +135,8 @@ const FEWEST_OF_NOTES = 1 / 2
  */
 function* haveNotesThatDiffer(files: readonly NamedFile[]): Generator<undefined, boolean> {
   if (new Set(files.map(({ facts }) => facts.path)).size < files.length) return false
-  for (const { notes, sites } of files) {
+  for (const { notes: kept, sites } of files) {
+    const notes = kept?.deref()
     if (!notes || (!differing.has(notes) && sites.length < notes.length * FEWEST_OF_NOTES)) return false
     if (!(yield* differ(notes))) return false
   }
@@ -161,6 +163,8 @@ function* differ(notes: readonly UsdtNote[]): Generator<undefined, boolean> {
 /** Whether a name has not been seen before. */
 function isFirst(note: UsdtNote | undefined, seen: Map<string, Set<string>>): boolean {
   if (note === undefined) return true
+  // `b` of `t:a` and `a:b` of `t` are one name.
+  if (note.provider.includes(':')) return false
   const names = seen.get(note.provider) ?? new Set<string>()
   const { size } = names
   if (size === 0) seen.set(note.provider, names)

@@ -24,8 +24,7 @@ const OPERANDS_WORD = FIELD.operands / 4
 
 /** Hits of one probe, in the order in which the kernel recorded them. */
 export class HitBatch implements Iterable<Hit> {
-  /** How many hits there are. */
-  readonly length: number
+  readonly #length: number
   readonly #source: HitSource
   readonly #offsets: RecordOffsets
   // What `arg` needs where it is called millions of times: each step that leads there takes as long as reading the argument.
@@ -36,13 +35,18 @@ export class HitBatch implements Iterable<Hit> {
 
   /** @internal */
   constructor(source: HitSource, offsets: RecordOffsets) {
-    this.length = offsets.length
+    this.#length = offsets.length
     this.#source = source
     this.#offsets = offsets
     this.#words = source.memory.words
     this.#formats = offsets.distance > 0 ? source.formats : NO_FORMATS
     this.#firstWord = offsets.first >> 2
     this.#distanceWords = offsets.distance >> 2
+  }
+
+  /** How many hits there are. */
+  get length(): number {
+    return this.#length
   }
 
   /** Memory that the batch keeps alive, in bytes; of a large batch it may be a seventh more. */
@@ -66,7 +70,7 @@ export class HitBatch implements Iterable<Hit> {
    * @throws {RangeError} if there is no such hit
    */
   arg(index: number, argument: number): ArgumentValue | undefined {
-    if (this.#formats[argument] === INT32 && index >>> 0 === index && index < this.length) {
+    if (this.#formats[argument] === INT32 && index >>> 0 === index && index < this.#length) {
       const words = this.#words
       const word = this.#firstWord + Math.imul(index, this.#distanceWords)
       // Of a record that is there, so is the argument.

@@ -40,8 +40,8 @@ export interface FileSites {
   /** `null` for every process that maps the file. */
   readonly processes: readonly TargetProcess[] | null
   readonly sites: readonly Site[]
-  /** All USDT notes of the file; `null` if they were not asked for. */
-  readonly notes: readonly UsdtNote[] | null
+  /** All USDT notes of the file, as long as they are kept; `null` if they were not asked for. */
+  readonly notes: WeakRef<readonly UsdtNote[]> | null
 }
 
 /** All sites of a specification. */
@@ -118,7 +118,7 @@ export async function prepareSites(request: PrepareRequest): Promise<PreparedSit
     for (const { message } of refused) warnings.push(`left out: ${message}`)
     const numbered = await bindSites(request, arch, elf, fit, slots)
     slots += numbered.length
-    if (numbered.length > 0) files.push({ file, facts, processes, sites: numbered, notes: one.notes })
+    if (numbered.length > 0) files.push({ file, facts, processes, sites: numbered, notes: one.notes && new WeakRef(one.notes) })
   }
   work.end()
   const [only, second] = files

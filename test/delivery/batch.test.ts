@@ -8,6 +8,7 @@ import fc from 'fast-check'
 import { HitDecoder } from '../../lib/capture/hit.js'
 import { BatchMemory } from '../../lib/capture/memory.js'
 import { bindOperands, parseOperands } from '../../lib/capture/operands.js'
+import { RecordOffsets } from '../../lib/capture/record-offsets.js'
 import type { CaptureShape } from '../../lib/capture/shape.js'
 import { HitBatch } from '../../lib/delivery/batch.js'
 import { alikeRecords, sortRecords } from '../../lib/delivery/sort.js'
@@ -28,13 +29,13 @@ const OTHER = {
 }
 const site = { probe: 'usdt:t:probe', path: '/bin/t', fileOffset: 0n, refCtrOffset: null, args: null, targets: [] }
 
-function hitsOf(contents: readonly RecordContent[], shapes: readonly CaptureShape[] = [SHAPE, SHAPE]): HitBatch {
+function hitsOf(contents: readonly RecordContent[], shapes: readonly CaptureShape[] = [SHAPE, SHAPE], listed?: RecordOffsets): HitBatch {
   const memory = new BatchMemory(batchOf(SHAPE, contents))
   const records = new HitDecoder(
     shapes.map((shape) => ({ shape })),
     () => site,
   ).open(memory)
-  const offsets = alikeRecords(memory, memory.byteLength / contents.length)
+  const offsets = listed ?? alikeRecords(memory, memory.byteLength / contents.length)
   return new HitBatch(records, offsets)
 }
 
@@ -62,7 +63,15 @@ test('gives one argument of a hit as the hit itself gives it', () => {
         [...hitsOf(contents, shapes)].map(({ args }) => [...args, undefined]),
       )
       const half = contents.length >> 1
-      if (half > 0) assert.deepEqual(batch.slice(half, contents.length).arg(0, 1), batch.arg(half, 1))
+      const ends = batch.slice(half)
+      const askedOfEnds = asked.slice(half).map((_, index) => Array.from({ length: 8 }, (_, argument) => ends.arg(index, argument)))
+      assert.deepEqual(askedOfEnds, asked.slice(half))
+      const listed = new Uint32Array(contents.map((_, index) => 8 + index * (batch.byteLength / contents.length)))
+      const one = hitsOf(contents, shapes, RecordOffsets.listed(listed))
+      assert.deepEqual(
+        asked,
+        contents.map((_, index) => Array.from({ length: 8 }, (_, argument) => one.arg(index, argument))),
+      )
     }),
   )
 })

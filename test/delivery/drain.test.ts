@@ -45,3 +45,32 @@ test('a probe can be paused and detached while another one is hit faster than it
   await flooded.detach()
   assert.equal(flooded.stats().delivered, delivered)
 })
+
+test(
+  'hits that do not end leave the event loop a turn behind each batch whose listener takes long, also once it has returned',
+  GCC,
+  async (t) => {
+    const target = await Target.start(t, buildTarget(t, 'usdt'))
+    const probe = await newTracer(t).attach('usdt:t:plain', { pid: target.pid })
+    let turn = 0
+    let turning = setImmediate(function next() {
+      turn++
+      turning = setImmediate(next)
+    })
+    t.after(() => clearImmediate(turning))
+    const turns: number[] = []
+    probe.on('batch', async () => {
+      turns.push(turn)
+      await null
+      for (const end = performance.now() + 3; performance.now() < end; );
+    })
+    await target.ask('spin 2')
+    try {
+      await waitFor('batches', () => turns.length > 30)
+    } finally {
+      await target.ask('spin-stop')
+    }
+    await probe.detach()
+    assert.equal(new Set(turns).size, turns.length)
+  },
+)

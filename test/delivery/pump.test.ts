@@ -2,6 +2,8 @@
  * When batches are taken: how often somebody looks for one, and that a flood of them leaves the event loop its turns.
  */
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { join } from 'node:path'
 import test from 'node:test'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { Pump } from '../../lib/delivery/pump.js'
@@ -15,15 +17,17 @@ class Source {
   nowMs = 0
   takeMs = 0.001
   readonly errors: unknown[] = []
-  failure: Error | null = null
+  /** What the next batches are refused with. */
+  readonly failures: Error[] = []
   readonly pump = new Pump(
     {
       take: () => {
         this.looks++
-        if (this.failure !== null) throw this.failure
         if (this.waiting === 0) return false
         this.nowMs += this.takeMs
         this.waiting--
+        const failure = this.failures.shift()
+        if (failure !== undefined) throw failure
         this.taken++
         return true
       },
@@ -37,6 +41,13 @@ class Source {
     this.waiting += batches
     this.pump.ring()
   }
+}
+
+/** Until so many batches were taken, which is one a turn at the least. */
+async function finished(source: Source, taken: number): Promise<void> {
+  for (let turns = 0; source.taken < taken && turns < 2 * taken; turns++) await nextTurn()
+  await someTurns()
+  assert.deepEqual([source.taken, source.waiting], [taken, 0])
 }
 
 /** Until everything that has been begun has come to its end. */
@@ -81,23 +92,31 @@ test('rings that do not end do not keep the event loop from its turn', async () 
   assert.equal(source.taken, 4)
   await nextTurn()
   assert.equal(turned, true)
-  while (source.waiting > 0) await nextTurn()
-  assert.equal(source.taken, 100)
-  await someTurns()
+  await finished(source, 100)
   source.offer(1)
   assert.equal(source.taken, 101)
 })
 
-test('rings that are apart belong to turns of their own', async () => {
+test('what listeners do when they have returned counts for the turn', async () => {
+  const source = new Source()
+  for (let rings = 0; rings < 3; rings++) {
+    source.offer(1)
+    source.nowMs += 3
+  }
+  assert.equal(source.taken, 1)
+  await finished(source, 3)
+})
+
+test('rings of turns of their own are answered at once, however late they are', async () => {
   const source = new Source()
   source.takeMs = 0.9
   for (let rings = 1; rings <= 3; rings++) {
-    source.nowMs += 10
     source.offer(1)
+    assert.equal(source.taken, rings)
+    await someTurns()
+    assert.equal(source.looks, rings)
+    source.nowMs += 10
   }
-  assert.equal(source.taken, 3)
-  await someTurns()
-  assert.equal(source.looks, 3)
 })
 
 test('a batch that takes long gives the event loop its turn before the next', async () => {
@@ -106,23 +125,29 @@ test('a batch that takes long gives the event loop its turn before the next', as
   source.offer(1)
   source.offer(1)
   assert.equal(source.taken, 1)
-  await nextTurn()
+  await finished(source, 2)
+})
+
+test('an error is told, and what waits behind it is taken without another ring', async () => {
+  const source = new Source()
+  source.failures.push(new Error('first'), new Error('second'))
+  source.offer(3)
+  await finished(source, 1)
+  assert.deepEqual(source.errors.map(String), ['Error: first', 'Error: second'])
+  source.failures.push(new Error('alone'))
+  source.offer(1)
+  assert.equal(source.errors.length, 3)
+  source.offer(1)
   assert.equal(source.taken, 2)
 })
 
-test('an error is told, at a ring and behind it, and the next ring is answered', async () => {
-  const source = new Source()
-  source.failure = new Error('refused')
-  source.offer(1)
-  assert.deepEqual(source.errors, [source.failure])
-  source.failure = null
-  source.offer(1)
-  assert.equal(source.taken, 1)
-  source.failure = new Error('refused later')
-  await someTurns()
-  assert.equal(source.errors.length, 2)
-  source.failure = null
-  source.pump.ring()
-  await someTurns()
-  assert.deepEqual([source.taken, source.waiting], [2, 0])
+test('a batch keeps no process alive', () => {
+  const program = `
+    const { Pump } = require(${JSON.stringify(join(__dirname, '../../lib/delivery/pump.ts'))})
+    const pump = new Pump({ take: () => true, waits: () => false, onError() {} })
+    process.once('beforeExit', () => console.log('empty'))
+    pump.ring()
+    console.log(process.getActiveResourcesInfo().filter((kind) => kind === 'Immediate').length)
+  `
+  assert.equal(execFileSync(process.execPath, ['--import', 'tsx', '-e', program], { encoding: 'utf8' }), '0\nempty\n')
 })

@@ -275,6 +275,7 @@ test('a closed reader answers, and closes again', { skip: withoutRights }, async
   assert.equal(mappedRings(), 0)
   await reader.close()
   assert.equal(reader.take(), undefined)
+  assert.equal(reader.waits, false)
   assert.deepEqual(reader.takeEvents(), [])
   assert.throws(() => reader.watch(0, 'pidfd'), { message: 'the ring reader is closed' })
   reader.unwatch(1)
@@ -425,7 +426,7 @@ for (const [second, distance] of [
       return [reader.take()?.byteLength, reader.takenDistance]
     }
     await hit('first', 3)
-    assert.equal(reader.waits, true)
+    await waitFor('the hits', () => reader.waits)
     assert.deepEqual(await take(), [3 * 32, 32])
     assert.equal(reader.waits, false)
     // Read by the thread at different times, and put together while they wait.

@@ -119,7 +119,7 @@ test('of a file whose notes all have names of their own no name of a site is mad
   for (const looked of [MANY, 0]) {
     looks.length = 0
     asked.fill(0)
-    const { groupOf, names } = new SiteNames(files.map((file) => ({ ...file, notes: watched }))).groups
+    const { groupOf, names } = new SiteNames(files.map((file) => ({ ...file, notes: new WeakRef(watched) }))).groups
     assert.equal(groupOf, null)
     assert.equal(names.length, MANY)
     assert.equal(looks.length, looked)
@@ -131,11 +131,22 @@ test('of notes that share a name, of few sites among many notes, and of two file
   const grouped = (...files: readonly NamedFile[]): unknown => [...(new SiteNames(files).groups.groupOf ?? [])]
   const [first, second] = filesOf(['/p', ['usdt:t:a', 'usdt:t:b', 'usdt:t:a']], ['/p', ['usdt:t:b']])
   assert.ok(first !== undefined && second !== undefined)
-  assert.deepEqual(grouped({ ...first, notes: notesNamed(['a', 'b', 'a']) }), [0, 1, 0])
+  const alike = notesNamed(['a', 'b', 'a'])
+  assert.deepEqual(grouped({ ...first, notes: new WeakRef(alike) }), [0, 1, 0])
   const many = notesNamed(Array.from({ length: 7 }, (_, index) => `other${index}`))
-  assert.deepEqual(grouped({ ...first, notes: many }), [0, 1, 0])
+  assert.deepEqual(grouped({ ...first, notes: new WeakRef(many) }), [0, 1, 0])
   const apart = notesNamed(['a', 'b'])
-  assert.deepEqual(grouped({ ...first, notes: apart }, { ...second, notes: apart }), [0, 1, 0, 1])
+  assert.deepEqual(grouped({ ...first, notes: new WeakRef(apart) }, { ...second, notes: new WeakRef(apart) }), [0, 1, 0, 1])
+})
+
+test('notes of two providers may be of one name, where a colon is part of it', () => {
+  const notes = [
+    { provider: 't', name: 'a:b' },
+    { provider: 't:a', name: 'b' },
+  ] as UsdtNote[]
+  const [file] = filesOf(['/p', notes.map(({ provider, name }) => `usdt:${provider}:${name}`)])
+  assert.ok(file !== undefined)
+  assert.deepEqual(new SiteNames([{ ...file, notes: new WeakRef(notes) }]).groups.names, ['usdt:t:a:b'])
 })
 
 test('slots are one group if both name and path are the same, in the order of the first of each', () => {
