@@ -145,12 +145,13 @@ async function attachSteps(
     (step, done, total) =>
       context.onProgress({ action, spec: spec.text, step, done, total })
   const work = new SiteWork(signal, reportOf('attach'))
-  await work.beforeLongStep()
   const pmu = readUprobePmu()
   undo.add(() => closeAll(processes))
   const tasks = new TaskEvents(native)
   undo.add(() => tasks.close())
+  // At once: what a process becomes after the call is noticed.
   for (const pid of settings.pids) processes.push(TargetProcess.openProgram(native, pid))
+  await work.beforeLongStep()
   const anticipation =
     settings.registration === 'perf' ? null : new Anticipation(native, JSON.stringify([spec.text, spec.path, settings.pids]), release())
   undo.add(() => anticipation?.over())
