@@ -23,10 +23,19 @@ export function activityOf(pid: number): Activity {
   let switches = 0
   for (const thread of readdirSync(`/proc/${pid}/task`)) {
     const directory = `/proc/${pid}/task/${thread}`
-    runNs += Number(readFileSync(`${directory}/schedstat`, 'utf8').split(' ')[0])
-    switches += Number(/^voluntary_ctxt_switches:\s*(\d+)/m.exec(readFileSync(`${directory}/status`, 'utf8'))?.[1] ?? 0)
+    try {
+      runNs += Number(readFileSync(`${directory}/schedstat`, 'utf8').split(' ')[0])
+      switches += Number(/^voluntary_ctxt_switches:\s*(\d+)/m.exec(readFileSync(`${directory}/status`, 'utf8'))?.[1] ?? 0)
+    } catch (error) {
+      if (!isGone(error)) throw error
+    }
   }
   return { runNs, switches }
+}
+
+/** Whether it was a thread that ended since the listing. */
+function isGone(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ESRCH')
 }
 
 /** Memory that a process has for itself and in use at this moment, in MiB: its resident pages without those of files. */
