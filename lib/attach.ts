@@ -149,7 +149,7 @@ async function attachSteps(
   undo.add(() => closeAll(processes))
   const tasks = new TaskEvents(native)
   undo.add(() => tasks.close())
-  // At once: what a process becomes after the call is noticed.
+  // Before any rest: what becomes of a process from here on is noticed.
   for (const pid of settings.pids) processes.push(TargetProcess.openProgram(native, pid))
   await work.beforeLongStep()
   const anticipation =

@@ -160,7 +160,7 @@ function* differ(notes: readonly UsdtNote[]): Generator<undefined, boolean> {
   return all
 }
 
-/** Whether a name has not been seen before. */
+/** Whether a name has not been seen before, and is that of no other note for sure. */
 function isFirst(note: UsdtNote | undefined, seen: Map<string, Set<string>>): boolean {
   if (note === undefined) return true
   // `b` of `t:a` and `a:b` of `t` are one name.

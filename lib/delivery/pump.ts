@@ -4,10 +4,13 @@
  * A flood of hits must not keep the host from its work, and Node may answer a thousand rings in one turn. But a turn of the event loop, and a look for what is mostly not there, take as long as a batch of some
  * hundred hits; so where nothing waits behind a batch, the next ring is answered as well, as long as this turn is young.
  */
-import { setImmediate as nextTurn } from 'node:timers/promises'
+import { callGuarded } from './consumer.js'
 
-/** Rings of one turn are answered for so long, with all that listeners have left for when they have returned. */
+/** So long after the first batch of a turn its rings are answered; what listeners do when they have returned counts. */
 const TURN_MS = 1
+
+/** That of Node, whatever tests of the host put in its place later on. */
+const atEndOfTurn = setImmediate
 
 /** Where batches come from. */
 export interface PumpHost {
@@ -34,7 +37,7 @@ export class Pump {
   /** To be called for each ring. */
   ring(): void {
     if (this.#pumping) return
-    if (this.#isOver() || this.#takeOne()) void this.#goOn()
+    if (this.#isOver() || this.#takeOne()) this.#goOn().catch((error: unknown) => this.#report(error))
   }
 
   #isOver(): boolean {
@@ -47,24 +50,30 @@ export class Pump {
     try {
       if (!this.host.take()) return false
     } catch (error) {
-      this.host.onError(error)
+      this.#report(error)
     }
     return this.#isOver() || this.host.waits()
   }
 
   #beginTurn(): void {
     this.#turnMs = this.nowMs()
-    // Before what waits for the next turn goes on, since that asks later. Without a reference it runs at the end of this turn, and keeps no process alive.
-    setImmediate(() => {
+    const end = atEndOfTurn(() => {
       this.#turnMs = null
-    }).unref()
+    })
+    // From a ring this runs at the end of this turn also without a reference, and then keeps no process alive. Behind a turn that was waited for it runs at the end of the next, which would begin only when something
+    // happens.
+    if (!this.#pumping) end.unref()
+  }
+
+  #report(error: unknown): void {
+    callGuarded(() => this.host.onError(error))
   }
 
   async #goOn(): Promise<void> {
     this.#pumping = true
     try {
       do {
-        await nextTurn()
+        await new Promise<void>((resolve) => atEndOfTurn(resolve))
       } while (this.#takeOne())
     } finally {
       this.#pumping = false

@@ -2,8 +2,6 @@
  * When batches are taken: how often somebody looks for one, and that a flood of them leaves the event loop its turns.
  */
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
-import { join } from 'node:path'
 import test from 'node:test'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { Pump } from '../../lib/delivery/pump.js'
@@ -13,7 +11,9 @@ class Source {
   waiting = 0
   taken = 0
   looks = 0
-  /** A clock on which only taking a batch passes time. */
+  /** What is done when a batch is taken. */
+  onTake = (): unknown => undefined
+  /** A clock, on which taking a batch passes time. */
   nowMs = 0
   takeMs = 0.001
   readonly errors: unknown[] = []
@@ -24,6 +24,7 @@ class Source {
       take: () => {
         this.looks++
         if (this.waiting === 0) return false
+        this.onTake()
         this.nowMs += this.takeMs
         this.waiting--
         const failure = this.failures.shift()
@@ -141,13 +142,23 @@ test('an error is told, and what waits behind it is taken without another ring',
   assert.equal(source.taken, 2)
 })
 
-test('a batch keeps no process alive', () => {
-  const program = `
-    const { Pump } = require(${JSON.stringify(join(__dirname, '../../lib/delivery/pump.ts'))})
-    const pump = new Pump({ take: () => true, waits: () => false, onError() {} })
-    process.once('beforeExit', () => console.log('empty'))
-    pump.ring()
-    console.log(process.getActiveResourcesInfo().filter((kind) => kind === 'Immediate').length)
-  `
-  assert.equal(execFileSync(process.execPath, ['--import', 'tsx', '-e', program], { encoding: 'utf8' }), '0\nempty\n')
+/** Immediates that keep the process alive. */
+function immediates(): number {
+  return process.getActiveResourcesInfo().filter((kind) => kind === 'Immediate').length
+}
+
+test('a batch keeps no process alive, and behind the last of several the turn ends by itself', async () => {
+  const source = new Source()
+  const before = immediates()
+  source.offer(1)
+  assert.equal(immediates(), before)
+  await someTurns()
+  const during: number[] = []
+  source.onTake = () => during.push(immediates())
+  const quiet = immediates()
+  source.offer(2)
+  await finished(source, 3)
+  // While the pump runs, one for the end of the turn; the other is that of this test, which waits for turns.
+  assert.deepEqual(during, [quiet, quiet + 2])
+  assert.equal(immediates(), quiet)
 })
