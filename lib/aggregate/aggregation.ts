@@ -36,8 +36,8 @@ export interface AggregationParts {
 /** A running aggregation; see the module's comment. Made by `tracer.aggregate`. */
 export class Aggregation extends EventEmitter<AggregationEvents> {
   readonly #parts: AggregationParts
-  #startTimeMs = Date.now()
-  #timeMs = this.#startTimeMs
+  #startTimeMs: number
+  #timeMs: number
   /** What the probe's clock showed at these two moments. What was hit in the course of the attach is in the first snapshot, and so is its time. */
   #startTime: SeenTime = { seenMs: 0, outMs: 0 }
   #time = this.#startTime
@@ -53,6 +53,10 @@ export class Aggregation extends EventEmitter<AggregationEvents> {
     super()
     this.#parts = parts
     const { start, pair, signal } = parts
+    this.#timeMs = Date.now()
+    // What was hit since all sites were in counts, which is some time ago.
+    const { seenMs, outMs } = start.seenTime
+    this.#startTimeMs = Math.floor(this.#timeMs - seenMs - outMs)
     start.on('state', (change) => this.#onState(change))
     pair?.end.on('state', (change) => {
       if (isOver(change.state)) this.#background(() => this.#end())

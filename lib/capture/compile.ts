@@ -23,6 +23,8 @@
  * has when it wants to be woken (native/bpf_ring.h). Beside that a wake-up is forced when the waiting data passes a multiple of a quarter of the ring, so that a burst does
  * not overflow it while the reader sleeps.
  */
+
+import { atOnce } from '../elf/time-slice.js'
 import { Assembler, HELPER, Label } from './bpf.js'
 import type { Filter } from './filter.js'
 import { bindFilter, filterReadsMemory } from './filter-bind.js'
@@ -106,6 +108,11 @@ export const COOKIE_WORD = { slot: 0, shape: 1 } as const
  * @throws {UprobeError} `ERR_UPROBE_BAD_OPTION` when the filter or the strings do not suit the operands
  */
 export function compileCapture(program: CaptureProgram): Uint8Array {
+  return atOnce(compileSteps(program))
+}
+
+/** The same, a shape at a step: of a server with some dozens of probes nearly each has a shape of its own. */
+export function* compileSteps(program: CaptureProgram): Generator<undefined, Uint8Array> {
   const asm = new Assembler()
   const leave = new Label()
   asm.mov(CTX, 1)
@@ -127,7 +134,7 @@ export function compileCapture(program: CaptureProgram): Uint8Array {
   emitCount(asm, COUNT.hits)
   if (marks) asm.place(marked)
   // A program that only counts need not know what else it could have recorded.
-  if (program.ringFd !== null || program.filter || program.sink) emitShapes(asm, program, leave)
+  if (program.ringFd !== null || program.filter || program.sink) yield* emitShapes(asm, program, leave)
   asm.place(leave)
   asm.load(0, 0)
   asm.exit()
@@ -147,6 +154,14 @@ function recordsMemory(shape: CaptureShape): boolean {
 
 /** Divides shapes into groups, each of which makes a program of a size that the kernel takes. The order is kept. */
 export function splitShapes(shapes: readonly CaptureShape[], base: Omit<CaptureProgram, 'attach' | 'slot' | 'shapes'>): CaptureShape[][] {
+  return atOnce(splitSteps(shapes, base))
+}
+
+/** The same, a shape at a step. */
+export function* splitSteps(
+  shapes: readonly CaptureShape[],
+  base: Omit<CaptureProgram, 'attach' | 'slot' | 'shapes'>,
+): Generator<undefined, CaptureShape[][]> {
   if (shapes.length === 1) return [[...shapes]]
   const groups: CaptureShape[][] = []
   let room = 0
@@ -161,6 +176,7 @@ export function splitShapes(shapes: readonly CaptureShape[], base: Omit<CaptureP
       group.push(shape)
       room -= asm.length
     }
+    yield
   }
   return groups
 }
@@ -228,7 +244,7 @@ function emitCount(asm: Assembler, field: number): void {
 }
 
 /** Chooses the code of the site's shape by halving. */
-function emitShapes(asm: Assembler, program: CaptureProgram, leave: Label): void {
+function* emitShapes(asm: Assembler, program: CaptureProgram, leave: Label): Generator<undefined, void> {
   const labels = program.shapes.map(() => new Label())
   const choose = (first: number, end: number): void => {
     if (end - first === 1) {
@@ -248,11 +264,12 @@ function emitShapes(asm: Assembler, program: CaptureProgram, leave: Label): void
     asm.shiftRight(1, 32)
     choose(0, labels.length)
   }
-  program.shapes.forEach((shape, index) => {
+  for (const [index, shape] of program.shapes.entries()) {
     const label = labels[index]
     if (label !== undefined) asm.place(label)
     emitShape(asm, program, shape, leave)
-  })
+    yield
+  }
 }
 
 /** The code of one shape; it ends by leaving. */

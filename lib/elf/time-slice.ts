@@ -45,6 +45,24 @@ export function startOfTurn(): bigint {
   return turnStartNs
 }
 
+/** Takes all steps at once. */
+export function atOnce<T>(steps: Generator<undefined, T>): T {
+  for (;;) {
+    const step = steps.next()
+    if (step.done === true) return step.value
+  }
+}
+
+/** Takes steps that are long enough for a look at the clock behind each; the event loop gets its turn meanwhile. */
+export async function stepsInSlices<T>(steps: Generator<undefined, T>): Promise<T> {
+  const slice = new TimeSlice()
+  for (;;) {
+    const step = steps.next()
+    if (step.done === true) return step.value
+    if (slice.isOver) await slice.rest()
+  }
+}
+
 /** The clock is read once in so many elements. */
 const ELEMENTS_A_LOOK = 64
 

@@ -4,8 +4,9 @@
  * A perf event knows nothing of the site it is for (`PERF_EVENT_IOC_SET_BPF` takes no cookie), so each site has a program with its slot built in. A
  * uprobe_multi link passes a cookie a site, so one program serves them all, and chooses the operands to read by the cookie.
  */
-import { type CaptureProgram, compileCapture, readsMemory, splitShapes } from '../capture/compile.js'
+import { type CaptureProgram, compileSteps, readsMemory, splitSteps } from '../capture/compile.js'
 import { type CaptureShape, shapeKey } from '../capture/shape.js'
+import { stepsInSlices } from '../elf/time-slice.js'
 import { UprobeError } from '../errors.js'
 import type { Native } from '../native.js'
 import { BPF_LICENSE, BPF_PROG_TYPE_KPROBE, BPF_TRACE_UPROBE_MULTI, loadProgram } from './bpf-objects.js'
@@ -92,7 +93,7 @@ export class CapturePrograms {
     const kinds = kindsOf(this.sites)
     const programs: MultiProgram[] = []
     let first = 0
-    for (const shapes of splitShapes(kinds.shapes, { ...this.base, sleepable: true })) {
+    for (const shapes of await stepsInSlices(splitSteps(kinds.shapes, { ...this.base, sleepable: true }))) {
       const servesAll = shapes.length === kinds.shapes.length
       const [from, to] = [first, first + shapes.length]
       first = to
@@ -109,11 +110,11 @@ export class CapturePrograms {
 
   /** Loads a program as one that may sleep, where it reads memory and the kernel takes it, so that it also reads what is not paged in. */
   async #load(attach: 'perf' | 'multi', slot: number, shapes: readonly CaptureShape[]): Promise<number> {
-    const load = (sleepable: boolean): Promise<number> =>
+    const load = async (sleepable: boolean): Promise<number> =>
       loadProgram(this.native, {
         type: BPF_PROG_TYPE_KPROBE,
         expectedAttachType: attach === 'multi' ? BPF_TRACE_UPROBE_MULTI : 0,
-        insns: compileCapture({ ...this.base, attach, slot, shapes, sleepable }),
+        insns: await stepsInSlices(compileSteps({ ...this.base, attach, slot, shapes, sleepable })),
         license: BPF_LICENSE,
         name: 'uprobe_capture',
         sleepable,

@@ -8,9 +8,11 @@ import { Aggregation, type AggregationParts } from '../../lib/aggregate/aggregat
 import type { ProbeStateChange } from '../../lib/index.js'
 import { childLogger } from '../../lib/log.js'
 
+const NOTHING_SEEN = { seenMs: 0, outMs: 0 }
+
 test('an end that fails is reported, and the last state and the end of the aggregation are told', async () => {
   const failure = new Error('the counter was written by somebody else')
-  const start = Object.assign(new EventEmitter(), { state: 'attached', detach: () => Promise.reject(failure) })
+  const start = Object.assign(new EventEmitter(), { state: 'attached', seenTime: NOTHING_SEEN, detach: () => Promise.reject(failure) })
   const calls: string[] = []
   const store = {
     takeRest: () => Promise.reject(new Error('the maps cannot be read')),
@@ -31,7 +33,7 @@ test('an end that fails is reported, and the last state and the end of the aggre
 
 test('what has begun is forgotten and the maps are closed also when neither groups nor counts can be read', async () => {
   const failure = new Error('the counts cannot be read')
-  const start = Object.assign(new EventEmitter(), { state: 'attached', detach: () => Promise.resolve() })
+  const start = Object.assign(new EventEmitter(), { state: 'attached', seenTime: NOTHING_SEEN, detach: () => Promise.resolve() })
   const calls: string[] = []
   const store = {
     takeRest: () => Promise.reject(new Error('the maps cannot be read')),
@@ -46,4 +48,21 @@ test('what has begun is forgotten and the maps are closed also when neither grou
   const aggregation = new Aggregation(parts as unknown as AggregationParts)
   await assert.rejects(aggregation.detach(), failure)
   assert.deepEqual(calls, ['end detached', 'starts closed', 'maps closed', 'ended'])
+})
+
+test('the first snapshot begins when hits were first counted, which was before the attach came to its end', async (t) => {
+  t.mock.timers.enable({ apis: ['Date'], now: 1000 })
+  const start = Object.assign(new EventEmitter(), { state: 'attached', seenTime: { seenMs: 70.5, outMs: 4 } })
+  const store = { take: async (_: unknown, { onTurn }: { onTurn(): void }) => onTurn() }
+  const groups = { groups: async () => [], other: () => null, reset: () => undefined }
+  const parts = { start, pair: null, signal: null, groups, store, log: childLogger(false, 'test'), onEnded: () => undefined }
+  const aggregation = new Aggregation(parts as unknown as AggregationParts)
+  t.mock.timers.tick(100)
+  start.seenTime = { seenMs: 170.5, outMs: 4 }
+  const { startTimeMs, timeMs, seenMs } = await aggregation.snapshot({ reset: true })
+  assert.deepEqual([startTimeMs, timeMs, seenMs], [925, 1100, 170.5])
+  t.mock.timers.tick(10)
+  start.seenTime = { seenMs: 180.5, outMs: 4 }
+  const next = await aggregation.snapshot()
+  assert.deepEqual([next.startTimeMs, next.timeMs, next.seenMs], [1100, 1110, 10])
 })
