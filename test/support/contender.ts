@@ -4,8 +4,7 @@
  */
 import { Writable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { Logger } from 'pino'
-import { pino } from 'pino'
+import { type Logger, pino } from 'pino'
 import { disableGuards } from '../../lib/counter/guard.js'
 import { type Step, setStepHook } from '../../lib/counter/steps.js'
 import { type AttachOptions, type Probe, Tracer, UprobeError } from '../../lib/index.js'
