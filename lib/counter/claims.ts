@@ -38,6 +38,12 @@ const LOOKS_MS = [20, 200]
  */
 const CHILD_LOOK_MS = 100
 
+/**
+ * While the bits are clear, and nothing is missed, a child is looked at later still: it may have its bit from the parent's other claims. Where one of them is for every process, too, it is present at the child by then;
+ * otherwise the bit would be cleared, and set again a moment later.
+ */
+const PAUSED_CHILD_LOOK_MS = 500
+
 /** Children are taken to be born with the bits as they are so long after all were set or cleared: the kernel tells of a birth a little later. */
 const SETTLED_MS = 50
 
@@ -241,7 +247,7 @@ export class CounterClaims {
     }
     this.#switchedAtMs = performance.now()
     reached('counter-cleared')
-    for (const look of this.#takeYoung()) this.#later(look)
+    for (const look of this.#takeYoung()) this.#lookLater(look)
     return failure
   }
 
@@ -418,16 +424,22 @@ export class CounterClaims {
   }
 
   #onNewcomer(request: ClaimRequest, pid: number, how: 'fork' | 'map'): void {
-    if (how === 'map' || performance.now() - this.#switchedAtMs < SETTLED_MS) {
+    if (how === 'map' || (this.#wanted && performance.now() - this.#switchedAtMs < SETTLED_MS)) {
       this.#later(() => this.#arrive(request, pid, how))
       return
     }
     // Most have ended when they are looked at, and an error for each would cost more than the question.
-    const look = async () => (existsSync(`/proc/${pid}`) ? this.#arrive(request, pid, how) : undefined)
-    const timer = setTimeout(() => {
-      this.#young.delete(timer)
-      this.#later(look)
-    }, CHILD_LOOK_MS).unref()
+    this.#lookLater(async () => (existsSync(`/proc/${pid}`) ? this.#arrive(request, pid, how) : undefined))
+  }
+
+  #lookLater(look: () => Promise<void>): void {
+    const timer = setTimeout(
+      () => {
+        this.#young.delete(timer)
+        this.#later(look)
+      },
+      this.#wanted ? CHILD_LOOK_MS : PAUSED_CHILD_LOOK_MS,
+    ).unref()
     this.#young.set(timer, look)
   }
 

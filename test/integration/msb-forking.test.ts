@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
 import { type Probe, type Tracer, UprobeError } from '../../lib/index.js'
 import { buildTarget } from '../support/build.js'
 import { leaseDirectory, leaseFiles } from '../support/leases.js'
@@ -21,6 +22,7 @@ const GCC = needs({ programs: ['gcc'] })
 const CLAIMED = 0x8000
 
 interface Forking {
+  readonly spec: string
   readonly server: Target
   readonly tracer: Tracer
   readonly probe: Probe
@@ -43,14 +45,15 @@ async function forking(t: TestContext, command = 'counter'): Promise<Forking> {
   assert.ok(refCtrOffset)
   const leaseDir = leaseDirectory()
   const tracer = newTracer(t, { leaseDir })
-  const probe = await tracer.attach(`usdt:${program}:c:gated`, { counter: 'msb' })
+  const spec = `usdt:${program}:c:gated`
+  const probe = await tracer.attach(spec, { counter: 'msb' })
   const arrivals: Forking['arrivals'] = []
   probe.on('state', ({ reason, pid }) => {
     if (reason === 'arrival') arrivals.push(pid)
   })
   const errors: unknown[] = []
   probe.on('error', (error) => errors.push(error instanceof UprobeError ? `${error.code}: ${error.message}` : error))
-  return { server, tracer, probe, leaseDir, arrivals, errors, value: (pid) => counterValue(pid, program, refCtrOffset) }
+  return { spec, server, tracer, probe, leaseDir, arrivals, errors, value: (pid) => counterValue(pid, program, refCtrOffset) }
 }
 
 /** Lets a process fork children that stay. */
@@ -146,6 +149,40 @@ test('a pause waits for no children but the one that is being looked at; they ar
   assert.deepEqual(new Set(children.map(value)), new Set([0]))
   assert.deepEqual(errors, [])
 })
+
+for (const [whose, ofOther] of [
+  ['its tracer', false],
+  ['another tracer', true],
+] as const) {
+  test(
+    `a probe that is paused takes no child's bit from one of ${whose} that is not, and clears it when that has ended`,
+    GCC,
+    async (t) => {
+      const { spec, server, tracer, probe, leaseDir, errors, value } = await forking(t)
+      const other = await (ofOther ? newTracer(t, { leaseDir }) : tracer).attach(spec, { counter: 'msb' })
+      const missed: Array<number | undefined> = []
+      const arrivals: Array<number | undefined> = []
+      other.on('state', ({ reason, pid, mayHaveMissed }) => {
+        if (reason !== 'arrival') return
+        arrivals.push(pid)
+        if (mayHaveMissed) missed.push(pid)
+      })
+      // What is born just after a probe was switched on is looked at by it at once, and would not be contended for.
+      await delay(200)
+      const before = await forked(server, 5)
+      await probe.pause()
+      const after = await forked(server, 5)
+      const children = [...before, ...after]
+      await waitFor('the children to be claimed', () => children.every((child) => arrivals.includes(child)))
+      assert.deepEqual(missed, [])
+      assert.deepEqual(new Set(children.map(value)), new Set([CLAIMED]))
+      await other.detach()
+      assert.deepEqual(new Set(children.map(value)), new Set([0]))
+      await probe.detach()
+      assert.deepEqual(errors, [])
+    },
+  )
+}
 
 test('a child that was not looked at yet is switched off with the others', GCC, async (t) => {
   const { server, probe, errors, value } = await forking(t)

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import fc from 'fast-check'
 import { repair } from '../../lib/index.js'
 import { writeCounter } from '../support/memory.js'
-import { type Agent, COUNTERS, type Counter, type Model, type ModelProbe, SITES } from './model.js'
+import { type Agent, CLAIMED, COUNTERS, type Counter, type Model, type ModelProbe, SITES } from './model.js'
 import type { Real } from './real.js'
 
 type Command = fc.AsyncCommand<Model, Real, false>
@@ -182,7 +182,7 @@ class Fork extends OfTarget {
 
   async act(model: Model, real: Real): Promise<void> {
     const parent = this.target(model)
-    const claimed = COUNTERS.filter((counter) => model.expected(parent, counter) === 0x8000)
+    const claimed = COUNTERS.filter((counter) => model.expected(parent, counter) === CLAIMED && !model.isKeptOff(counter))
     const child = await real.fork(parent)
     const added = model.addProcess(child, parent)
     for (const counter of claimed) added.bits.add(counter)

@@ -109,6 +109,12 @@ export class Model {
     return [...this.probes.values()].filter((probe) => probe.counter === counter && probe.mode === 'msb')
   }
 
+  /** Whether claims for every process find a child, all of which are paused: it loses what it inherited of a claim on its parent alone, since nobody traces it. */
+  isKeptOff(counter: Counter): boolean {
+    const everywhere = this.claims(counter).filter(({ scope }) => scope === null)
+    return everywhere.length > 0 && everywhere.every(({ state }) => state === 'paused')
+  }
+
   /** Registrations that the kernel counts, whoever made them. */
   isCounted(counter: Counter): boolean {
     const ours = [...this.probes.values()].some((p) => p.counter === counter && p.mode === 'kernel' && p.state === 'attached')
