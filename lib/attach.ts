@@ -59,8 +59,8 @@ export interface AttachContext {
   recover(): Promise<void>
   /** What claims of the tracer share; made on first use. Throws `ERR_UPROBE_LEASE`. */
   claimContext(): Promise<ClaimContext>
-  /** Whether the probe is one that a budget may take out for a while. */
-  readonly throttled: boolean
+  /** What a budget wants to know before the probe is hit, which takes a while the first time; `null` if no budget may take the probe out. Does not reject. */
+  readonly hitCost: Promise<unknown> | null
   /** Told when a probe has ended and holds nothing. */
   onEnded(probe: Probe): void
   /** Told how far an attach or detach is. */
@@ -151,6 +151,8 @@ async function attachSteps(
   undo.add(() => tasks.close())
   // Before any rest: what becomes of a process from here on is noticed.
   for (const pid of settings.pids) processes.push(TargetProcess.openProgram(native, pid))
+  await context.hitCost
+  signal.throwIfAborted()
   await work.beforeLongStep()
   const anticipation =
     settings.registration === 'perf' ? null : new Anticipation(native, JSON.stringify([spec.text, spec.path, settings.pids]), release())
@@ -204,7 +206,7 @@ async function attachSteps(
     prepared.sites,
   )
   undo.add(() => programs.close())
-  const parts = await planParts(native, prepared.files, settings, context.throttled || paired)
+  const parts = await planParts(native, prepared.files, settings, context.hitCost !== null || paired)
   warnings.push(...checkEvents(parts))
   const attachment = new Attachment({
     native,

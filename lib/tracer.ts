@@ -137,7 +137,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
     }
   }
 
-  /** @param cost - what a hit costs, which is waited for; `null` if no budget may take the probe out */
+  /** @param cost - what a hit costs, which is waited for when the processes are open; `null` if no budget may take the probe out */
   async #attach(spec: string, settings: AttachSettings, cost: Promise<HitCost> | null, makeTaker: MakeTaker | null): Promise<Probe> {
     const native = loadNative()
     settings.signal?.throwIfAborted()
@@ -147,26 +147,24 @@ export class Tracer extends EventEmitter<TracerEvents> {
     const unfollow = (): void => {
       for (const end of ends) end()
     }
-    const work = (cost ?? Promise.resolve()).then(() =>
-      attach(
-        {
-          native,
-          log: this.#log,
-          ring: () => this.#openRing(),
-          tracer: this,
-          throttled: cost !== null,
-          recover: () => this.#claims.recover(),
-          claimContext: () => this.#claims.context(),
-          onProgress: (progress) => callGuarded(() => this.emit('progress', progress)),
-          onEnded: (probe) => {
-            unfollow()
-            this.#probes.delete(probe)
-          },
+    const work = attach(
+      {
+        native,
+        log: this.#log,
+        ring: () => this.#openRing(),
+        tracer: this,
+        hitCost: cost,
+        recover: () => this.#claims.recover(),
+        claimContext: () => this.#claims.context(),
+        onProgress: (progress) => callGuarded(() => this.emit('progress', progress)),
+        onEnded: (probe) => {
+          unfollow()
+          this.#probes.delete(probe)
         },
-        spec,
-        { ...settings, signal: stop.signal },
-        makeTaker,
-      ),
+      },
+      spec,
+      { ...settings, signal: stop.signal },
+      makeTaker,
     )
     this.#attaching.add(work)
     try {

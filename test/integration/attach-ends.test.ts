@@ -22,6 +22,17 @@ function openFiles(): Set<string> {
   return new Set(descriptors().filter((link) => link.startsWith('/')))
 }
 
+/** What came of an attach to a process that called exec meanwhile: it was refused, or the probe ends. */
+async function assertNoticed(outcome: unknown): Promise<'refused' | 'ended'> {
+  if (outcome instanceof Error) {
+    assert.ok(outcome instanceof UprobeError && outcome.code === 'ERR_UPROBE_TARGET_GONE', `${outcome}`)
+    return 'refused'
+  }
+  const probe = outcome as Probe
+  await waitFor('the exec to be noticed', () => probe.state === 'target-exited')
+  return 'ended'
+}
+
 test(
   'a target that calls exec at any turn of an attach is refused as gone, or ends the probe; it is never traced as another program',
   GCC,
@@ -31,22 +42,12 @@ test(
     await assertLeavesNothing(async () => {
       const tracer = newTracer(t)
       for (let delay = 0; delay < 30; delay++) {
-        const work = tracer.attach('usdt:t:gated', { pid: target.pid }).then(
-          (probe) => probe,
-          (error: unknown) => error,
-        )
+        const work = tracer.attach('usdt:t:gated', { pid: target.pid }).catch((error: unknown) => error)
         await turns(delay)
         const ready = target.ask('exec')
         const outcome = await work
         assert.equal(await ready, 'ready')
-        if (outcome instanceof Error) {
-          assert.ok(outcome instanceof UprobeError && outcome.code === 'ERR_UPROBE_TARGET_GONE', `${outcome}`)
-          endings.add('refused')
-        } else {
-          const probe = outcome as Probe
-          await waitFor('the exec to be noticed', () => probe.state === 'target-exited')
-          endings.add('ended')
-        }
+        endings.add(await assertNoticed(outcome))
         assert.equal(await target.ask('counters'), '0 0 0 0')
       }
       await tracer.close()
@@ -54,6 +55,18 @@ test(
     assert.ok(endings.has('refused'))
   },
 )
+
+test('a target that calls exec while the cost of a hit is measured for a budget is not traced as another program', GCC, async (t) => {
+  const target = await Target.start(t, buildTarget(t, 'usdt'))
+  const tracer = newTracer(t)
+  const options = { pid: target.pid, budget: { cpuPercent: 50 } }
+  const attaching = tracer.attach('usdt:t:gated', options).catch((error: unknown) => error)
+  assert.equal(await target.ask('exec'), 'ready')
+  await assertNoticed(await attaching)
+  // Now the cost is known.
+  await (await tracer.attach('usdt:t:gated', options)).detach()
+  assert.equal(await target.ask('counters'), '0 0 0 0')
+})
 
 test('only files with sites stay open while a probe is attached', GCC, async (t) => {
   const target = await Target.start(t, buildTarget(t, 'usdt'))
