@@ -7,7 +7,7 @@
  */
 import { fstatSync, readlinkSync } from 'node:fs'
 import { ElfFile } from '../elf/elf-file.js'
-import { isSystemCallError, UprobeError } from '../errors.js'
+import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
 import { escapeForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { limitError } from '../shortage.js'
@@ -52,13 +52,15 @@ export class TargetFile {
     } catch (cause) {
       const limit = limitError(cause, `${escapeForDisplay(path)} cannot be opened`)
       if (limit !== null) throw limit
-      const why = isSystemCallError(cause) ? cause.code : String(cause)
+      const call = isSystemCallError(cause) ? cause : null
       throw new UprobeError(
         'ERR_UPROBE_FILE',
-        `${escapeForDisplay(path)} cannot be opened (${why}). Check the path, and that it exists in the target's root.`,
+        `${escapeForDisplay(path)} cannot be opened (${call?.code ?? cause}). Check the path, and that it exists in the target's root.`,
         {
           cause,
           path: escapeForDisplay(path),
+          syscall: call?.syscall,
+          errno: errnoOf(cause),
         },
       )
     }

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import { closeSync, copyFileSync, openSync, realpathSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'node:test'
+import { ENOENT } from '../../lib/errno.js'
 import { attachIn, startAgent } from '../support/agent.js'
 import { buildTarget } from '../support/build.js'
 import { Cli, failed } from '../support/cli.js'
@@ -139,7 +140,9 @@ test('names that match nothing, files that are none, and programs for another ma
   await assert.rejects(tracer.attach('usdt:t:gatde', { pid: target.pid }), /nothing matches .* Is usdt:t:gated meant\? /)
   await refused(tracer.attach('usdt:t:*x*', { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
   await refused(tracer.attach('uprobe:absent', { pid: target.pid }), 'ERR_UPROBE_NOT_FOUND')
-  await refused(tracer.attach(`usdt:${join(folder, 'absent')}:t:gated`), 'ERR_UPROBE_FILE')
+  const absent = join(folder, 'absent')
+  const { errno, syscall, path } = await refused(tracer.attach(`usdt:${absent}:t:gated`), 'ERR_UPROBE_FILE')
+  assert.deepEqual({ errno, syscall, path }, { errno: ENOENT, syscall: 'open', path: absent })
   await refused(tracer.attach(`usdt:${folder}:t:gated`), 'ERR_UPROBE_FILE')
   await refused(tracer.attach(`usdt:${text}:t:gated`), 'ERR_UPROBE_BAD_ELF')
   const foreign = join(folder, 'foreign')
