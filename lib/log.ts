@@ -19,6 +19,11 @@ export function childLogger(logger: PinoLogger | false | undefined, component: s
   return logger ? logger.child({ name: `uprobe:${component}` }) : SILENT
 }
 
+/** A process as people read it: `COMM[PID]`, or its name alone where the pid is not known (0). */
+export function processForDisplay({ comm, pid }: { readonly comm: string; readonly pid: number }): string {
+  return pid === 0 ? escapeForDisplay(comm) : `${escapeForDisplay(comm)}[${pid}]`
+}
+
 /**
  * Makes a string from a target (a path, a symbol, an argument) safe to print: control characters, escape sequences, line and paragraph separators and
  * bidirectional controls become `\xNN` or `\u{N}`, a backslash becomes `\\`. Other text is left as it is.

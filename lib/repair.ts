@@ -10,7 +10,7 @@ import { defaultLeaseDirectory, hiddenLeases, LeaseDirectory } from './counter/l
 import { type Recovered, recoverOrphans } from './counter/recover.js'
 import { audit, isRepairable, leftOrphan, type RepairEntry, repairCounter, whyDebugged } from './counter/repair.js'
 import { UprobeError } from './errors.js'
-import { childLogger, escapeForDisplay, type Logger } from './log.js'
+import { childLogger, type Logger, processForDisplay } from './log.js'
 import { loadNative, type Native } from './native.js'
 import { TargetProcess } from './target/process.js'
 
@@ -123,7 +123,7 @@ function toEntries({ lease, cleared }: Recovered, dryRun: boolean): RepairEntry[
       before,
       after,
       applied: !dryRun,
-      note: `${dryRun ? 'would clear' : 'cleared'} the claim of ${escapeForDisplay(lease.owner.comm)}[${lease.owner.pid}], which is dead`,
+      note: `${dryRun ? 'would clear' : 'cleared'} the claim of ${processForDisplay(lease.owner)}, which is dead`,
     }
   })
 }

@@ -1,7 +1,7 @@
 /** `uprobe counters`: every USDT counter of a process, and who holds it. */
 import type { Command } from 'commander'
 import { type CounterInfo, counters } from '../index.js'
-import { escapeForDisplay } from '../log.js'
+import { escapeForDisplay, processForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { checkLeaseDir, leaseDirOption, parsePid } from './options.js'
 import { Output } from './output.js'
@@ -28,7 +28,7 @@ const ADVICE: Partial<Record<CounterInfo['state'], string>> = {
 }
 
 function toColumns(info: CounterInfo): string[] {
-  const owners = info.owners.map(({ pid, comm, kind }) => `${escapeForDisplay(comm)}${pid === 0 ? '' : `[${pid}]`} ${kind}`)
+  const owners = info.owners.map((owner) => `${processForDisplay(owner)} ${owner.kind}`)
   return [
     escapeForDisplay(`usdt:${info.path}:${info.provider}:${info.name}`),
     hex(info.address) ?? '-',

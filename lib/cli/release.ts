@@ -1,7 +1,7 @@
 /** `uprobe release`: asks the agents of this package that hold claims to give way. */
 import type { Command } from 'commander'
-import { type ReleaseOwner, release, UprobeError } from '../index.js'
-import { escapeForDisplay } from '../log.js'
+import { release, UprobeError } from '../index.js'
+import { escapeForDisplay, processForDisplay } from '../log.js'
 import { EXIT_CODES_HELP } from './failure.js'
 import { checkLeaseDir, leaseDirOption, parsePid } from './options.js'
 import { Output } from './output.js'
@@ -37,12 +37,12 @@ export function addRelease(program: Command): void {
         pid,
         leaseDir: flags.leaseDir,
         onUnseen: unseen.add,
-        onWaiting: (owner) => process.stderr.write(`waiting for ${agent(owner)} to give way\n`),
+        onWaiting: (owner) => process.stderr.write(`waiting for ${processForDisplay(owner)} to give way\n`),
       })
       const rows = entries.map(({ pid: target, path, provider, name, owner, released, reason }) => [
         String(target),
         escapeForDisplay(`usdt:${path}:${provider}:${name}`),
-        agent(owner),
+        processForDisplay(owner),
         released ? 'released' : `not released: ${escapeForDisplay(reason ?? '')}`,
       ])
       await output.lines(flags.json ? entries.map(({ reason, ...entry }) => jsonLine(entry)) : alignColumns(rows))
@@ -54,8 +54,4 @@ export function addRelease(program: Command): void {
         throw new UprobeError('ERR_UPROBE_LEASE', `${kept.length} of ${entries.length} claims were not released: ${reasons}.`)
       }
     })
-}
-
-function agent({ pid, comm }: ReleaseOwner): string {
-  return `${escapeForDisplay(comm)}[${pid}]`
 }

@@ -16,7 +16,7 @@ import { readdirSync, readlinkSync, statSync } from 'node:fs'
 import { TimeSlice } from '../elf/time-slice.js'
 import { ENOSYS, EPERM } from '../errno.js'
 import { errnoOf, isSystemCallError, UprobeError } from '../errors.js'
-import { escapeForDisplay } from '../log.js'
+import { processForDisplay } from '../log.js'
 import type { Native } from '../native.js'
 import { readTextOrNull } from '../read-text.js'
 import type { TargetFile } from '../target/file.js'
@@ -120,7 +120,7 @@ export function registrarsOf(
 
 /** The names of owners, each once and escaped, for a sentence. */
 export function ownerNames(owners: readonly CounterOwner[]): string[] {
-  return [...new Set(owners.map(({ comm, pid }) => (pid === 0 ? escapeForDisplay(comm) : `${escapeForDisplay(comm)}[${pid}]`)))]
+  return [...new Set(owners.map(processForDisplay))]
 }
 
 const PERF_EVENT = 'anon_inode:[perf_event]'
