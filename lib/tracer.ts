@@ -147,6 +147,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
     const unfollow = (): void => {
       for (const end of ends) end()
     }
+    // Also if it fails before it asks: what measures the cost is not to outlive the tracer.
     const work = attach(
       {
         native,
@@ -165,7 +166,7 @@ export class Tracer extends EventEmitter<TracerEvents> {
       spec,
       { ...settings, signal: stop.signal },
       makeTaker,
-    )
+    ).finally(() => cost)
     this.#attaching.add(work)
     try {
       const probe = await work

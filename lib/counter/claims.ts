@@ -17,7 +17,7 @@ import type { Logger } from '../log.js'
 import type { Native } from '../native.js'
 import type { TargetFile } from '../target/file.js'
 import { Newcomers } from '../target/newcomers.js'
-import { TargetProcess } from '../target/process.js'
+import { parentOf, TargetProcess } from '../target/process.js'
 import { processesMapping } from '../target/scan.js'
 import { FoundProcesses } from './found.js'
 import { Guard } from './guard.js'
@@ -39,10 +39,10 @@ const LOOKS_MS = [20, 200]
 const CHILD_LOOK_MS = 100
 
 /**
- * While the bits are clear, and nothing is missed, a child is looked at later still: it may have its bit from the parent's other claims. Where one of them is for every process, too, it is present at the child by then;
- * otherwise the bit would be cleared, and set again a moment later.
+ * A probe that is off leaves a child alone for so many milliseconds more where others hold the counters of its parent: one of them may be for every process, and have claimed the child by then. Sooner the bit would
+ * seem to be nobody's, and be cleared.
  */
-const PAUSED_CHILD_LOOK_MS = 500
+const OTHERS_LOOK_MS = 500
 
 /** Children are taken to be born with the bits as they are so long after all were set or cleared: the kernel tells of a birth a little later. */
 const SETTLED_MS = 50
@@ -106,7 +106,8 @@ export class CounterClaims {
   readonly #young = new Map<NodeJS.Timeout, () => Promise<void>>()
   #walkWaits = false
   #taken = false
-  #wanted = false
+  /** Whether the bits are to be set. While that is about to be done, what is found is claimed, and set with the others. */
+  #aim: 'off' | 'turning-on' | 'on' = 'off'
   /** When the bits were set or cleared last; never, while that is under way. */
   #switchedAtMs = Number.POSITIVE_INFINITY
   readonly #turns = new Turns()
@@ -146,6 +147,7 @@ export class CounterClaims {
   /** Sets the bits of what is taken, all or none. Returns and throws as {@link take}. */
   set(signal?: AbortSignal): Promise<string[]> {
     return this.#turns.command(async () => {
+      this.#aim = 'turning-on'
       for (const look of this.#takeYoung()) await look().catch((error: unknown) => this.host.onError(error))
       const warnings: string[] = []
       await this.#set(warnings, signal)
@@ -182,6 +184,7 @@ export class CounterClaims {
     if (this.#taken) return []
     const warnings: string[] = []
     this.#taken = true
+    this.#aim = 'turning-on'
     this.#switchedAtMs = Number.POSITIVE_INFINITY
     try {
       const context = await this.host.context()
@@ -208,7 +211,7 @@ export class CounterClaims {
 
   /** @param warnings - for what fails in single processes of a probe for every process; otherwise it throws */
   async #set(warnings: string[], signal?: AbortSignal, through?: ClaimWatch['through']): Promise<void> {
-    this.#wanted = true
+    this.#aim = 'on'
     this.#switchedAtMs = Number.POSITIVE_INFINITY
     reached('counter-about-to-be-set')
     try {
@@ -233,7 +236,7 @@ export class CounterClaims {
   }
 
   async #clear(through?: ClaimWatch['through']): Promise<unknown> {
-    this.#wanted = false
+    this.#aim = 'off'
     this.#switchedAtMs = Number.POSITIVE_INFINITY
     reached('counter-about-to-be-cleared')
     let failure: unknown = null
@@ -247,7 +250,7 @@ export class CounterClaims {
     }
     this.#switchedAtMs = performance.now()
     reached('counter-cleared')
-    for (const look of this.#takeYoung()) this.#lookLater(look)
+    for (const look of this.#takeYoung()) this.#later(look)
     return failure
   }
 
@@ -424,23 +427,32 @@ export class CounterClaims {
   }
 
   #onNewcomer(request: ClaimRequest, pid: number, how: 'fork' | 'map'): void {
-    if (how === 'map' || (this.#wanted && performance.now() - this.#switchedAtMs < SETTLED_MS)) {
-      this.#later(() => this.#arrive(request, pid, how))
-      return
-    }
-    // Most have ended when they are looked at, and an error for each would cost more than the question.
-    this.#lookLater(async () => (existsSync(`/proc/${pid}`) ? this.#arrive(request, pid, how) : undefined))
+    const look = (): Promise<void> => (how === 'map' ? this.#arrive(request, pid, how) : this.#lookAtChild(request, pid))
+    if (how === 'map' || performance.now() - this.#switchedAtMs < SETTLED_MS) this.#later(look)
+    else this.#lookWhenOlder(CHILD_LOOK_MS, look)
   }
 
-  #lookLater(look: () => Promise<void>): void {
-    const timer = setTimeout(
-      () => {
-        this.#young.delete(timer)
-        this.#later(look)
-      },
-      this.#wanted ? CHILD_LOOK_MS : PAUSED_CHILD_LOOK_MS,
-    ).unref()
+  #lookWhenOlder(delayMs: number, look: () => Promise<void>): void {
+    const timer = setTimeout(() => {
+      this.#young.delete(timer)
+      this.#later(look)
+    }, delayMs).unref()
     this.#young.set(timer, look)
+  }
+
+  async #lookAtChild(request: ClaimRequest, pid: number): Promise<void> {
+    // Most have ended when they are looked at, and an error for each would cost more than the question.
+    if (!this.#taken || !existsSync(`/proc/${pid}`)) return
+    const arrive = (): Promise<void> => this.#arrive(request, pid, 'fork')
+    if (this.#aim === 'off' && (await this.#othersMayHold(pid))) this.#lookWhenOlder(OTHERS_LOOK_MS, arrive)
+    else await arrive()
+  }
+
+  /** Whether a child, while our bits are clear, may have been born with those of others: if its parent has any, or is not known. */
+  async #othersMayHold(pid: number): Promise<boolean> {
+    const parent = this.#found.get(parentOf(pid) ?? 0)
+    for (const claim of this.#claims) if (claim.target === parent) return claim.isHeldByOthers()
+    return true
   }
 
   /** The children that are not looked at yet, for whoever looks at them now. */
@@ -481,15 +493,15 @@ export class CounterClaims {
       missedNothing = (await claim.read()) && inherited
       await claim.writeLease()
       const set = (): Promise<void> => claim.set(inherited)
-      if (this.#wanted || inherited) await (missedNothing ? set() : this.host.seeLate(pid, set))
-      // A child that was born while the bits were being cleared may have one all the same.
-      if (!this.#wanted) await claim.clear()
+      if (this.#aim === 'on' || (this.#aim === 'off' && inherited)) await (missedNothing ? set() : this.host.seeLate(pid, set))
+      // A child that was born while the bits were being cleared, or that has one of a claim on its parent alone, has it all the same.
+      if (this.#aim === 'off') await claim.clear()
     } catch (error) {
       await this.#forget(request, pid)
       throw error
     }
     this.#watchForks()
-    this.host.onArrival({ pid, mayHaveMissed: this.#wanted && !missedNothing })
+    this.host.onArrival({ pid, mayHaveMissed: this.#aim === 'on' && !missedNothing })
   }
 
   #walkLater(request: ClaimRequest): void {

@@ -220,6 +220,21 @@ export class ProcessClaim {
     }
   }
 
+  /** Whether a counter is claimed that this claim does not hold. */
+  async isHeldByOthers(): Promise<boolean> {
+    const slice = new TimeSlice()
+    for (const [index, { active, place }] of this.cells.entries()) {
+      if (index % COUNTERS_A_LOOK === 0 && slice.isOver) await slice.rest()
+      try {
+        if (!active && this.memory.read(place) === CLAIM) return true
+      } catch (error) {
+        if (isGone(error)) return false
+        throw error
+      }
+    }
+    return false
+  }
+
   /** Records the claim on disk. Does nothing if it is. */
   async writeLease(): Promise<void> {
     if (this.#lease !== null) return

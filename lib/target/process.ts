@@ -24,6 +24,8 @@ import { type Mapping, parseMaps } from './maps.js'
 export interface ProcessStat {
   /** One letter, as `R`, `S`, `Z` (zombie). */
   readonly state: string
+  /** The process that made it, or that has taken it over since; 0 if that is not of our pid namespace. */
+  readonly parent: number
   /** Whether the thread has begun to exit. It becomes a zombie a moment later, after its memory and its perf events are gone (`do_exit`, kernel/exit.c). */
   readonly exiting: boolean
   /** Whether it is a thread of the kernel, which has no memory of its own and maps nothing. */
@@ -52,6 +54,7 @@ export function parseStat(text: string): ProcessStat {
   const flags = Number(fields[6] ?? '0')
   return {
     state: fields[0] ?? '?',
+    parent: Number(fields[1] ?? '0'),
     exiting: (flags & PF_EXITING) !== 0,
     kernel: (flags & PF_KTHREAD) !== 0,
     startTime: BigInt(fields[19] ?? '0'),
@@ -84,6 +87,11 @@ function ifGone<T>(error: unknown, what: string, value: T): T {
   const limit = limitError(error, `${what} cannot be read`)
   if (limit !== null || !isSystemCallError(error)) throw limit ?? error
   return value
+}
+
+/** The parent of a process; `null` if the process is gone. */
+export function parentOf(pid: number): number | null {
+  return readStat(`/proc/${pid}`)?.parent ?? null
 }
 
 /** Whether a pid is that of a thread of the kernel. */

@@ -63,7 +63,7 @@ test('a target that calls exec while the cost of a hit is measured for a budget 
   const attaching = tracer.attach('usdt:t:gated', options).catch((error: unknown) => error)
   assert.equal(await target.ask('exec'), 'ready')
   await assertNoticed(await attaching)
-  // Now the cost is known.
+  // The program that it has become can be attached to.
   await (await tracer.attach('usdt:t:gated', options)).detach()
   assert.equal(await target.ask('counters'), '0 0 0 0')
 })

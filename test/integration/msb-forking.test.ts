@@ -154,35 +154,66 @@ for (const [whose, ofOther] of [
   ['its tracer', false],
   ['another tracer', true],
 ] as const) {
-  test(
-    `a probe that is paused takes no child's bit from one of ${whose} that is not, and clears it when that has ended`,
-    GCC,
-    async (t) => {
-      const { spec, server, tracer, probe, leaseDir, errors, value } = await forking(t)
-      const other = await (ofOther ? newTracer(t, { leaseDir }) : tracer).attach(spec, { counter: 'msb' })
-      const missed: Array<number | undefined> = []
-      const arrivals: Array<number | undefined> = []
-      other.on('state', ({ reason, pid, mayHaveMissed }) => {
-        if (reason !== 'arrival') return
-        arrivals.push(pid)
-        if (mayHaveMissed) missed.push(pid)
-      })
-      // What is born just after a probe was switched on is looked at by it at once, and would not be contended for.
-      await delay(200)
-      const before = await forked(server, 5)
-      await probe.pause()
-      const after = await forked(server, 5)
-      const children = [...before, ...after]
-      await waitFor('the children to be claimed', () => children.every((child) => arrivals.includes(child)))
-      assert.deepEqual(missed, [])
-      assert.deepEqual(new Set(children.map(value)), new Set([CLAIMED]))
-      await other.detach()
-      assert.deepEqual(new Set(children.map(value)), new Set([0]))
-      await probe.detach()
-      assert.deepEqual(errors, [])
-    },
-  )
+  test(`a probe that is paused takes no child's bit from one of ${whose} that is not`, GCC, async (t) => {
+    const { spec, server, tracer, probe, leaseDir, arrivals, errors, value } = await forking(t)
+    const other = await (ofOther ? newTracer(t, { leaseDir }) : tracer).attach(spec, { counter: 'msb' })
+    const missed: Array<number | undefined> = []
+    other.on('state', ({ pid, mayHaveMissed }) => {
+      if (mayHaveMissed) missed.push(pid)
+    })
+    // What is born just after a probe was switched on is looked at by it at once, and would not be contended for.
+    await delay(200)
+    const before = await forked(server, 5)
+    await probe.pause()
+    const after = await forked(server, 5)
+    const children = [...before, ...after]
+    await waitFor('the paused probe to have looked at the children', () => children.every((child) => arrivals.includes(child)))
+    assert.deepEqual(missed, [])
+    assert.deepEqual(new Set(children.map(value)), new Set([CLAIMED]))
+    await other.detach()
+    assert.deepEqual(new Set(children.map(value)), new Set([0]))
+    await probe.detach()
+    assert.deepEqual(errors, [])
+  })
 }
+
+test('a probe that is paused clears what a child has inherited of a claim on its parent alone', GCC, async (t) => {
+  const { spec, server, tracer, probe, errors, value } = await forking(t)
+  await probe.pause()
+  const other = await tracer.attach(spec, { counter: 'msb', pid: server.pid })
+  const [child = 0] = await forked(server, 1)
+  assert.equal(value(child), CLAIMED)
+  await waitFor('its bit to be cleared', () => value(child) === 0)
+  assert.equal(value(server.pid), CLAIMED)
+  await other.detach()
+  await probe.detach()
+  assert.deepEqual(errors, [])
+})
+
+test('children that are born while a server is being claimed are switched on before younger ones are looked at', GCC, async (t) => {
+  const program = buildTarget(t, 'churn')
+  const server = await Target.start(t, program)
+  const tracer = newTracer(t, { leaseDir: leaseDirectory() })
+  const attaching = tracer.attach(`usdt:${program}:c:gated`, { counter: 'msb' })
+  const arrivals = new Set<number | undefined>()
+  let isAttached = false
+  const watching = attaching.then((probe) => {
+    isAttached = true
+    probe.on('state', ({ pid }) => arrivals.add(pid))
+  })
+  const children: number[] = []
+  while (!isAttached) {
+    children.push(...(await forked(server, 1)))
+    // Each that is found costs the attach some descriptors, and time in which more are born.
+    await delay(5)
+  }
+  await watching
+  const [younger = 0] = await forked(server, 1)
+  await waitFor('the younger one to be looked at', () => arrivals.has(younger))
+  const refCtrOffset = notesOf(program, 'c:gated')[0]?.refCtrOffset ?? 0n
+  assert.deepEqual(new Set(children.map((child) => counterValue(child, program, refCtrOffset))), new Set([CLAIMED]))
+  await (await attaching).detach()
+})
 
 test('a child that was not looked at yet is switched off with the others', GCC, async (t) => {
   const { server, probe, errors, value } = await forking(t)

@@ -182,8 +182,11 @@ class Fork extends OfTarget {
 
   async act(model: Model, real: Real): Promise<void> {
     const parent = this.target(model)
+    const off = model.pausedEverywhere()
     const claimed = COUNTERS.filter((counter) => model.expected(parent, counter) === CLAIMED && !model.isKeptOff(counter))
     const child = await real.fork(parent)
+    // Until they have looked at it, it is open whether others are there by then that may be killed in the next step. What becomes of the mortal one's own look does not matter when it is killed.
+    for (const { id, agent } of off) if (agent !== 'mortal') await real.arrived(id, child)
     const added = model.addProcess(child, parent)
     for (const counter of claimed) added.bits.add(counter)
   }

@@ -109,10 +109,15 @@ export class Model {
     return [...this.probes.values()].filter((probe) => probe.counter === counter && probe.mode === 'msb')
   }
 
-  /** Whether claims for every process find a child, all of which are paused: it loses what it inherited of a claim on its parent alone, since nobody traces it. */
+  /** Whether there are claims for every process and all are paused: they clear what a new child inherited of a claim on its parent alone. */
   isKeptOff(counter: Counter): boolean {
     const everywhere = this.claims(counter).filter(({ scope }) => scope === null)
     return everywhere.length > 0 && everywhere.every(({ state }) => state === 'paused')
+  }
+
+  /** Paused claims for every process. */
+  pausedEverywhere(): ModelProbe[] {
+    return [...this.probes.values()].filter(({ mode, scope, state }) => mode === 'msb' && scope === null && state === 'paused')
   }
 
   /** Registrations that the kernel counts, whoever made them. */

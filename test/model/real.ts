@@ -62,6 +62,8 @@ export class Real {
   readonly processes = new Map<number, RealProcess>()
   readonly #tracers: Record<'first' | 'second', Tracer>
   readonly #probes = new Map<string, Probe>()
+  /** The processes that came later to each probe, and that it has looked at. */
+  readonly #arrivals = new Map<string, Set<number | undefined>>()
   readonly #foreign = new Map<string, number>()
   readonly #notes: Record<Counter, readonly Note[]>
   #next = 0
@@ -107,9 +109,21 @@ export class Real {
       return answer.startsWith('error ') ? (answer.split(' ')[1] ?? '') : answer
     }
     return codeOf(async () => {
-      this.#probes.set(id, await this.#tracers[agent].attach(spec, options))
+      const probe = await this.#tracers[agent].attach(spec, options)
+      const arrivals = new Set<number | undefined>()
+      probe.on('state', ({ reason, pid }) => {
+        if (reason === 'arrival') arrivals.add(pid)
+      })
+      this.#probes.set(id, probe)
+      this.#arrivals.set(id, arrivals)
       return 'attached'
     })
+  }
+
+  /** Waits until a probe for every process has looked at one that came later. */
+  async arrived(id: string, process: number): Promise<void> {
+    const pid = this.pid(process)
+    await waitFor('the process to be looked at', () => this.#arrivals.get(id)?.has(pid) === true)
   }
 
   /** Pauses, resumes or detaches; answers `done` or the code of the refusal. */

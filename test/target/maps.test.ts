@@ -93,6 +93,7 @@ describe('parseStat', () => {
     const fields = Array.from({ length: 49 }, (_, index) => String(index + 4))
     assert.deepEqual(parseStat(`42 (a) Z 7 (b) R ${fields.join(' ')}\n`), {
       state: 'R',
+      parent: 4,
       exiting: false,
       kernel: false,
       startTime: 22n,
