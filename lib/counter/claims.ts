@@ -451,8 +451,9 @@ export class CounterClaims {
   /** Whether a child, while our bits are clear, may have been born with those of others: if its parent has any, or is not known. */
   async #othersMayHold(pid: number): Promise<boolean> {
     const parent = this.#found.get(parentOf(pid) ?? 0)
-    for (const claim of this.#claims) if (claim.target === parent) return claim.isHeldByOthers()
-    return true
+    const claims = [...this.#claims].filter(({ target }) => target === parent)
+    for (const claim of claims) if (await claim.isHeldByOthers()) return true
+    return claims.length === 0
   }
 
   /** The children that are not looked at yet, for whoever looks at them now. */
