@@ -116,6 +116,10 @@ export class CountedArming implements Arming {
 /** How soon after a pause hits are looked for first, and how rarely later. */
 const FIRST_LOOK_MS = 10
 const RAREST_LOOK_MS = 5000
+/**
+ * How many hits until the first look may be of threads that had looked at the counter before it was cleared: each can be on its way to one breakpoint, and wait there for a processor. More say that nobody looks.
+ */
+const MOST_UNDER_WAY = 100
 
 /** The package has claimed the counters. */
 export class ClaimedArming implements Arming {
@@ -165,7 +169,7 @@ export class ClaimedArming implements Arming {
     // Once more: hits that were under way while the bits were being cleared are none of a paused probe.
     this.#ignoreHits()
     if (this.quiet) await this.takeOut()
-    else this.#lookForHits(FIRST_LOOK_MS)
+    else this.#lookForHits(FIRST_LOOK_MS, MOST_UNDER_WAY)
     return failure
   }
 
@@ -237,23 +241,28 @@ export class ClaimedArming implements Arming {
     await this.attachment.endTarget(target)
   }
 
-  /** Looks seldom, and seldomer as long as nothing comes: a paused probe should cost nobody anything. */
-  #lookForHits(delayMs: number): void {
+  /**
+   * Looks seldom, and seldomer as long as nothing comes: a paused probe should cost nobody anything.
+   * @param most - more hits than these since the pause are of a program that does not look at its counter
+   */
+  #lookForHits(delayMs: number, most: number): void {
     this.#stopLooking()
     if (!this.#registered) return
     this.#look = setTimeout(() => {
-      if (this.#isHit()) this.onStillHit()
-      else this.#lookForHits(Math.min(2 * delayMs, RAREST_LOOK_MS))
+      const hits = this.#hits() ?? most
+      if (hits > most) this.onStillHit()
+      else this.#lookForHits(Math.min(2 * delayMs, RAREST_LOOK_MS), hits)
     }, delayMs).unref()
   }
 
-  #isHit(): boolean {
+  /** Hits since the pause; `null` if nobody can see them. */
+  #hits(): number | null {
     try {
-      return this.pauseMap.hits() > 0
+      return this.pauseMap.hits()
     } catch (error) {
       if (!this.#lookFailed) this.onError(error)
       this.#lookFailed = true
-      return false
+      return null
     }
   }
 

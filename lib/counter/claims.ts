@@ -98,6 +98,10 @@ export class CounterClaims {
   #guards: Guard[] = []
   readonly #claims = new Set<ProcessClaim>()
   readonly #found: FoundProcesses
+  /** When claims were made on children that had the bit. */
+  readonly #inheritedAtMs = new WeakMap<ProcessClaim, number>()
+  /** Claims that are to be cleared a little later, since others may want their bits. */
+  readonly #clearedLate = new Set<ProcessClaim>()
   /** Claims whose bits are clear or gone, and that are covered by no other, whose children are not looked for yet. */
   readonly #ended: ProcessClaim[] = []
   readonly #newcomers: Newcomers[] = []
@@ -148,6 +152,7 @@ export class CounterClaims {
   set(signal?: AbortSignal): Promise<string[]> {
     return this.#turns.command(async () => {
       this.#aim = 'turning-on'
+      this.#switchedAtMs = Number.POSITIVE_INFINITY
       for (const look of this.#takeYoung()) await look().catch((error: unknown) => this.host.onError(error))
       const warnings: string[] = []
       await this.#set(warnings, signal)
@@ -242,7 +247,8 @@ export class CounterClaims {
     let failure: unknown = null
     for (const claim of this.#claims) {
       try {
-        if (!claim.tryClear()) await claim.clear(through)
+        if (await this.#othersMayWant(claim)) this.#clearedLate.add(claim)
+        else if (!claim.tryClear()) await claim.clear(through)
       } catch (error) {
         if (failure !== null) this.host.onError(error)
         failure ??= error
@@ -251,7 +257,19 @@ export class CounterClaims {
     this.#switchedAtMs = performance.now()
     reached('counter-cleared')
     for (const look of this.#takeYoung()) this.#later(look)
+    for (const claim of this.#clearedLate) this.#lookWhenOlder(OTHERS_LOOK_MS, () => this.#clearLate(claim))
     return failure
+  }
+
+  /** Whether a claim is on a child so young that others, who hold its parent's counters, may not have claimed it yet. A little later they have, and are not harmed when it is cleared. */
+  async #othersMayWant(claim: ProcessClaim): Promise<boolean> {
+    const madeAtMs = this.#inheritedAtMs.get(claim) ?? Number.NEGATIVE_INFINITY
+    return performance.now() - madeAtMs < OTHERS_LOOK_MS && this.#othersMayHold(claim.target.pid)
+  }
+
+  async #clearLate(claim: ProcessClaim): Promise<void> {
+    if (this.#aim === 'off') await this.#clearOne(claim)
+    else this.#clearedLate.delete(claim)
   }
 
   #reportIfAny(failure: unknown): void {
@@ -263,6 +281,7 @@ export class CounterClaims {
     for (const timer of this.#timers) clearTimeout(timer)
     this.#timers.clear()
     this.#takeYoung()
+    for (const claim of this.#clearedLate) await this.#clearOne(claim)
     await this.#end([...this.#claims, ...this.#ended.splice(0)])
     reached('lease-removed')
     await this.#found.clear()
@@ -278,6 +297,7 @@ export class CounterClaims {
   }
 
   async #clearOne(claim: ProcessClaim): Promise<void> {
+    this.#clearedLate.delete(claim)
     try {
       await claim.clear()
     } catch (error) {
@@ -440,20 +460,25 @@ export class CounterClaims {
     this.#young.set(timer, look)
   }
 
-  async #lookAtChild(request: ClaimRequest, pid: number): Promise<void> {
+  /** @param waits - whether others may be given their time */
+  async #lookAtChild(request: ClaimRequest, pid: number, waits = true): Promise<void> {
     // Most have ended when they are looked at, and an error for each would cost more than the question.
     if (!this.#taken || !existsSync(`/proc/${pid}`)) return
-    const arrive = (): Promise<void> => this.#arrive(request, pid, 'fork')
-    if (this.#aim === 'off' && (await this.#othersMayHold(pid))) this.#lookWhenOlder(OTHERS_LOOK_MS, arrive)
-    else await arrive()
+    if (waits && this.#aim === 'off' && (await this.#othersMayHold(pid))) {
+      this.#lookWhenOlder(OTHERS_LOOK_MS, () => this.#lookAtChild(request, pid, false))
+    } else {
+      await this.#arrive(request, pid, 'fork')
+    }
   }
 
-  /** Whether a child, while our bits are clear, may have been born with those of others: if its parent has any, or is not known. */
+  /** Whether a child, while our bits are clear, may have been born with those of others: if they hold the counters of its parent, or of any process if that is not known. */
   async #othersMayHold(pid: number): Promise<boolean> {
     const parent = this.#found.get(parentOf(pid) ?? 0)
-    const claims = [...this.#claims].filter(({ target }) => target === parent)
-    for (const claim of claims) if (await claim.isHeldByOthers()) return true
-    return claims.length === 0
+    const all = [...this.#claims]
+    for (const claim of parent === undefined ? all : all.filter(({ target }) => target === parent)) {
+      if (await claim.isHeldByOthers()) return true
+    }
+    return false
   }
 
   /** The children that are not looked at yet, for whoever looks at them now. */
@@ -497,6 +522,7 @@ export class CounterClaims {
       if (this.#aim === 'on' || (this.#aim === 'off' && inherited)) await (missedNothing ? set() : this.host.seeLate(pid, set))
       // A child that was born while the bits were being cleared, or that has one of a claim on its parent alone, has it all the same.
       if (this.#aim === 'off') await claim.clear()
+      else if (missedNothing) this.#inheritedAtMs.set(claim, performance.now())
     } catch (error) {
       await this.#forget(request, pid)
       throw error

@@ -13,6 +13,9 @@ import { turns, waitFor } from '../support/wait.js'
 class Parts {
   readonly calls: string[] = []
   readonly errors: unknown[] = []
+  /** What the next looks for hits find; behind them, what the last one found. */
+  hits: number[] = []
+  stillHit = 0
   /** Thrown by the pause map. */
   failure: Error | null = null
   readonly pauseMap = {
@@ -24,7 +27,7 @@ class Parts {
     hits: () => {
       this.calls.push('look for hits')
       if (this.failure !== null) throw this.failure
-      return 0
+      return (this.hits.length > 1 ? this.hits.shift() : this.hits[0]) ?? 0
     },
   }
   readonly held = {
@@ -44,7 +47,7 @@ class Parts {
 
   claimed(quiet = false): ClaimedArming {
     const onError = (error: unknown): unknown => this.errors.push(error)
-    const parts: unknown[] = [this.attachment, this.held, this.pauseMap, () => undefined, onError, quiet]
+    const parts: unknown[] = [this.attachment, this.held, this.pauseMap, () => this.stillHit++, onError, quiet]
     return new ClaimedArming(...(parts as ConstructorParameters<typeof ClaimedArming>))
   }
 
@@ -105,6 +108,23 @@ test('hits of a claimed probe are counted from when all bits are set until befor
   assert.deepEqual(parts.calls.splice(0), ['set', 'count hits'])
   await arming.disarm()
   assert.deepEqual(parts.calls.splice(0), ['ignore hits', 'clear', 'unregister'])
+})
+
+test('a claimed probe that is paused is still hit if it goes on after the first look, or has been hit by more than can have been under way', async () => {
+  for (const [hits, looks] of [
+    [[0, 0, 1], 3],
+    [[100, 100, 101], 3],
+    [[101], 1],
+  ] as const) {
+    const parts = new Parts()
+    parts.hits = [...hits]
+    const arming = parts.claimed()
+    await arming.resume(signal)
+    await arming.pause()
+    await waitFor('it to be still hit', () => parts.stillHit > 0)
+    assert.equal(parts.calls.filter((call) => call === 'look for hits').length, looks)
+    await arming.disarm()
+  }
 })
 
 test('hits of a counted probe are counted from when all is registered until before the first registration is closed', async () => {

@@ -158,7 +158,9 @@ for (const [whose, ofOther] of [
     const { spec, server, tracer, probe, leaseDir, arrivals, errors, value } = await forking(t)
     const other = await (ofOther ? newTracer(t, { leaseDir }) : tracer).attach(spec, { counter: 'msb' })
     const missed: Array<number | undefined> = []
+    const others: Array<number | undefined> = []
     other.on('state', ({ pid, mayHaveMissed }) => {
+      others.push(pid)
       if (mayHaveMissed) missed.push(pid)
     })
     // What is born just after a probe was switched on is looked at by it at once, and would not be contended for.
@@ -170,10 +172,22 @@ for (const [whose, ofOther] of [
     await waitFor('the paused probe to have looked at the children', () => children.every((child) => arrivals.includes(child)))
     assert.deepEqual(missed, [])
     assert.deepEqual(new Set(children.map(value)), new Set([CLAIMED]))
+    // Born just after it is switched on, children are claimed by it at once, and it is off again before the other looks at them.
+    await probe.resume()
+    const taken = await forked(server, 5)
+    await waitFor('it to have claimed them', () => taken.every((child) => arrivals.includes(child)))
+    await probe.pause()
+    await waitFor('the other to have claimed them', () => taken.every((child) => others.includes(child)))
+    assert.deepEqual(missed, [])
+    assert.deepEqual(new Set(taken.map(value)), new Set([CLAIMED]))
     await other.detach()
-    assert.deepEqual(new Set(children.map(value)), new Set([0]))
+    await waitFor('all to be switched off', () => [...children, ...taken].every((child) => value(child) === 0))
     await probe.detach()
     assert.deepEqual(errors, [])
+    assert.deepEqual(
+      leaseFiles(leaseDir).filter((name) => name.startsWith('lease-')),
+      [],
+    )
   })
 }
 
@@ -196,13 +210,14 @@ test('children that are born while a server is being claimed are switched on bef
   const tracer = newTracer(t, { leaseDir: leaseDirectory() })
   const attaching = tracer.attach(`usdt:${program}:c:gated`, { counter: 'msb' })
   const arrivals = new Set<number | undefined>()
-  let isAttached = false
-  const watching = attaching.then((probe) => {
-    isAttached = true
-    probe.on('state', ({ pid }) => arrivals.add(pid))
-  })
+  let isOver = false
+  const watching = attaching
+    .then((probe) => probe.on('state', ({ pid }) => arrivals.add(pid)))
+    .finally(() => {
+      isOver = true
+    })
   const children: number[] = []
-  while (!isAttached) {
+  while (!isOver) {
     children.push(...(await forked(server, 1)))
     // Each that is found costs the attach some descriptors, and time in which more are born.
     await delay(5)

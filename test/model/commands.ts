@@ -104,6 +104,7 @@ class Pause extends OfProbe {
     const probe = this.probe(model)
     assert.equal(await real.change(probe.id, probe.agent, 'pause'), 'done')
     model.switchOff(probe)
+    if (model.leavesChildren(probe)) await real.letOthersCome()
   }
 
   toString(): string {
@@ -182,11 +183,10 @@ class Fork extends OfTarget {
 
   async act(model: Model, real: Real): Promise<void> {
     const parent = this.target(model)
-    const off = model.pausedEverywhere()
     const claimed = COUNTERS.filter((counter) => model.expected(parent, counter) === CLAIMED && !model.isKeptOff(counter))
     const child = await real.fork(parent)
-    // Until they have looked at it, it is open whether others are there by then that may be killed in the next step. What becomes of the mortal one's own look does not matter when it is killed.
-    for (const { id, agent } of off) if (agent !== 'mortal') await real.arrived(id, child)
+    // Until they have looked at it, what they do with it depends on who is killed or paused in between. The mortal one says nothing of its looks, but they end with it.
+    for (const { id, agent } of model.claimsEverywhere()) if (agent !== 'mortal') await real.arrived(id, child)
     const added = model.addProcess(child, parent)
     for (const counter of claimed) added.bits.add(counter)
   }

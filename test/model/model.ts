@@ -115,9 +115,15 @@ export class Model {
     return everywhere.length > 0 && everywhere.every(({ state }) => state === 'paused')
   }
 
-  /** Paused claims for every process. */
-  pausedEverywhere(): ModelProbe[] {
-    return [...this.probes.values()].filter(({ mode, scope, state }) => mode === 'msb' && scope === null && state === 'paused')
+  /** Claims for every process, paused or not. */
+  claimsEverywhere(): ModelProbe[] {
+    return [...this.probes.values()].filter(({ mode, scope }) => mode === 'msb' && scope === null)
+  }
+
+  /** Whether a claim that was paused clears children only when others that are switched on have had their time to claim them. */
+  leavesChildren({ mode, scope, counter }: ModelProbe): boolean {
+    const hasChildren = [...this.processes.values()].some(({ parent }) => parent !== null)
+    return mode === 'msb' && scope === null && hasChildren && this.claims(counter).some(({ state }) => state === 'attached')
   }
 
   /** Registrations that the kernel counts, whoever made them. */

@@ -18,6 +18,8 @@ import { type Agent, COUNTERS, type Counter, type Model } from './model.js'
 
 const PATIENCE_MS = 3000
 const BIRTH_RESOLUTION_MS = 10
+/** Longer than a paused claim leaves the bits of children to others (lib/counter/claims.ts). */
+const OTHERS_TIME_MS = 700
 
 interface RealProcess {
   readonly pid: number
@@ -118,6 +120,11 @@ export class Real {
       this.#arrivals.set(id, arrivals)
       return 'attached'
     })
+  }
+
+  /** Waits until a claim that was paused has cleared what it had left to others. */
+  letOthersCome(): Promise<void> {
+    return delay(OTHERS_TIME_MS)
   }
 
   /** Waits until a probe for every process has looked at one that came later. */
