@@ -247,7 +247,7 @@ export class CounterClaims {
     let failure: unknown = null
     for (const claim of this.#claims) {
       try {
-        if (await this.#othersMayWant(claim)) this.#clearedLate.add(claim)
+        if (this.#isYoung(claim) && (await this.#othersMayHold(claim.target.pid))) this.#clearedLate.add(claim)
         else if (!claim.tryClear()) await claim.clear(through)
       } catch (error) {
         if (failure !== null) this.host.onError(error)
@@ -262,9 +262,9 @@ export class CounterClaims {
   }
 
   /** Whether a claim is on a child so young that others, who hold its parent's counters, may not have claimed it yet. A little later they have, and are not harmed when it is cleared. */
-  async #othersMayWant(claim: ProcessClaim): Promise<boolean> {
-    const madeAtMs = this.#inheritedAtMs.get(claim) ?? Number.NEGATIVE_INFINITY
-    return performance.now() - madeAtMs < OTHERS_LOOK_MS && this.#othersMayHold(claim.target.pid)
+  #isYoung(claim: ProcessClaim): boolean {
+    const madeAtMs = this.#inheritedAtMs.get(claim)
+    return madeAtMs !== undefined && performance.now() - madeAtMs < OTHERS_LOOK_MS
   }
 
   async #clearLate(claim: ProcessClaim): Promise<void> {

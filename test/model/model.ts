@@ -111,7 +111,7 @@ export class Model {
 
   /** Whether there are claims for every process and all are paused: they clear what a new child inherited of a claim on its parent alone. */
   isKeptOff(counter: Counter): boolean {
-    const everywhere = this.claims(counter).filter(({ scope }) => scope === null)
+    const everywhere = this.claimsEverywhere().filter((probe) => probe.counter === counter)
     return everywhere.length > 0 && everywhere.every(({ state }) => state === 'paused')
   }
 
